@@ -1,0 +1,128 @@
+"""Every exception that the engine raises, in one tree.
+
+The rules: one root; what *we* misuse and what the *peer* does wrong are different
+classes; foreign exceptions are translated once, at the seam, with ``raise X from exc``.
+Messages are single lines, hold no secrets, and are safe to show to a user.
+"""
+
+
+class Rpc25519Error(Exception):
+    """The root of all errors of this package."""
+
+
+class ConfigError(Rpc25519Error):
+    """A setting is missing, contradictory or out of range."""
+
+
+class ProtocolError(Rpc25519Error):
+    """Something on the wire is not what the protocol allows (abstract)."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own side asked for something that the protocol forbids."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol forbids; close the connection."""
+
+
+class BadMagicError(RemoteProtocolError):
+    """A frame does not begin with the seven magic bytes or names no known codec."""
+
+
+class FrameTooLargeError(RemoteProtocolError):
+    """A frame announces, or its body unpacks to, more bytes than the limit.
+
+    Attributes:
+        limit: the largest number of bytes that is allowed.
+        got: the number announced, or None where only "more than limit" is known.
+    """
+
+    def __init__(self, message: str, *, limit: int, got: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.got = got
+
+
+class DecodeError(RemoteProtocolError):
+    """A body does not unpack, or is not a well-formed message."""
+
+
+class SecurityError(Rpc25519Error):
+    """A key, a certificate or a proof was refused (abstract)."""
+
+
+class HandshakeError(SecurityError):
+    """The secure handshake with the peer failed."""
+
+
+class PeerNotTrustedError(HandshakeError):
+    """The peer's certificate was refused; the text says which check failed."""
+
+
+class DecryptionError(SecurityError):
+    """Sealed bytes did not open: wrong key, or changed on the way."""
+
+
+class KeyFileError(SecurityError):
+    """A key or certificate file is missing, malformed or does not fit its partner."""
+
+
+class PassphraseError(KeyFileError):
+    """A pass phrase is wrong, or is needed and there is no way to ask for it."""
+
+
+class TransportError(Rpc25519Error, OSError):
+    """The network failed (abstract)."""
+
+
+class ConnectFailedError(TransportError):
+    """No connection could be made, or no address could be listened on."""
+
+
+class ConnectionLostError(TransportError):
+    """The connection ended while something was still waiting for it."""
+
+
+class DeadlineError(TransportError, TimeoutError):
+    """A deadline or time limit passed."""
+
+
+class CallError(Rpc25519Error):
+    """A call reached the peer and did not succeed (abstract)."""
+
+
+class RemoteCallError(CallError):
+    """The peer's handler returned an error; the text is the peer's own."""
+
+
+class CallCancelledError(CallError):
+    """The call was cancelled before its reply came."""
+
+
+class NoSuchServiceError(CallError):
+    """The peer does not offer the service that was called."""
+
+
+class TransferError(Rpc25519Error):
+    """A file transfer did not succeed; no final name holds wrong bytes."""
+
+
+class ChecksumError(TransferError):
+    """A part or a whole file does not match its BLAKE3 sum."""
+
+
+class IncompleteTransferError(TransferError):
+    """A transfer ended early, or its parts are missing or out of order."""
+
+
+class FileChangedError(TransferError):
+    """The source file changed while it was being sent."""
+
+
+class LocalFileError(Rpc25519Error):
+    """A file on this machine cannot be read, written, created or replaced."""
+
+
+class UnsafePathError(LocalFileError):
+    """A name would leave its directory, or is not a plain file name."""

@@ -1,0 +1,1 @@
+"""Upload, download and echo of files, written on the public streaming API."""

@@ -1,0 +1,1 @@
+"""Keys, certificates and the identities that they prove."""

@@ -1,0 +1,1 @@
+"""Calls and streams: a pure core, and the driver that pumps it."""

@@ -1,0 +1,1 @@
+"""Sans-IO wire format: greenpack messages, framing and codecs."""
