@@ -1,0 +1,412 @@
+"""Keeps identities on disk: loads them with every check, writes them safely.
+
+A directory of identities holds ``ca.crt`` and, for each name, ``NAME.crt`` and
+``NAME.key``. Loading refuses, with one line that says what to do, whatever would only
+fail later and less clearly: a key that is not the certificate's, a certificate of
+another authority, one that has expired.
+
+Writing is all or nothing. Every file is created with mode 0600 under a temporary
+name in its own directory and synced; only when all are there do they get their names,
+by `os.link` (which cannot overwrite) or, where replacing was asked for, `os.replace`.
+A failure on the way takes back what was done.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from rpc25519_tools.errors import (
+    KeyFileError,
+    LocalFileError,
+    PassphraseError,
+    PeerNotTrustedError,
+    UnsafePathError,
+)
+from rpc25519_tools.identity.certificate import (
+    MAX_CERTIFICATE_BYTES,
+    check_authority,
+    check_dates,
+    check_issued_by,
+    parse_certificate,
+    raw_public_key,
+)
+from rpc25519_tools.identity.keyfile import MAX_KEY_FILE_BYTES, decode_private_key
+from rpc25519_tools.identity.printable import printable
+
+CA_NAME = "ca"
+
+_FILE_MODE = 0o600
+_DIRECTORY_MODE = 0o700
+_MAX_NAME_BYTES = 200  # leaves room for suffixes below the 255 of most file systems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedIdentity:
+    """A checked certificate with its private key, and the authority behind it."""
+
+    name: str
+    certificate: x509.Certificate
+    private_key: Ed25519PrivateKey
+    ca: x509.Certificate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A file to write.
+
+    Attributes:
+        path: where; its directory is created (0700) if it is missing.
+        content: what.
+        replace: whether an existing file may be replaced.
+    """
+
+    path: Path
+    content: bytes
+    replace: bool = False
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is a plain file name that stays in its directory.
+
+    Raises:
+        UnsafePathError: it is empty, too long, begins with ``.`` or ``-``, or contains
+            a slash, a backslash or a control character.
+    """
+    shown = printable(name[:80])
+    if not name:
+        raise UnsafePathError("a name must not be empty")
+    if name[0] in ".-":
+        raise UnsafePathError(f"a name must not begin with {name[0]!r}: {shown!r}")
+    if "/" in name or "\\" in name or not name.isprintable():
+        raise UnsafePathError(
+            f"a name is one plain file name, without '/' and control characters: "
+            f"{shown!r} (choose the directory with its own option)"
+        )
+    if len(name.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
+        raise UnsafePathError(f"a name has at most {_MAX_NAME_BYTES} bytes: {shown!r}")
+    return name
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        KeyFileError: it is missing, not readable, not a regular file, or too long.
+    """
+    shown = printable(os.fspath(path))
+    try:
+        # O_NONBLOCK: a FIFO in the file's place must not hang the program.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise KeyFileError(f"{shown} is not a regular file")
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as exc:
+        raise KeyFileError(f"cannot read {shown}: {_reason(exc)}") from exc
+    if len(content) > limit:
+        raise KeyFileError(f"{shown} is too long to be a key or certificate")
+    return content
+
+
+def load_certificate(path: str | os.PathLike[str]) -> x509.Certificate:
+    """Read a certificate file.
+
+    Raises:
+        KeyFileError: with the path in its text.
+    """
+    content = read_bounded(path, MAX_CERTIFICATE_BYTES)
+    try:
+        return parse_certificate(content)
+    except KeyFileError as exc:
+        raise KeyFileError(f"{printable(os.fspath(path))} is {exc}") from exc
+
+
+def load_private_key(
+    path: str | os.PathLike[str], passphrase: Callable[[], bytes] | None
+) -> Ed25519PrivateKey:
+    """Read a private key file, with its pass phrase if it has one.
+
+    Raises:
+        PassphraseError: the pass phrase is wrong or missing.
+        KeyFileError: anything else; both have the path in their text.
+    """
+    content = read_bounded(path, MAX_KEY_FILE_BYTES)
+    try:
+        return decode_private_key(content, passphrase)
+    except PassphraseError as exc:
+        raise PassphraseError(f"{printable(os.fspath(path))}: {exc}") from exc
+    except KeyFileError as exc:
+        raise KeyFileError(f"{printable(os.fspath(path))}: {exc}") from exc
+
+
+def load_identity(
+    certs_dir: str | os.PathLike[str],
+    name: str,
+    passphrase: Callable[[], bytes] | None,
+    *,
+    now: datetime | None = None,
+) -> LoadedIdentity:
+    """Load ``NAME.crt``, ``NAME.key`` and ``ca.crt`` and check that they fit.
+
+    The pass phrase is asked for last, so that nobody types one in vain.
+
+    Args:
+        certs_dir: the directory.
+        name: the identity's name, such as ``node`` or ``client``.
+        passphrase: called at most once, if the key is protected; blocks for some
+            seconds while Argon2id runs.
+        now: an aware time; None means the clock.
+
+    Raises:
+        UnsafePathError: the name is not a plain file name.
+        PassphraseError: the pass phrase is wrong or missing.
+        KeyFileError: anything else; the text says which file and what to do.
+    """
+    check_name(name)
+    directory = Path(certs_dir)
+    hint = f"run `selfy -k {name}` to make one"
+    _require(directory, "no certificate directory", hint)
+    ca_path = directory / f"{CA_NAME}.crt"
+    certificate_path = directory / f"{name}.crt"
+    key_path = directory / f"{name}.key"
+    for path in (ca_path, certificate_path, key_path):
+        _require(path, "there is no", hint)
+    ca = load_certificate(ca_path)
+    certificate = load_certificate(certificate_path)
+    moment = datetime.now(UTC) if now is None else now
+    with _naming(ca_path):
+        check_authority(ca, now=moment)
+    with _naming(certificate_path):
+        raw_public_key(certificate)
+        check_issued_by(certificate, ca)
+        check_dates(certificate, now=moment)
+    private_key = load_private_key(key_path, passphrase)
+    check_key_matches(certificate, private_key, f"{key_path}", f"{certificate_path}")
+    return LoadedIdentity(
+        name=name, certificate=certificate, private_key=private_key, ca=ca
+    )
+
+
+def _require(path: Path, missing: str, hint: str) -> None:
+    """Check that `path` exists; else say ``missing path: hint``."""
+    shown = printable(str(path))
+    try:
+        os.stat(path)
+    except FileNotFoundError as exc:
+        raise KeyFileError(f"{missing} {shown}: {hint}") from exc
+    except OSError as exc:
+        raise KeyFileError(f"cannot read {shown}: {_reason(exc)}") from exc
+
+
+def check_key_matches(
+    certificate: x509.Certificate,
+    private_key: Ed25519PrivateKey,
+    key_path: str,
+    certificate_path: str,
+) -> None:
+    """Check that the private key belongs to the certificate.
+
+    Raises:
+        KeyFileError: it does not; the text names both files.
+    """
+    public = private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    with _naming(certificate_path):
+        expected = raw_public_key(certificate)
+    if public != expected:
+        raise KeyFileError(
+            f"{printable(key_path)} is not the key of {printable(certificate_path)}"
+        )
+
+
+def loose_permissions(path: str | os.PathLike[str]) -> str | None:
+    """Say in one line what is too open about a key file or directory, or return None.
+
+    A directory is too open if others can write in it (they can replace the keys), a
+    file if others can read or write it. A missing path is not too open.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    shown, mode = printable(os.fspath(path)), stat.S_IMODE(found.st_mode)
+    if stat.S_ISDIR(found.st_mode):
+        # A sticky directory such as /tmp keeps others from replacing our files.
+        if mode & 0o022 and not mode & stat.S_ISVTX:
+            return f"others can write in {shown} (mode {mode:04o}): chmod go-w {shown}"
+        return None
+    if mode & 0o077:
+        return f"others can use {shown} (mode {mode:04o}): chmod 600 {shown}"
+    return None
+
+
+def check_outputs(outputs: Sequence[Output]) -> None:
+    """Refuse what `write_outputs` would refuse, before any work is done.
+
+    Raises:
+        LocalFileError: a file exists and may not be replaced, is a directory, or its
+            directory cannot be written.
+    """
+    for output in outputs:
+        shown = printable(str(output.path))
+        if os.path.lexists(output.path):
+            if output.path.is_dir():
+                raise LocalFileError(f"{shown} is a directory")
+            if not output.replace:
+                raise LocalFileError(
+                    f"{shown} exists; nothing was changed (--force replaces it)"
+                )
+        _check_directory(output.path.parent)
+
+
+def write_outputs(outputs: Sequence[Output]) -> None:
+    """Write all files, or none.
+
+    Afterwards every file and every directory entry is on the disk (fsync). On any
+    failure files that did not exist are gone again, files that were replaced are back,
+    and directories that were created are removed.
+
+    Raises:
+        LocalFileError: see `check_outputs`, or the disk failed; nothing has changed.
+    """
+    check_outputs(outputs)
+    with contextlib.ExitStack() as undo:
+        try:
+            staged = [(output, _stage(output, undo)) for output in outputs]
+            backups = [_publish(output, name, undo) for output, name in staged]
+            for directory in {output.path.parent for output in outputs}:
+                _sync_directory(directory)
+        except OSError as exc:
+            shown = printable(str(exc.filename or outputs[0].path))
+            raise LocalFileError(f"cannot write {shown}: {_reason(exc)}") from exc
+        undo.pop_all()
+    for backup in backups:
+        if backup is not None:
+            _unlink(backup)
+
+
+def _stage(output: Output, undo: contextlib.ExitStack) -> Path:
+    """Write the content under a temporary name; `undo` learns how to remove it."""
+    _make_directory(output.path.parent, undo)
+    temporary = output.path.with_name(f".{output.path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, _FILE_MODE)
+    undo.callback(_unlink, temporary)
+    with open(descriptor, "wb") as file:
+        file.write(output.content)
+        file.flush()
+        os.fsync(descriptor)
+    return temporary
+
+
+def _publish(
+    output: Output, temporary: Path, undo: contextlib.ExitStack
+) -> Path | None:
+    """Give the file its name; return the old file's temporary name, if there is one."""
+    if not output.replace:
+        # Unlike a rename, a link fails if the name was taken since we looked.
+        if not _link(temporary, output.path):
+            os.replace(temporary, output.path)
+        undo.callback(_unlink, output.path)
+        _unlink(temporary)
+        return None
+    backup = output.path.with_name(f".{output.path.name}.{secrets.token_hex(8)}")
+    try:
+        backed_up = _link(output.path, backup)
+    except FileNotFoundError:
+        undo.callback(_unlink, output.path)
+        os.replace(temporary, output.path)
+        return None
+    if backed_up:
+        undo.callback(_restore, backup, output.path)
+    os.replace(temporary, output.path)
+    return backup
+
+
+def _link(old: Path, new: Path) -> bool:
+    """Make a hard link; return False on file systems without them (FAT)."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}:
+            raise
+        return False
+    return True
+
+
+def _check_directory(directory: Path) -> None:
+    """Check that files can be made in `directory`, or it in its nearest ancestor."""
+    nearest = directory
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    shown = printable(str(nearest))
+    if not nearest.is_dir():
+        raise LocalFileError(f"{shown} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise LocalFileError(f"cannot write in {shown}: permission denied")
+
+
+def _make_directory(directory: Path, undo: contextlib.ExitStack) -> None:
+    """Create `directory` and its missing parents with mode 0700.
+
+    Existing directories keep their mode. The reference takes the group and other bits
+    away from them, which with ``-o .`` locks others out of an unrelated directory.
+    """
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent, undo)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, _DIRECTORY_MODE)
+        undo.callback(_rmdir, directory)
+        _sync_directory(directory.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        # Some network and FUSE file systems cannot sync a directory.
+        if exc.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _restore(backup: Path, path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.replace(backup, path)
+
+
+def _rmdir(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn a refusal into a `KeyFileError` that names the file."""
+    try:
+        yield
+    except PeerNotTrustedError as exc:
+        raise KeyFileError(f"{printable(os.fspath(path))}: {exc}") from exc
+
+
+def _reason(exc: Exception) -> str:
+    """Return the operating system's text for an error, in lower case."""
+    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    return text[:1].lower() + text[1:]
