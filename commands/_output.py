@@ -1,0 +1,48 @@
+"""Talk and data: standard error is for people, standard output for programs.
+
+`Talk` writes lines for people and honours ``--quiet``; results go to standard output
+by `click.echo`. Anything that came from a peer, a file or the file system goes through
+`printable` first.
+"""
+
+from dataclasses import dataclass
+
+import click
+
+from rpc25519_tools.identity.printable import printable
+
+__all__ = ["Talk", "human_bytes", "printable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """Says things to people, on standard error.
+
+    Attributes:
+        prog: the command's name, which begins warnings.
+        quiet: drop what `say` says; warnings are always shown.
+    """
+
+    prog: str
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        """Write a line unless quiet; control characters are escaped."""
+        if not self.quiet:
+            click.echo(printable(text), err=True)
+
+    def warn(self, text: str) -> None:
+        """Write a warning line, quiet or not; control characters are escaped."""
+        click.echo(f"{self.prog}: warning: {printable(text)}", err=True)
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes for people, in binary units: ``1.5 MiB``."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1024
+        # 1023.95 would be rounded up to "1024.0" of this unit.
+        if count < 1023.95 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"

@@ -1,0 +1,187 @@
+"""Where pass phrases come from: a file, the environment, or a terminal.
+
+Never from the command line, which every user of the machine can read. A source is
+lazy: nothing is read or asked before a protected key really needs it, and then once.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+from rpc25519_tools.errors import LocalFileError, PassphraseError
+from rpc25519_tools.identity.printable import printable
+
+VARIABLE = "RPC25519_PASSPHRASE"
+
+# A terminal in line mode delivers at most 4095 bytes; files are held to the same
+# order, so that a wrong path does not read a film into memory.
+MAX_PASSPHRASE_BYTES = 64 * 1024
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+THREE_WAYS = (
+    f"give --passphrase-file PATH, set {VARIABLE}, or run it on a terminal to be asked"
+)
+
+
+def passphrase_options(command: _F) -> _F:
+    """Add ``--passphrase-file`` to a command, as the argument ``passphrase_file``."""
+    return click.option(
+        "--passphrase-file",
+        type=click.Path(dir_okay=False, allow_dash=True),
+        metavar="PATH",
+        help="Read the pass phrase of the private key from this file ('-': standard "
+        f"input). Else {VARIABLE} is used if set, else you are asked.",
+    )(command)
+
+
+def passphrase_source(
+    passphrase_file: str | None,
+    *,
+    what: str = "the private key",
+    confirm: bool = False,
+    variable: str = VARIABLE,
+) -> Callable[[], bytes]:
+    """Return a function that gets the pass phrase, once, when it is first called.
+
+    Args:
+        passphrase_file: the value of ``--passphrase-file``; wins over the environment.
+        what: what the phrase is for; shown in the prompt.
+        confirm: a key is being created: ask twice, and refuse an empty phrase.
+        variable: the environment variable to look at; if it is empty it counts as
+            not set.
+
+    The returned function raises:
+        PassphraseError: there is no way to ask, the two answers differ, or the new
+            phrase is empty.
+        LocalFileError: the file cannot be read.
+    """
+    known: list[bytes] = []
+
+    def get() -> bytes:
+        if not known:
+            phrase = _given(passphrase_file, variable)
+            if phrase is None:
+                phrase = _ask(what, confirm=confirm)
+            if confirm and not phrase:
+                raise PassphraseError(
+                    "an empty pass phrase protects nothing; -nopass writes the key "
+                    "without one"
+                )
+            known.append(phrase)
+        return known[0]
+
+    return get
+
+
+def is_passphrase_given(passphrase_file: str | None, variable: str = VARIABLE) -> bool:
+    """Tell whether a pass phrase can be had without asking anybody."""
+    return passphrase_file is not None or bool(os.environ.get(variable))
+
+
+def _given(passphrase_file: str | None, variable: str) -> bytes | None:
+    if passphrase_file is not None:
+        return _read(passphrase_file)
+    phrase = os.environ.get(variable)
+    return os.fsencode(phrase) if phrase else None
+
+
+def _read(path: str) -> bytes:
+    """Read a pass phrase file and take off exactly one line end."""
+    try:
+        if path == "-":
+            content = sys.stdin.buffer.read(MAX_PASSPHRASE_BYTES + 1)
+        else:
+            # Not only regular files: shells pass <(pass show key) as a pipe.
+            with open(path, "rb") as file:
+                content = file.read(MAX_PASSPHRASE_BYTES + 1)
+    except OSError as exc:
+        reason = (exc.strerror or str(exc)).lower()
+        raise LocalFileError(
+            f"cannot read the pass phrase file {printable(path)}: {reason}"
+        ) from exc
+    if len(content) > MAX_PASSPHRASE_BYTES:
+        raise LocalFileError(f"the pass phrase file {printable(path)} is too long")
+    for line_end in (b"\r\n", b"\n"):
+        if content.endswith(line_end):
+            return content.removesuffix(line_end)
+    return content
+
+
+def _ask(what: str, *, confirm: bool) -> bytes:
+    with _terminal() as descriptor:
+        if descriptor is None:
+            raise PassphraseError(f"a pass phrase for {what} is needed: {THREE_WAYS}")
+        new = "New pass phrase" if confirm else "Pass phrase"
+        phrase = _prompt(descriptor, f"{new} for {printable(what)}: ")
+        if confirm and phrase and _prompt(descriptor, "The same again: ") != phrase:
+            raise PassphraseError("the two pass phrases differ; nothing was written")
+    return phrase
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[int | None]:
+    """Yield the descriptor of a terminal to ask on, or None."""
+    try:
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        # No controlling terminal; standard input can be one all the same.
+        try:
+            descriptor = os.dup(sys.stdin.fileno()) if sys.stdin.isatty() else -1
+        except (OSError, ValueError):
+            descriptor = -1
+    if descriptor < 0:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _prompt(descriptor: int, text: str) -> bytes:
+    """Ask on a terminal without echo; return the line's bytes as they are typed.
+
+    `getpass` would decode them by the locale, and a phrase typed under another locale
+    would then be another phrase. The reference uses the bytes too.
+    """
+    import termios
+
+    before = termios.tcgetattr(descriptor)
+    silent = list(before)
+    silent[3] &= ~termios.ECHO
+    silent[3] |= termios.ICANON | termios.ISIG
+    try:
+        # TCSAFLUSH drops what was typed before the prompt: it was echoed.
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
+        _write(descriptor, text.encode("utf-8", "backslashreplace"))
+        line = _read_line(descriptor)
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        _write(descriptor, b"\n")
+    if not line.endswith(b"\n"):
+        raise PassphraseError("no pass phrase was typed (end of input)")
+    return line[:-1]
+
+
+def _write(descriptor: int, text: bytes) -> None:
+    """Write to the terminal, or to standard error if it was opened for reading only."""
+    try:
+        os.write(descriptor, text)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.write(2, text)
+
+
+def _read_line(descriptor: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(descriptor, 4096)
+        if not part:
+            break
+        line += part
+    return line
