@@ -1,0 +1,108 @@
+"""What kinds of calls there are, and which call types carry each of them (sans-IO).
+
+A call is opened by the client with one message and closed by the server with one reply
+of type RPC_REPLY (or refused with ERROR). In between, parts may flow, numbered from 0:
+
+    kind       opened by          parts up       parts down
+    RPC        RPC                -              -
+    ONE_WAY    ONE_WAY            -              - (and no reply)
+    UPLOAD     UPLOAD_BEGIN (0)   MORE.. END     -
+    DOWNLOAD   REQUEST_DOWNLOAD   -              BEGIN (0) MORE.. END
+    BISTREAM   REQUEST_BISTREAM (0)  MORE.. END  BEGIN (0) MORE.. END
+
+A short download may end with its reply, without an END part.
+"""
+
+import base64
+import itertools
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from rpc25519_tools.wire.message import CallType
+
+#: Random bytes in a call id.
+CALL_ID_LEN: Final = 20
+#: The call number of the first call on a connection; the counter starts at 1 and is
+#: raised before use.
+FIRST_SEQNO: Final = 2
+
+
+class CallKind(Enum):
+    """One way of calling; the value is the call type that opens such a call."""
+
+    RPC = CallType.RPC
+    ONE_WAY = CallType.ONE_WAY
+    UPLOAD = CallType.UPLOAD_BEGIN
+    DOWNLOAD = CallType.REQUEST_DOWNLOAD
+    BISTREAM = CallType.REQUEST_BISTREAM
+
+    @property
+    def sends_parts(self) -> bool:
+        """Whether the client sends parts; the opening message is then part 0."""
+        return self in (CallKind.UPLOAD, CallKind.BISTREAM)
+
+    @property
+    def receives_parts(self) -> bool:
+        """Whether the server sends parts."""
+        return self in (CallKind.DOWNLOAD, CallKind.BISTREAM)
+
+
+#: What a Go server says in front of ``ServiceName='...'`` when a name is unknown.
+REFUSAL_TEXTS: Final = {
+    CallKind.RPC: "error! CallRPC begin received but no server side upcall "
+    "registered for ",
+    CallKind.ONE_WAY: "error! CallOneWay received but no server side upcall "
+    "registered for ",
+    CallKind.UPLOAD: "error! CallUploadBegin stream begin received but no registered "
+    "stream upload reader available on the server. ",
+    CallKind.DOWNLOAD: "error! CallRequestDownload received but no server side upcall "
+    "registered for ",
+    CallKind.BISTREAM: "error! CallRequestBistreaming received but no server side "
+    "upcall registered for ",
+}
+
+PARTS_UP: Final = frozenset({CallType.UPLOAD_MORE, CallType.UPLOAD_END})
+PARTS_DOWN: Final = frozenset(
+    {CallType.DOWNLOAD_BEGIN, CallType.DOWNLOAD_MORE, CallType.DOWNLOAD_END}
+)
+
+
+def new_call_id(random_bytes: Callable[[int], bytes]) -> str:
+    """Return a fresh call id: 28 characters that must never repeat."""
+    return base64.urlsafe_b64encode(random_bytes(CALL_ID_LEN)).decode("ascii")
+
+
+class PartCounter:
+    """The numbers of one stream's parts in one direction.
+
+    Attributes:
+        next_number: the number that the next part has to carry.
+        ended: whether the last part has passed.
+    """
+
+    __slots__ = ("ended", "next_number")
+
+    def __init__(self) -> None:
+        self.next_number = 0
+        self.ended = False
+
+    def advance(self, *, last: bool) -> int:
+        """Return the number of the part that passes now."""
+        number = self.next_number
+        self.next_number += 1
+        self.ended = last
+        return number
+
+    def fault_of(self, number: int) -> str | None:
+        """Return why a part with this number may not come now, or None if it may."""
+        if self.ended:
+            return f"part {number} came after the last part"
+        if number != self.next_number:
+            return f"part {number} came where part {self.next_number} was due"
+        return None
+
+
+def serial_numbers() -> Callable[[], int]:
+    """Return a counter of messages made, starting at 1."""
+    return itertools.count(1).__next__

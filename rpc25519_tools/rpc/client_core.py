@@ -1,0 +1,228 @@
+"""The client's side of calls, as a pure state machine: messages in, events out.
+
+It makes the messages of a call and tells what an incoming message means. It never
+waits, reads no clock and draws no randomness of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from rpc25519_tools.errors import LocalProtocolError
+from rpc25519_tools.rpc.calls import (
+    FIRST_SEQNO,
+    PARTS_DOWN,
+    CallKind,
+    PartCounter,
+    new_call_id,
+    serial_numbers,
+)
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import CallType, Header, Message
+
+_NO_ARGS: Final[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyReceived:
+    """The call is over; the message is its reply, with an error text or without."""
+
+    call_id: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceived:
+    """The next part of a stream has come, in order."""
+
+    call_id: str
+    message: Message
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallRefused:
+    """The call is over: the server does not offer the service."""
+
+    call_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamBroken:
+    """The call is over: the peer's parts are missing or out of order."""
+
+    call_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushReceived:
+    """The server sent a one-way message of its own accord."""
+
+    message: Message
+
+
+ClientEvent: TypeAlias = (
+    ReplyReceived | PartReceived | CallRefused | StreamBroken | PushReceived
+)
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    kind: CallKind
+    header: Header
+    sent: PartCounter = field(default_factory=PartCounter)
+    received: PartCounter = field(default_factory=PartCounter)
+
+
+class ClientCore:
+    """All open calls of one connection, seen from the client.
+
+    Args:
+        local: our address as the wire has it, such as ``tcp://127.0.0.1:50000``.
+        remote: the server's address as dialled, in the same form.
+        random_bytes: returns as many random bytes as it is asked for.
+    """
+
+    def __init__(
+        self, *, local: str, remote: str, random_bytes: Callable[[int], bytes]
+    ) -> None:
+        self._local = local
+        self._remote = remote
+        self._random_bytes = random_bytes
+        self._serial = serial_numbers()
+        self._next_seqno = FIRST_SEQNO
+        self._open: dict[str, _OpenCall] = {}
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls wait for their reply."""
+        return len(self._open)
+
+    def start(
+        self,
+        kind: CallKind,
+        service_name: str,
+        *,
+        now_ns: int,
+        payload: Buffer = b"",
+        args: Mapping[str, str] = _NO_ARGS,
+        deadline_ns: int | None = None,
+    ) -> Message:
+        """Open a call; return the message that has to be sent.
+
+        Args:
+            kind: how to call; for UPLOAD and BISTREAM the message is part 0.
+            service_name: the name that the server registered.
+            now_ns: the clock, nanoseconds since 1970 UTC.
+            payload: what to send along.
+            args: small named strings to send along.
+            deadline_ns: when the caller gives up, on the same clock.
+        """
+        header = Header(
+            created_ns=now_ns,
+            sender=self._local,
+            recipient=self._remote,
+            seqno=self._next_seqno,
+            call_type=kind.value,
+            call_id=new_call_id(self._random_bytes),
+            serial=self._serial(),
+            deadline_ns=deadline_ns,
+            service_name=service_name,
+            args=args,
+        )
+        self._next_seqno += 1
+        if kind is not CallKind.ONE_WAY:
+            call = _OpenCall(kind, header)
+            if kind.sends_parts:
+                call.sent.advance(last=False)
+            self._open[header.call_id] = call
+        return Message(header=header, payload=payload)
+
+    def next_part(
+        self,
+        call_id: str,
+        *,
+        now_ns: int,
+        payload: Buffer,
+        args: Mapping[str, str] = _NO_ARGS,
+        last: bool = False,
+    ) -> Message:
+        """Return the next part of an upload or bistream, to be sent.
+
+        Raises:
+            LocalProtocolError: the call is over, sends no parts, or had its last one.
+        """
+        call = self._open.get(call_id)
+        if call is None or not call.kind.sends_parts or call.sent.ended:
+            raise LocalProtocolError("this call takes no more parts")
+        header = Header(
+            created_ns=now_ns,
+            sender=self._local,
+            recipient=self._remote,
+            seqno=call.header.seqno,
+            call_type=CallType.UPLOAD_END if last else CallType.UPLOAD_MORE,
+            call_id=call_id,
+            serial=self._serial(),
+            deadline_ns=call.header.deadline_ns,
+            stream_part=call.sent.advance(last=last),
+            service_name=call.header.service_name,
+            args=args,
+        )
+        return Message(header=header, payload=payload)
+
+    def cancel(self, call_id: str, *, now_ns: int) -> Message | None:
+        """Forget a call; return the message that tells the server, or None if over."""
+        call = self._open.pop(call_id, None)
+        if call is None:
+            return None
+        header = Header(
+            created_ns=now_ns,
+            sender=self._local,
+            recipient=self._remote,
+            seqno=call.header.seqno,
+            call_type=CallType.CANCEL_PREVIOUS,
+            call_id=call_id,
+            serial=self._serial(),
+            service_name=call.header.service_name,
+        )
+        return Message(header=header)
+
+    def receive(self, message: Message) -> ClientEvent | None:
+        """Take one message from the server; return what it means, None for nothing.
+
+        A reply must carry the call id and the call number of an open call; what does
+        not is dropped, as late replies to cancelled calls are.
+        """
+        header = message.header
+        match header.call_type:
+            case CallType.ONE_WAY:
+                return PushReceived(message)
+            case CallType.RPC_REPLY:
+                call = self._open.get(header.call_id)
+                if call is None or call.header.seqno != header.seqno:
+                    return None
+                del self._open[header.call_id]
+                return ReplyReceived(header.call_id, message)
+            case CallType.ERROR:
+                if self._open.pop(header.call_id, None) is None:
+                    return None
+                return CallRefused(header.call_id, header.subject)
+            case part if part in PARTS_DOWN:
+                return self._receive_part(message)
+            case _:
+                return None
+
+    def _receive_part(self, message: Message) -> PartReceived | StreamBroken | None:
+        header = message.header
+        call = self._open.get(header.call_id)
+        if call is None or not call.kind.receives_parts:
+            return None
+        fault = call.received.fault_of(header.stream_part)
+        if fault is not None:
+            del self._open[header.call_id]
+            return StreamBroken(header.call_id, fault)
+        last = header.call_type == CallType.DOWNLOAD_END
+        call.received.advance(last=last)
+        return PartReceived(header.call_id, message, last)

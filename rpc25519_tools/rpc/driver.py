@@ -1,0 +1,257 @@
+"""The one pump between a transport and the calls of a connection.
+
+Inwards it cuts bytes into frames, unpacks them and hands each message on, in order.
+Outwards it packs messages and writes each frame in one go, so that frames never mix.
+What takes long (packing and unpacking of more than a few kilobytes) runs in worker
+threads; the order of messages is kept all the same.
+
+Nothing here grows without bound: reading pauses while unpacked messages or frames wait,
+and ``send`` waits while the transport has more than its high-water mark to send.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    FrameTooLargeError,
+    ProtocolError,
+    SecurityError,
+)
+from rpc25519_tools.transport.base import (
+    WRITE_HIGH_WATER_LEN,
+    Transport,
+    scratch_buffer,
+)
+from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.framing import (
+    Frame,
+    FrameDecoder,
+    decode_frame,
+    encode_frame,
+)
+from rpc25519_tools.wire.message import Message
+
+#: Packing or unpacking more than this is left to a worker thread.
+_INLINE_LEN: Final = 4 * 1024
+#: What a short packed frame may unpack to on the loop's thread; beyond, a worker.
+_INLINE_PLAIN_LEN: Final = 64 * 1024
+#: Reading pauses while this much packed data waits for a worker.
+_INBOX_HIGH_LEN: Final = 2 << 20
+#: How long a closing connection may take to send what is queued, in seconds.
+CLOSE_TIMEOUT_S: Final = 10.0
+
+OnMessage: TypeAlias = Callable[[Message, Codec], None]
+OnClosed: TypeAlias = Callable[[Exception], None]
+
+_log = logging.getLogger(__name__)
+
+
+def now_ns() -> int:
+    """Return the wall clock, nanoseconds since 1970 UTC."""
+    return time.time_ns()
+
+
+class Driver:
+    """A Receiver that turns a transport's bytes into messages, and back.
+
+    Args:
+        transport: an open connection; the driver is its receiver from now on.
+        on_message: called with each message and the codec that packed it. What it
+            raises of the ProtocolError family ends the connection.
+        on_closed: called once when the connection is over, with the reason.
+    """
+
+    def __init__(
+        self, transport: Transport, on_message: OnMessage, on_closed: OnClosed
+    ) -> None:
+        self.transport = transport
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder(scratch_buffer())
+        self._inbox: deque[Frame] = deque()
+        self._inbox_len = 0
+        self._unpacking: asyncio.Task[None] | None = None
+        self._holds = 0
+        self._writers: deque[asyncio.Future[None]] = deque()
+        self._close_error: Exception | None = None
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._close_timer: asyncio.TimerHandle | None = None
+        #: When bytes last came from the peer, on the loop's clock.
+        self.last_received_s = self._loop.time()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._close_error is not None
+
+    # Called by the transport.
+
+    def get_buffer(self) -> memoryview:
+        """Return the decoder's memory."""
+        return self._decoder.get_buffer()
+
+    def buffer_updated(self, count: int) -> None:
+        """Take bytes; a peer that breaks the protocol loses the connection."""
+        self.last_received_s = self._loop.time()
+        if self._close_error is not None:
+            return
+        try:
+            for frame in self._decoder.buffer_updated(count):
+                self._take(frame)
+        except ProtocolError as exc:
+            self.abort(exc)
+
+    def writable(self) -> None:
+        """Let waiting senders go on."""
+        while self._writers:
+            writer = self._writers.popleft()
+            if not writer.done():
+                writer.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Learn that the stream has ended."""
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        if error is None:
+            text = "the peer closed the connection"
+            if not self._decoder.at_frame_boundary:
+                text += " in the middle of a message"
+            reason: Exception = ConnectionLostError(text)
+        elif isinstance(error, SecurityError | ConnectionLostError):
+            reason = error
+        else:
+            reason = ConnectionLostError(f"the connection broke: {error}")
+            reason.__cause__ = error
+        self._finish(reason)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    # Called from above.
+
+    async def send(self, message: Message, codec: Codec) -> None:
+        """Pack and queue ``message``; wait while too much is unsent.
+
+        Messages of one caller that awaits each ``send`` go out in that order.
+
+        Raises:
+            ConnectionLostError, SecurityError: the connection is over; says why.
+            LocalProtocolError: the message is over the peer's limit; the connection
+                goes on.
+        """
+        if (
+            codec in (Codec.NONE, Codec.NONE_ONCE)
+            or len(message.payload) <= _INLINE_LEN
+        ):
+            buffers = encode_frame(message, codec)
+        else:
+            buffers = await self._loop.run_in_executor(
+                None, encode_frame, message, codec
+            )
+        self._require_open()
+        self.transport.write(buffers)
+        while self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
+            writer: asyncio.Future[None] = self._loop.create_future()
+            self._writers.append(writer)
+            await writer
+            self._require_open()
+
+    def send_now(self, message: Message, codec: Codec) -> None:
+        """Queue a short message without waiting; dropped when the connection is over.
+
+        For cancels and refusals, of which there is at most one a call.
+        """
+        if self._close_error is None:
+            self.transport.write(encode_frame(message, codec))
+
+    def hold_reading(self) -> None:
+        """Stop reading until ``release_reading`` is called as often as this."""
+        self._holds += 1
+        if self._holds == 1 and self._close_error is None:
+            self.transport.pause_reading()
+
+    def release_reading(self) -> None:
+        """Take back one ``hold_reading``."""
+        assert self._holds > 0
+        self._holds -= 1
+        if self._holds == 0 and self._close_error is None:
+            self.transport.resume_reading()
+
+    def abort(self, error: Exception) -> None:
+        """End the connection at once, for the reason given."""
+        self._finish(error)
+        self.transport.abort()
+
+    async def aclose(self) -> None:
+        """Send what is queued, close, and wait until the connection is gone."""
+        self._finish(ConnectionLostError("this side closed the connection"))
+        if not self._closed.done():
+            self.transport.close()
+            self._close_timer = self._loop.call_later(
+                CLOSE_TIMEOUT_S, self.transport.abort
+            )
+            await asyncio.shield(self._closed)
+
+    # Inside.
+
+    def _require_open(self) -> None:
+        if self._close_error is not None:
+            raise self._close_error
+
+    def _finish(self, reason: Exception) -> None:
+        """Note the end, once; wake everybody who waits."""
+        if self._close_error is not None:
+            return
+        self._close_error = reason
+        self._inbox.clear()
+        self.writable()
+        self._on_closed(reason)
+
+    def _take(self, frame: Frame) -> None:
+        if self._unpacking is None:
+            message = self._unpack_inline(frame)
+            if message is not None:
+                self._on_message(message, frame.codec)
+                return
+            self._unpacking = self._loop.create_task(self._unpack_inbox())
+        self._inbox.append(frame)
+        before = self._inbox_len
+        self._inbox_len += len(frame.body)
+        if before <= _INBOX_HIGH_LEN < self._inbox_len:
+            self.hold_reading()
+
+    @staticmethod
+    def _unpack_inline(frame: Frame) -> Message | None:
+        """Unpack what takes no time; None for what a worker thread has to do."""
+        if frame.codec in (Codec.NONE, Codec.NONE_ONCE):
+            return decode_frame(frame)
+        if len(frame.body) > _INLINE_LEN:
+            return None
+        try:
+            return decode_frame(frame, max_plain_len=_INLINE_PLAIN_LEN)
+        except FrameTooLargeError:
+            return None
+
+    async def _unpack_inbox(self) -> None:
+        """Unpack waiting frames in worker threads, in order, until none is left."""
+        try:
+            while self._inbox:
+                frame = self._inbox[0]
+                message = await self._loop.run_in_executor(None, decode_frame, frame)
+                if self._close_error is not None:
+                    return
+                self._inbox.popleft()
+                before = self._inbox_len
+                self._inbox_len -= len(frame.body)
+                self._on_message(message, frame.codec)
+                if before > _INBOX_HIGH_LEN >= self._inbox_len:
+                    self.release_reading()
+        except ProtocolError as exc:
+            self.abort(exc)
+        finally:
+            self._unpacking = None

@@ -1,0 +1,285 @@
+"""The server's side of calls, as a pure state machine: messages in, events out.
+
+One core serves one connection. It decides what an incoming message means, makes the
+messages that answer it, and remembers which codec the client used last, because
+answers follow it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from rpc25519_tools.errors import LocalProtocolError
+from rpc25519_tools.rpc.calls import (
+    PARTS_UP,
+    REFUSAL_TEXTS,
+    CallKind,
+    PartCounter,
+    serial_numbers,
+)
+from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import CallType, Header, Message
+
+_NO_ARGS: Final[Mapping[str, str]] = {}
+
+#: Calls that one connection may have running; more are answered with an error.
+MAX_OPEN_CALLS: Final = 1024
+
+
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """One running call.
+
+    Attributes:
+        kind: how it was called.
+        request: the header of the message that opened it.
+        cancelled: whether the client has cancelled it.
+    """
+
+    kind: CallKind
+    request: Header
+    cancelled: bool = False
+    sent: PartCounter = field(default_factory=PartCounter)
+    received: PartCounter = field(default_factory=PartCounter)
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """A client opened a call; for UPLOAD and BISTREAM the message is also part 0."""
+
+    call: OpenCall
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceived:
+    """The next part of a client's stream has come, in order."""
+
+    call: OpenCall
+    message: Message
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamBroken:
+    """The client's parts are missing or out of order; no more of them will come."""
+
+    call: OpenCall
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallCancelled:
+    """The client wants no answer to this call any more."""
+
+    call: OpenCall
+
+
+@dataclass(frozen=True, slots=True)
+class MessageToSend:
+    """The core answers by itself."""
+
+    message: Message
+
+
+ServerEvent: TypeAlias = (
+    CallStarted | PartReceived | StreamBroken | CallCancelled | MessageToSend
+)
+
+
+class ServerCore:
+    """All running calls of one connection, seen from the server.
+
+    Args:
+        local: our address as the wire has it, such as ``tcp://127.0.0.1:8443``.
+        remote: the client's address, in the same form.
+        default_codec: what packs answers before the client has shown its own codec;
+            NONE is kept whatever the client uses.
+        offers: tells whether a service of that kind and name is registered.
+    """
+
+    def __init__(
+        self,
+        *,
+        local: str,
+        remote: str,
+        default_codec: Codec,
+        offers: Callable[[CallKind, str], bool],
+    ) -> None:
+        self._local = local
+        self._remote = remote
+        self._follows = default_codec is not Codec.NONE
+        self._offers = offers
+        self._serial = serial_numbers()
+        self._open: dict[str, OpenCall] = {}
+        self._open_count = 0
+        #: What packs the next answer.
+        self.codec = default_codec
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls are running."""
+        return self._open_count
+
+    def receive(
+        self, message: Message, codec: Codec, *, now_ns: int
+    ) -> ServerEvent | None:
+        """Take one message that came packed with ``codec``; return what it means.
+
+        Types that a server does not know are ignored, as a Go server does.
+        """
+        if self._follows and codec is not Codec.NONE_ONCE:
+            self.codec = codec
+        call_type = message.header.call_type
+        if call_type in PARTS_UP:
+            return self._receive_part(message)
+        if call_type == CallType.CANCEL_PREVIOUS:
+            call = self._open.pop(message.header.call_id, None)
+            if call is None:
+                return None
+            call.cancelled = True
+            return CallCancelled(call)
+        try:
+            kind = CallKind(call_type)
+        except ValueError:
+            return None
+        return self._start(kind, message, now_ns)
+
+    def _start(
+        self, kind: CallKind, message: Message, now_ns: int
+    ) -> CallStarted | MessageToSend:
+        header = message.header
+        if not self._offers(kind, header.service_name):
+            return MessageToSend(self._refusal(kind, header))
+        call = OpenCall(kind, header)
+        problem = None
+        if self._open_count >= MAX_OPEN_CALLS:
+            problem = f"more than {MAX_OPEN_CALLS} calls at a time on one connection"
+        elif kind.sends_parts and header.call_id in self._open:
+            problem = "this call id belongs to a call that is still running"
+        elif kind.sends_parts and header.stream_part:
+            problem = f"a stream must begin with part 0, not {header.stream_part}"
+        if problem is not None:
+            return MessageToSend(self._reply_to(header, now_ns, error=problem))
+        if kind.sends_parts:
+            call.received.advance(last=False)
+        # Go's cli sends several calls under one id; the newest answers to a cancel.
+        self._open[header.call_id] = call
+        self._open_count += 1
+        return CallStarted(call, message)
+
+    def _receive_part(self, message: Message) -> PartReceived | StreamBroken | None:
+        header = message.header
+        call = self._open.get(header.call_id)
+        if call is None or not call.kind.sends_parts:
+            return None  # what is left of a stream that is over
+        fault = call.received.fault_of(header.stream_part)
+        if fault is not None:
+            del self._open[header.call_id]
+            return StreamBroken(call, fault)
+        last = header.call_type == CallType.UPLOAD_END
+        call.received.advance(last=last)
+        return PartReceived(call, message, last)
+
+    def part(
+        self,
+        call: OpenCall,
+        *,
+        now_ns: int,
+        payload: Buffer,
+        args: Mapping[str, str] = _NO_ARGS,
+        last: bool = False,
+    ) -> Message:
+        """Return the next part of a download or bistream, to be sent.
+
+        Part 0 has a type of its own, so a stream of one part needs an empty last one.
+
+        Raises:
+            LocalProtocolError: the call sends no parts, or had its last one.
+        """
+        if not call.kind.receives_parts or call.sent.ended:
+            raise LocalProtocolError("this call takes no more parts")
+        first = call.sent.next_number == 0
+        if first and last:
+            raise LocalProtocolError("part 0 of a stream cannot be its last")
+        call_type = CallType.DOWNLOAD_MORE
+        if first:
+            call_type = CallType.DOWNLOAD_BEGIN
+        elif last:
+            call_type = CallType.DOWNLOAD_END
+        request = call.request
+        header = Header(
+            created_ns=now_ns,
+            # Go leaves the two addresses as they were in the request.
+            sender=request.sender,
+            recipient=request.recipient,
+            subject=request.subject,
+            seqno=request.seqno,
+            call_type=call_type,
+            call_id=request.call_id,
+            serial=self._serial(),
+            deadline_ns=request.deadline_ns,
+            stream_part=call.sent.advance(last=last),
+            service_name=request.service_name,
+            args=args,
+        )
+        return Message(header=header, payload=payload)
+
+    def finish(
+        self,
+        call: OpenCall,
+        *,
+        now_ns: int,
+        payload: Buffer = b"",
+        args: Mapping[str, str] = _NO_ARGS,
+        error: str = "",
+    ) -> Message | None:
+        """Close a call; return its reply to be sent, or None if it has none."""
+        if self._open.get(call.request.call_id) is call:
+            del self._open[call.request.call_id]
+        self._open_count -= 1
+        if call.kind is CallKind.ONE_WAY:
+            return None
+        return self._reply_to(
+            call.request, now_ns, payload=payload, args=args, error=error
+        )
+
+    def _reply_to(
+        self,
+        request: Header,
+        now_ns: int,
+        *,
+        payload: Buffer = b"",
+        args: Mapping[str, str] = _NO_ARGS,
+        error: str = "",
+    ) -> Message:
+        header = Header(
+            created_ns=now_ns,
+            sender=self._local,
+            recipient=self._remote,
+            subject=request.subject,
+            seqno=request.seqno,
+            call_type=CallType.RPC_REPLY,
+            call_id=request.call_id,
+            serial=self._serial(),
+            deadline_ns=request.deadline_ns,
+            service_name=request.service_name,
+            args=args,
+        )
+        return Message(header=header, payload=payload, error=error)
+
+    def _refusal(self, kind: CallKind, request: Header) -> Message:
+        """Return the request sent back as an error, as a Go server does it."""
+        text = (
+            f"{REFUSAL_TEXTS[kind]}req.HDR.ServiceName='{request.service_name}'; "
+            f"req.HDR.CallID='{request.call_id}'"
+        )
+        header = replace(
+            request,
+            call_type=CallType.ERROR,
+            sender=request.recipient,
+            recipient=request.sender,
+            subject=text,
+        )
+        return Message(header=header)

@@ -1,0 +1,163 @@
+"""Streams of parts, as handlers and callers see them.
+
+A stream has bounded memory on both sides: when its reader falls behind, the connection
+stops reading, and the sender on the other side has to wait.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Self, TypeAlias
+
+from rpc25519_tools.rpc.driver import Driver
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import Message
+
+#: The connection stops reading while a stream holds more than this for its reader,
+#: and goes on when it holds less than half of it.
+_HIGH_WATER_LEN: Final = 4 << 20
+
+NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a stream.
+
+    Attributes:
+        number: 0 for the first part, then counted up without gaps.
+        payload: the bytes; a memoryview where the part is long.
+        args: small named strings that came along.
+        last: whether the sender called it the last one.
+    """
+
+    number: int
+    payload: Buffer
+    args: Mapping[str, str]
+    last: bool
+
+    @classmethod
+    def of(cls, message: Message, *, last: bool) -> Self:
+        """Return the part that a message carries."""
+        header = message.header
+        return cls(header.stream_part, message.payload, header.args, last)
+
+
+class IncomingStream:
+    """The parts that the peer sends: an asynchronous iterator for one reader.
+
+    It ends after the last part, or raises what ended it early. Leaving it unread holds
+    the whole connection back; ``discard`` says that nobody will read on.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._parts: deque[Part] = deque()
+        self._len = 0
+        self._holding = False
+        self._discarded = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Part:
+        """Return the next part.
+
+        Raises:
+            StopAsyncIteration: there are no more.
+            Rpc25519Error: what ended the stream early.
+        """
+        while not self._parts:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            assert self._reader is None, "a stream has one reader"
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        part = self._parts.popleft()
+        self._len -= len(part.payload)
+        if self._holding and self._len <= _HIGH_WATER_LEN // 2:
+            self._holding = False
+            self._driver.release_reading()
+        return part
+
+    def feed(self, part: Part) -> None:
+        """Append a part that has come."""
+        if self._discarded:
+            return
+        self._parts.append(part)
+        self._len += len(part.payload)
+        if self._len > _HIGH_WATER_LEN and not self._holding:
+            self._holding = True
+            self._driver.hold_reading()
+        if part.last:
+            self._ended = True
+        self._wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Let the reader stop after the parts that are here, or fail at once."""
+        self._ended = True
+        if error is not None and self._error is None:
+            self._error = error
+            self._drop_parts()
+        self._wake()
+
+    def discard(self) -> None:
+        """Drop what is here and what will come."""
+        self._discarded = True
+        self._drop_parts()
+
+    def _drop_parts(self) -> None:
+        self._parts.clear()
+        self._len = 0
+        if self._holding:
+            self._holding = False
+            self._driver.release_reading()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+#: Sends one part: payload, args, and whether it is the last one.
+SendPart: TypeAlias = Callable[[Buffer, Mapping[str, str], bool], Awaitable[None]]
+
+
+class OutgoingStream:
+    """The parts that we send.
+
+    Args:
+        send_part: packs and queues one part, and waits while the peer falls behind.
+    """
+
+    def __init__(self, send_part: SendPart) -> None:
+        self._send_part = send_part
+
+    async def send(
+        self,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        last: bool = False,
+    ) -> None:
+        """Send the next part; wait while the peer falls behind.
+
+        Args:
+            payload: the bytes; they must not change until they have left.
+            args: small named strings to send along.
+            last: whether no more parts follow.
+
+        Raises:
+            LocalProtocolError: the last part has been sent already.
+            ConnectionLostError: the connection is over.
+        """
+        await self._send_part(payload, args, last)

@@ -1,0 +1,108 @@
+"""The seam between byte streams and everything above them.
+
+A transport moves bytes and knows who is at the other end. It pushes what it receives
+into a Receiver, whose memory it fills directly, and it takes buffers to write without
+copying them. Nothing above this module asks which transport it is on.
+
+All methods are called on the event loop's thread.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeAlias
+
+from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.wire.greenpack import Buffer
+
+#: Most bytes taken from the network at a time; also the largest piece encrypted at
+#: once. Large enough to make system calls cheap, small enough to stay in a core's
+#: cache on the way through decryption.
+CHUNK_LEN: Final = 256 * 1024
+
+#: A writer is asked to wait while more than this is still unsent.
+WRITE_HIGH_WATER_LEN: Final = 1 << 20
+
+_per_thread = threading.local()
+
+
+def scratch_buffer() -> bytearray:
+    """Return this thread's CHUNK_LEN bytes of passing-through memory.
+
+    Its content is dead as soon as the callback that filled it returns.
+    """
+    try:
+        return _per_thread.scratch  # type: ignore[no-any-return]  # set just below
+    except AttributeError:
+        _per_thread.scratch = bytearray(CHUNK_LEN)
+        return _per_thread.scratch  # type: ignore[no-any-return]  # set just above
+
+
+class Receiver(Protocol):
+    """What a transport feeds. None of these methods raises."""
+
+    def get_buffer(self) -> memoryview:
+        """Return memory, never empty, for the next bytes."""
+
+    def buffer_updated(self, count: int) -> None:
+        """Take ``count`` bytes at the start of what ``get_buffer`` returned last."""
+
+    def writable(self) -> None:
+        """Learn that less than the high-water mark is unsent again."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Learn that the stream has ended; None means that it was closed in order."""
+
+
+class Transport(Protocol):
+    """One open connection."""
+
+    @property
+    def network(self) -> str:
+        """``tcp`` or ``udp``: the first part of addresses on the wire."""
+
+    @property
+    def local_address(self) -> str:
+        """Our end, such as ``127.0.0.1:8443`` or ``[::1]:8443``."""
+
+    @property
+    def remote_address(self) -> str:
+        """The peer's end, in the same form."""
+
+    @property
+    def peer(self) -> PeerIdentity | None:
+        """Who the peer proved to be; None when nothing was proved."""
+
+    @property
+    def security(self) -> str:
+        """What protects the connection, for people to read."""
+
+    @property
+    def unsent_len(self) -> int:
+        """Bytes accepted by ``write`` that have not left the process."""
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Queue ``buffers`` in order; they must not change until they are sent."""
+
+    def pause_reading(self) -> None:
+        """Stop taking bytes from the network, within CHUNK_LEN bytes."""
+
+    def resume_reading(self) -> None:
+        """Take bytes from the network again."""
+
+    def close(self) -> None:
+        """Send what is queued, then close in order."""
+
+    def abort(self) -> None:
+        """Close at once and drop what is queued."""
+
+
+#: Called when a connection is fully open; returns who takes its bytes.
+Accept: TypeAlias = Callable[[Transport], Receiver]
+
+
+def format_address(address: object) -> str:
+    """Write a socket address as ``host:port``, with brackets round IPv6 hosts."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[0], address[1]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    return str(address)

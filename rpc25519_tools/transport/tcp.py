@@ -1,0 +1,157 @@
+"""Plain TCP: bytes straight from the socket into the receiver's memory.
+
+Nothing is protected and nobody is authenticated. This class is also the socket side of
+the TLS transport, which overrides how bytes pass through.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.transport.base import (
+    WRITE_HIGH_WATER_LEN,
+    Accept,
+    Receiver,
+    format_address,
+)
+from rpc25519_tools.wire.greenpack import Buffer
+
+#: A vanished peer is noticed after about IDLE + COUNT * INTERVAL seconds of silence.
+_KEEPALIVE_IDLE_S = 30
+_KEEPALIVE_INTERVAL_S = 10
+_KEEPALIVE_COUNT = 4
+
+
+def enable_keepalive(sock: socket.socket) -> None:
+    """Let the kernel probe a silent peer, so that a pulled cable ends the connection.
+
+    Covers both silence while idle (keep-alive probes) and unacknowledged data
+    (TCP_USER_TIMEOUT, RFC 5482).
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = _KEEPALIVE_IDLE_S + _KEEPALIVE_COUNT * _KEEPALIVE_INTERVAL_S
+    for name, value in (
+        ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_S),
+        ("TCP_KEEPCNT", _KEEPALIVE_COUNT),
+        ("TCP_USER_TIMEOUT", seconds * 1000),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class TcpTransport(asyncio.BufferedProtocol):
+    """A Transport over a plain TCP socket.
+
+    Args:
+        accept: called once the connection is open; returns the receiver.
+    """
+
+    network = "tcp"
+
+    def __init__(self, accept: Accept) -> None:
+        self._accept = accept
+        self._receiver: Receiver | None = None
+        self._socket_transport: asyncio.Transport | None = None
+        self._over_high_water = False
+        self.local_address = ""
+        self.remote_address = ""
+
+    @property
+    def peer(self) -> PeerIdentity | None:
+        """None: a plain connection proves nothing."""
+        return None
+
+    @property
+    def security(self) -> str:
+        """Say that nothing is protected."""
+        return "plain TCP, nothing is protected"
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Learn the addresses and open at once."""
+        assert isinstance(transport, asyncio.Transport)
+        self._socket_transport = transport
+        self.local_address = format_address(transport.get_extra_info("sockname"))
+        self.remote_address = format_address(transport.get_extra_info("peername"))
+        enable_keepalive(transport.get_extra_info("socket"))
+        self._opened()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Pass the receiver's own memory to the kernel."""
+        assert self._receiver is not None
+        return self._receiver.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Tell the receiver what came."""
+        assert self._receiver is not None
+        self._receiver.buffer_updated(nbytes)
+
+    def eof_received(self) -> bool:
+        """Treat a half-closed connection as closed: every stream has its own end."""
+        return False
+
+    def pause_writing(self) -> None:
+        """Note that the kernel takes no more for now."""
+        self._over_high_water = True
+
+    def resume_writing(self) -> None:
+        """Wake whoever waits to write."""
+        self._over_high_water = False
+        if self._receiver is not None:
+            self._receiver.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the end on."""
+        self._over_high_water = False
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.connection_lost(exc)
+
+    # Called from above.
+
+    @property
+    def unsent_len(self) -> int:
+        """Bytes accepted by ``write`` that the kernel has not taken."""
+        assert self._socket_transport is not None
+        return self._socket_transport.get_write_buffer_size()
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Queue ``buffers`` in order."""
+        assert self._socket_transport is not None
+        for buffer in buffers:
+            self._socket_transport.write(buffer)
+
+    def pause_reading(self) -> None:
+        """Stop taking bytes from the network."""
+        assert self._socket_transport is not None
+        self._socket_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes from the network again."""
+        assert self._socket_transport is not None
+        self._socket_transport.resume_reading()
+
+    def close(self) -> None:
+        """Send what is queued, then close."""
+        assert self._socket_transport is not None
+        self._socket_transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        assert self._socket_transport is not None
+        self._socket_transport.abort()
+
+    def give_up(self) -> None:
+        """Close at once, whether or not there is a socket yet."""
+        if self._socket_transport is not None:
+            self.abort()
+
+    def _opened(self) -> None:
+        """Hand the open connection to whoever takes its bytes."""
+        assert self._socket_transport is not None
+        self._socket_transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_LEN)
+        self._receiver = self._accept(self)

@@ -1,0 +1,394 @@
+"""TLS 1.3 with mutual ed25519 certificates, on pyOpenSSL in memory-BIO mode.
+
+One suite is offered and accepted, TLS_CHACHA20_POLY1305_SHA256 (RFC 8446, B.4). Key
+exchange is what OpenSSL prefers: X25519MLKEM768 where both sides know it, else X25519.
+Session resumption is off, so that each connection is authenticated afresh.
+
+The peer's certificate is judged inside the handshake, by OpenSSL and then by our own
+checks. OpenSSL's refusal of a Go-made authority, whose extended key usage is "any"
+alone (error 26 at depth 1), is forgiven; every other verdict stands.
+
+An SSL object is touched by the event loop's thread only.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    HandshakeError,
+    PeerNotTrustedError,
+    SecurityError,
+)
+from rpc25519_tools.identity.certificate import PeerIdentity, verify_peer_certificate
+from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.transport.base import (
+    CHUNK_LEN,
+    WRITE_HIGH_WATER_LEN,
+    Accept,
+    scratch_buffer,
+)
+from rpc25519_tools.transport.tcp import TcpTransport
+from rpc25519_tools.wire.greenpack import Buffer
+
+#: The name in every certificate, and the server name that every client asks for,
+#: whatever the address dialled.
+SERVER_NAME: Final = "localhost"
+
+_SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
+#: pyOpenSSL allocates as much as it is asked for; one record never holds more.
+_RECORD_LEN: Final = 16 * 1024
+#: Room for CHUNK_LEN bytes in records, each with its header and tag.
+_ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // _RECORD_LEN * 64
+#: X509_V_ERR_INVALID_PURPOSE of OpenSSL's x509_vfy.h.
+_INVALID_PURPOSE: Final = 26
+
+#: The verdicts of OpenSSL's x509_vfy.h that users meet.
+_VERDICTS: Final = {
+    2: "its authority is not ours (ca.crt)",
+    7: "its signature was not made by our authority (ca.crt)",
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it is self-signed, not signed by our authority (ca.crt)",
+    19: "its authority is not ours (ca.crt)",
+    20: "its authority is not ours (ca.crt)",
+    21: "its authority is not ours (ca.crt)",
+    26: "its extended key usage does not allow this role",
+}
+
+Side = Literal["client", "server"]
+
+
+def tls_context(identity: LoadedIdentity, *, side: Side, verify: bool) -> SSL.Context:
+    """Make the settings that all connections of one side share.
+
+    Args:
+        identity: our certificate, its key, and the authority that peers must have.
+        side: which end of the connection we are.
+        verify: False checks nothing about the peer; a server then asks for no
+            certificate at all.
+    """
+    method = SSL.TLS_CLIENT_METHOD if side == "client" else SSL.TLS_SERVER_METHOD
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_tls13_ciphersuites(_SUITE)
+    context.set_options(SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.use_certificate(identity.certificate)
+    context.use_privatekey(identity.private_key)
+    if verify:
+        store = context.get_cert_store()
+        assert store is not None
+        store.add_cert(crypto.X509.from_cryptography(identity.ca))
+        context.set_verify(
+            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify_callback
+        )
+    else:
+        context.set_verify(SSL.VERIFY_NONE)
+    return context
+
+
+def _verify_callback(
+    connection: SSL.Connection,
+    certificate: crypto.X509,
+    error: int,
+    depth: int,
+    ok: int,
+) -> bool:
+    transport: TlsTransport = connection.get_app_data()
+    if depth == 0:
+        verdict = error if not ok else None
+        return transport.judge(certificate.to_cryptography(), verdict)
+    if ok or (error == _INVALID_PURPOSE and depth == 1):
+        return True
+    transport.refuse(f"the authority's certificate was refused: {_verdict(error)}")
+    return False
+
+
+def _verdict(error: int) -> str:
+    return _VERDICTS.get(error, f"OpenSSL verify error {error}")
+
+
+def _alert_text(error: SSL.Error) -> str:
+    """Return OpenSSL's reason, such as ``tlsv1 alert unknown ca``."""
+    reasons = [str(item[2]) for item in error.args[0]] if error.args else []
+    return ", ".join(filter(None, reasons)) or "unspecified TLS error"
+
+
+class TlsTransport(TcpTransport):
+    """A Transport over TLS.
+
+    Args:
+        context: from ``tls_context`` for the same side.
+        ca: the authority whose certificates are accepted; None accepts anyone.
+        side: which end of the connection we are.
+        accept: called when the handshake is done and the peer is trusted.
+        failed: called with the reason and the peer's address when it never comes to
+            that; the connection is closed by then.
+    """
+
+    def __init__(
+        self,
+        context: SSL.Context,
+        *,
+        ca: x509.Certificate | None,
+        side: Side,
+        accept: Accept,
+        failed: Callable[[Exception, str], None],
+    ) -> None:
+        super().__init__(accept)
+        self._ssl = SSL.Connection(context, None)
+        self._ssl.set_app_data(self)
+        self._ca = ca
+        self._side: Side = side
+        self._failed = failed
+        self._peer: PeerIdentity | None = None
+        self._refusal: PeerNotTrustedError | None = None
+        self._handshaking = True
+        self._closing = False
+        self.handshake_timer: asyncio.TimerHandle | None = None
+        self._scratch = memoryview(scratch_buffer())
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_len = 0
+        if side == "client":
+            self._ssl.set_tlsext_host_name(SERVER_NAME.encode())
+            self._ssl.set_connect_state()
+        else:
+            self._ssl.set_accept_state()
+
+    @property
+    def peer(self) -> PeerIdentity | None:
+        """The identity in the peer's verified certificate."""
+        return self._peer
+
+    @property
+    def security(self) -> str:
+        """Version, suite and key exchange group."""
+        return (
+            f"{self._ssl.get_protocol_version_name()} {self._ssl.get_cipher_name()} "
+            f"{self._ssl.get_group_name()}"
+        )
+
+    def judge(self, certificate: x509.Certificate, openssl_error: int | None) -> bool:
+        """Decide about the peer's own certificate, inside the handshake."""
+        assert self._ca is not None
+        try:
+            self._peer = verify_peer_certificate(
+                certificate,
+                self._ca,
+                usage="client" if self._side == "server" else "server",
+                now=datetime.now(UTC),
+                host_name=SERVER_NAME if self._side == "client" else None,
+            )
+        except PeerNotTrustedError as exc:
+            self._refusal = exc
+            return False
+        if openssl_error is not None:
+            self.refuse(f"the certificate was refused: {_verdict(openssl_error)}")
+            return False
+        return True
+
+    def refuse(self, reason: str) -> None:
+        """Remember why the peer is refused."""
+        self._refusal = PeerNotTrustedError(reason)
+        self._peer = None
+
+    # Called by asyncio.
+
+    def _opened(self) -> None:
+        # With no high-water mark asyncio holds one encrypted chunk at most, and all
+        # else waits here as plain bytes that nobody had to copy.
+        assert self._socket_transport is not None
+        self._socket_transport.set_write_buffer_limits(high=0)
+        self._shake_hands()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Pass scratch memory to the kernel for encrypted bytes."""
+        return self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Decrypt what came, straight into the receiver's memory."""
+        encrypted = self._scratch[:nbytes]
+        while encrypted:
+            encrypted = encrypted[self._ssl.bio_write(encrypted) :]
+        if self._handshaking:
+            self._shake_hands()
+        if not self._handshaking:
+            self._decrypt()
+
+    def resume_writing(self) -> None:
+        """Encrypt and send more."""
+        self._over_high_water = False
+        was_over = self._unsent_len > WRITE_HIGH_WATER_LEN
+        self._flush()
+        if was_over and self._unsent_len <= WRITE_HIGH_WATER_LEN and self._receiver:
+            self._receiver.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the end on, or report that the handshake never finished."""
+        self._unsent.clear()
+        self._unsent_len = 0
+        self._closing = True
+        if self._handshaking:
+            self._end_handshake()
+            self._failed(
+                HandshakeError(
+                    f"the {self._other()} closed the connection during the TLS "
+                    "handshake (does it use plain TCP? then give -tcp)"
+                ),
+                self.remote_address,
+            )
+        super().connection_lost(exc)
+
+    # Called from above.
+
+    @property
+    def unsent_len(self) -> int:
+        """Bytes accepted by ``write`` that the kernel has not taken."""
+        return self._unsent_len
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Queue ``buffers`` in order."""
+        if self._closing:
+            return
+        for buffer in buffers:
+            self._unsent.append(memoryview(buffer))
+            self._unsent_len += len(buffer)
+        if not self._over_high_water:
+            self._flush()
+
+    def close(self) -> None:
+        """Send what is queued and the closing alert, then close."""
+        if self._closing:
+            return
+        self._closing = True
+        assert self._socket_transport is not None
+        self._socket_transport.pause_reading()  # nobody would take the bytes
+        if not self._unsent:
+            self._say_goodbye()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._closing = True
+        self._unsent.clear()
+        self._unsent_len = 0
+        super().abort()
+
+    def fail_handshake(self, error: Exception) -> None:
+        """Give up on a handshake that takes too long."""
+        if self._handshaking:
+            self._end_handshake()
+            self.abort()
+            self._failed(error, self.remote_address)
+
+    # Inside.
+
+    def _other(self) -> str:
+        return "server" if self._side == "client" else "client"
+
+    def _shake_hands(self) -> None:
+        try:
+            self._ssl.do_handshake()
+        except SSL.WantReadError:
+            self._send_encrypted()
+            return
+        except (SSL.Error, ValueError) as exc:
+            self._end_handshake()
+            self._send_encrypted()  # the alert that tells the peer why
+            super().close()
+            self._failed(self._handshake_error(exc), self.remote_address)
+            return
+        self._end_handshake()
+        self._send_encrypted()
+        self._receiver = self._accept(self)
+
+    def _end_handshake(self) -> None:
+        self._handshaking = False
+        if self.handshake_timer is not None:
+            self.handshake_timer.cancel()
+
+    def _handshake_error(self, exc: Exception) -> SecurityError:
+        if self._refusal is not None:
+            return self._refusal
+        if not isinstance(exc, SSL.Error):
+            return HandshakeError(f"unusable certificate: {exc}")
+        text = _alert_text(exc)
+        if "wrong version number" in text or "packet length" in text:
+            return HandshakeError(
+                f"the {self._other()} does not speak TLS (give -tcp for plain TCP)"
+            )
+        if "did not return a certificate" in text:
+            return PeerNotTrustedError("the client sent no certificate")
+        return HandshakeError(f"TLS handshake failed: {text}")
+
+    def _decrypt(self) -> None:
+        receiver = self._receiver
+        try:
+            while receiver is not None and not self._closing:
+                count = self._ssl.recv_into(receiver.get_buffer(), _RECORD_LEN)
+                receiver.buffer_updated(count)
+                receiver = self._receiver
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            self.close()
+        except SSL.Error as exc:
+            self._end_with(exc)
+            return
+        self._send_encrypted()  # an answer to a key update, say
+
+    def _end_with(self, exc: SSL.Error) -> None:
+        """End an open connection that TLS declares broken or refused."""
+        text = _alert_text(exc)
+        error: Exception = ConnectionLostError(f"TLS error: {text}")
+        if "alert" in text:
+            error = PeerNotTrustedError(
+                f"the {self._other()} refused our certificate ({text})"
+            )
+        receiver, self._receiver = self._receiver, None
+        self.abort()
+        if receiver is not None:
+            receiver.connection_lost(error)
+
+    def _flush(self) -> None:
+        """Encrypt queued bytes as long as the kernel takes them at once."""
+        while self._unsent and not self._over_high_water:
+            room = CHUNK_LEN
+            while self._unsent and room:
+                head = self._unsent[0]
+                piece = head[:room]
+                self._ssl.sendall(piece)
+                room -= len(piece)
+                self._unsent_len -= len(piece)
+                if len(piece) == len(head):
+                    self._unsent.popleft()
+                else:
+                    self._unsent[0] = head[len(piece) :]
+            self._send_encrypted()
+        if self._closing and not self._unsent:
+            self._say_goodbye()
+
+    def _send_encrypted(self) -> None:
+        assert self._socket_transport is not None
+        try:
+            while True:
+                encrypted = self._ssl.bio_read(_ENCRYPTED_LEN)
+                self._socket_transport.write(encrypted)
+                if len(encrypted) < _ENCRYPTED_LEN:
+                    break
+        except SSL.WantReadError:
+            pass  # nothing more to send
+
+    def _say_goodbye(self) -> None:
+        try:
+            self._ssl.shutdown()
+        except SSL.Error:
+            pass  # the handshake never finished; there is nobody to tell
+        self._send_encrypted()
+        super().close()

@@ -1,0 +1,243 @@
+"""Frames on the byte stream.
+
+A frame is seven magic bytes, one codec byte, a big-endian 64-bit body length, and the
+body. There is no greeting, no checksum and no closing message. Anything unexpected ends
+the connection; a decoder never looks for the next magic, because bytes that lost their
+frame cannot be trusted to find it again.
+
+The decoder offers its own memory for the next bytes (``get_buffer``), so that a long
+body is received or decrypted straight into place. Memory for a body grows with what has
+really arrived: a peer that announces 64 MiB and sends nothing costs nothing.
+
+Source: recorded exchanges; the limits are those that a Go peer enforces.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from rpc25519_tools.errors import (
+    BadMagicError,
+    FrameTooLargeError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
+from rpc25519_tools.wire import codecs
+from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import (
+    FRAME_HEADER_LEN,
+    MAGIC,
+    MAX_BODY_LEN,
+    MAX_PAYLOAD_LEN,
+    MAX_PLAIN_LEN,
+    MIB,
+)
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import Message, decode_message, encode_message
+
+#: A body is first given this much memory; then what it has is doubled.
+_FIRST_BODY_ALLOCATION: Final = MIB + 16 * 1024
+#: Shorter rests of a body are received together with what follows them.
+_DIRECT_FROM_LEN: Final = 16 * 1024
+#: Buffers up to this length are joined into one; longer ones are never copied.
+_JOIN_UP_TO_LEN: Final = 16 * 1024
+
+_HEADER: Final = struct.Struct(">7sBQ")
+_HIGHEST_CODEC: Final = max(Codec)
+#: The first two bytes of a TLS alert record: what a plain client hears from TLS.
+_TLS_ALERT: Final = b"\x15\x03"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame as it arrived: its codec and its still packed body."""
+
+    codec: Codec
+    body: Buffer
+
+
+def encode_frame(message: Message, codec: Codec) -> list[Buffer]:
+    """Encode ``message`` as one frame, as a list of buffers to be written in order.
+
+    Args:
+        message: the message; ``no_system_compression`` overrides ``codec`` with 7.
+        codec: what packs the body.
+
+    Raises:
+        LocalProtocolError: the payload or the packed body is over the peer's limit.
+    """
+    if len(message.payload) > MAX_PAYLOAD_LEN:
+        raise LocalProtocolError(
+            f"a payload of {len(message.payload)} bytes does not fit a message; "
+            f"the limit is {MAX_PAYLOAD_LEN}"
+        )
+    if message.header.no_system_compression:
+        codec = Codec.NONE_ONCE
+    body = encode_message(message)
+    if codec not in (Codec.NONE, Codec.NONE_ONCE):
+        plain = body[0] if len(body) == 1 else b"".join(body)
+        body = [codecs.compress(codec, plain)]
+    body_len = sum(map(len, body))
+    if body_len > MAX_BODY_LEN:
+        raise LocalProtocolError(
+            f"a message of {body_len} bytes is over the limit of {MAX_BODY_LEN}"
+        )
+    header = _HEADER.pack(MAGIC, codec, body_len)
+    if body_len <= _JOIN_UP_TO_LEN:
+        return [b"".join((header, *body))]
+    if len(body[0]) <= _JOIN_UP_TO_LEN:
+        return [header + bytes(body[0]), *body[1:]]
+    return [header, *body]
+
+
+def decode_frame(frame: Frame, max_plain_len: int = MAX_PLAIN_LEN) -> Message:
+    """Unpack and decode the message in ``frame``.
+
+    Raises:
+        DecodeError: the body does not unpack, or holds no message.
+        FrameTooLargeError: it unpacks to more than ``max_plain_len`` bytes.
+    """
+    if frame.codec in (Codec.NONE, Codec.NONE_ONCE):
+        return decode_message(frame.body)
+    return decode_message(
+        codecs.decompress(frame.codec, frame.body, max_len=max_plain_len)
+    )
+
+
+class FrameDecoder:
+    """Cut a byte stream into frames.
+
+    Feed it either with ``receive_data``, or by filling the memory that ``get_buffer``
+    returns and telling ``buffer_updated`` how much came. After an error the decoder
+    refuses everything; the connection has to be closed.
+
+    Args:
+        scratch: memory for bytes that are not the inside of a long body. It is used
+            only between ``get_buffer`` and ``buffer_updated``, so several decoders of
+            one thread can share it.
+    """
+
+    def __init__(self, scratch: bytearray) -> None:
+        self._scratch = memoryview(scratch)
+        self._partial_header = b""
+        self._codec = Codec.NONE
+        self._body: bytearray | None = None
+        self._body_len = 0
+        self._filled = 0
+        self._direct = False
+        self._failed = False
+
+    @property
+    def at_frame_boundary(self) -> bool:
+        """Whether the bytes so far end exactly with a frame."""
+        return self._body is None and not self._partial_header
+
+    def get_buffer(self) -> memoryview:
+        """Return memory (never empty) in which to place the next bytes."""
+        if self._body is not None:
+            remaining = self._body_len - self._filled
+            if remaining >= _DIRECT_FROM_LEN:
+                self._direct = True
+                self._grow_body()
+                return memoryview(self._body)[self._filled :]
+        self._direct = False
+        return self._scratch
+
+    def buffer_updated(self, count: int) -> list[Frame]:
+        """Take the first ``count`` bytes of what ``get_buffer`` returned last.
+
+        Raises:
+            BadMagicError: no frame starts where one must start.
+            FrameTooLargeError: a frame is longer than the limit.
+        """
+        if not self._direct:
+            return self.receive_data(self._scratch[:count])
+        self._filled += count
+        if self._filled < self._body_len:
+            return []
+        return [self._finish_body()]
+
+    def receive_data(self, data: Buffer) -> list[Frame]:
+        """Take the next bytes of the stream; return the frames that they complete.
+
+        Raises:
+            BadMagicError: no frame starts where one must start.
+            FrameTooLargeError: a frame is longer than the limit.
+        """
+        if self._failed:
+            raise RemoteProtocolError("the byte stream has already been given up")
+        frames: list[Frame] = []
+        view = memoryview(data)
+        position = 0
+        end = len(view)
+        while position < end:
+            if self._body is not None:
+                position += self._fill_body(view[position:])
+            else:
+                position = self._read_header(view, position)
+            if self._body is not None and self._filled == self._body_len:
+                frames.append(self._finish_body())
+        return frames
+
+    def _read_header(self, view: memoryview, position: int) -> int:
+        """Read a frame header, or the part of it that is there."""
+        missing = FRAME_HEADER_LEN - len(self._partial_header)
+        header = self._partial_header + bytes(view[position : position + missing])
+        position += min(missing, len(view) - position)
+        if len(header) < FRAME_HEADER_LEN:
+            # Bytes that cannot be a header are refused at once, not awaited.
+            self._check_magic(header)
+            self._partial_header = header
+            return position
+        self._partial_header = b""
+        self._check_magic(header)
+        _, codec, body_len = _HEADER.unpack(header)
+        if body_len > MAX_BODY_LEN:
+            self._failed = True
+            raise FrameTooLargeError(
+                f"the peer announces a message of {body_len} bytes; "
+                f"the limit is {MAX_BODY_LEN}",
+                limit=MAX_BODY_LEN,
+                got=body_len,
+            )
+        self._codec = Codec(codec)
+        self._body_len = body_len
+        self._filled = 0
+        self._body = bytearray(min(body_len, _FIRST_BODY_ALLOCATION))
+        return position
+
+    def _check_magic(self, header: bytes) -> None:
+        if not MAGIC.startswith(header[: len(MAGIC)]):
+            self._failed = True
+            if header.startswith(_TLS_ALERT) or _TLS_ALERT.startswith(header):
+                raise BadMagicError("the peer speaks TLS, not plain TCP (drop -tcp)")
+            raise BadMagicError("the peer does not speak this protocol (bad magic)")
+        if len(header) > len(MAGIC) and header[len(MAGIC)] > _HIGHEST_CODEC:
+            self._failed = True
+            raise BadMagicError(
+                f"the peer names codec {header[len(MAGIC)]}, which does not exist"
+            )
+
+    def _fill_body(self, view: memoryview) -> int:
+        assert self._body is not None
+        self._grow_body()
+        room = min(len(self._body), self._body_len) - self._filled
+        count = min(room, len(view))
+        self._body[self._filled : self._filled + count] = view[:count]
+        self._filled += count
+        return count
+
+    def _grow_body(self) -> None:
+        """Give a body that has filled its memory twice as much, up to its length."""
+        body = self._body
+        assert body is not None
+        if self._filled == len(body) and self._filled < self._body_len:
+            grown = bytearray(min(2 * len(body), self._body_len))
+            grown[: self._filled] = body
+            self._body = grown
+
+    def _finish_body(self) -> Frame:
+        assert self._body is not None
+        frame = Frame(self._codec, self._body)
+        self._body = None
+        return frame

@@ -1,0 +1,312 @@
+"""Message, Header and CallType, and their greenpack encoding.
+
+A message is a header, a payload (``JobSerz``) and an error text (``JobErrs``). Members
+that are empty, zero or false are left out, and fields go out in ``zid`` order, as Go's
+generated code does it; ``Args`` entries may come in any order.
+
+Decoding is as tolerant as the Go decoder (unknown keys are skipped, missing ones keep
+their defaults, nil counts as unset, bytes after the object are ignored) and as strict
+about types, except that an integer is taken in either sign form.
+
+Source: recorded exchanges ``*.c2s.bin`` / ``*.s2c.bin`` and ``gp-message-*.bin``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final, cast
+
+from rpc25519_tools.errors import DecodeError
+from rpc25519_tools.wire.greenpack import (
+    Buffer,
+    PrefixUnpacker,
+    pack_bin_header,
+    pack_map_header,
+    pack_signed,
+    pack_str,
+    pack_time,
+    pack_unsigned,
+    read_bin_header,
+    unpack_object,
+    unpack_time,
+)
+
+#: Bodies from this length on have their payload sliced out instead of copied.
+SLICE_FROM_LEN: Final = 32 * 1024
+#: How much of a long body is looked at for the header.
+_HEADER_WINDOW_LEN: Final = 16 * 1024
+
+_NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class CallType(IntEnum):
+    """What a message is for; the numbers of the peer's ``CallType``."""
+
+    NONE = 0
+    RPC = 1
+    NET_RPC = 2
+    REQUEST_BISTREAM = 3
+    RSYNC_STEP0 = 4
+    RSYNC_STEP1 = 5
+    ONE_WAY = 10
+    RPC_REPLY = 11
+    KEEP_ALIVE = 12
+    CANCEL_PREVIOUS = 13
+    ERROR = 14
+    UPLOAD_BEGIN = 15
+    UPLOAD_MORE = 16
+    UPLOAD_END = 17
+    REQUEST_DOWNLOAD = 18
+    DOWNLOAD_BEGIN = 19
+    DOWNLOAD_MORE = 20
+    DOWNLOAD_END = 21
+    RSYNC_STEP2 = 22
+    RSYNC_STEP3 = 23
+    RSYNC_STEP4 = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The header of a message; every field has the peer's meaning.
+
+    Attributes:
+        created_ns: when the sender made the message, nanoseconds since 1970 UTC.
+        sender: the peer's ``From``, such as ``tcp://127.0.0.1:8443``; never trusted.
+        recipient: the peer's ``To``.
+        subject: free text; the error text in a message of type ERROR.
+        seqno: number of the call on its connection; the first one is 2.
+        call_type: a CallType, or another number when a peer sends one we do not know.
+        call_id: names the call; 20 random bytes in URL-safe base64.
+        serial: counts the messages a process makes; ignored by receivers.
+        local_recv_ns: set by a receiver for its own use; not sent.
+        deadline_ns: when the caller gives up, nanoseconds since 1970 UTC, or None.
+        stream_part: 0 for the first part of a stream, then counted up by one.
+        service_name: the name under which the handler is registered.
+        args: small named strings.
+        no_system_compression: this one message goes out with codec byte 7.
+    """
+
+    created_ns: int | None = None
+    sender: str = ""
+    recipient: str = ""
+    subject: str = ""
+    seqno: int = 0
+    call_type: int = CallType.NONE
+    call_id: str = ""
+    serial: int = 0
+    local_recv_ns: int | None = None
+    deadline_ns: int | None = None
+    stream_part: int = 0
+    service_name: str = ""
+    args: Mapping[str, str] = field(default_factory=lambda: _NO_ARGS)
+    no_system_compression: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message.
+
+    Attributes:
+        header: see Header.
+        payload: the peer's ``JobSerz``. A decoded long payload is a memoryview of the
+            received body; it stays valid as long as it is referenced.
+        error: the peer's ``JobErrs``; empty means success.
+    """
+
+    header: Header
+    payload: Buffer = b""
+    error: str = ""
+
+
+_KEY_HEADER: Final = pack_str("HDR_zid00_rct")
+_KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
+_KEY_ERROR: Final = pack_str("JobErrs_zid02_str")
+_EMPTY_HEADER: Final = _KEY_HEADER + pack_map_header(0)
+
+
+def _pack_args(args: Mapping[str, str]) -> bytes:
+    packed = [pack_map_header(len(args))]
+    for key, value in args.items():
+        packed.append(pack_str(key))
+        packed.append(pack_str(value))
+    return b"".join(packed)
+
+
+def _pack_header(header: Header) -> bytes:
+    out: list[bytes] = []
+    if header.created_ns is not None:
+        out.append(b"\xb1Created_zid00_tim" + pack_time(header.created_ns))
+    if header.sender:
+        out.append(b"\xaeFrom_zid01_str" + pack_str(header.sender))
+    if header.recipient:
+        out.append(b"\xacTo_zid02_str" + pack_str(header.recipient))
+    if header.subject:
+        out.append(b"\xb1Subject_zid03_str" + pack_str(header.subject))
+    if header.seqno:
+        out.append(b"\xafSeqno_zid04_u64" + pack_unsigned(header.seqno))
+    if header.call_type:
+        out.append(b"\xadTyp_zid05_rct" + pack_signed(header.call_type))
+    if header.call_id:
+        out.append(b"\xb0CallID_zid06_str" + pack_str(header.call_id))
+    if header.serial:
+        out.append(b"\xb0Serial_zid07_i64" + pack_signed(header.serial))
+    if header.local_recv_ns is not None:
+        out.append(b"\xb5LocalRecvTm_zid08_tim" + pack_time(header.local_recv_ns))
+    if header.deadline_ns is not None:
+        out.append(b"\xb2Deadline_zid09_tim" + pack_time(header.deadline_ns))
+    if header.stream_part:
+        out.append(b"\xb4StreamPart_zid10_i64" + pack_signed(header.stream_part))
+    if header.service_name:
+        out.append(b"\xb5ServiceName_zid11_str" + pack_str(header.service_name))
+    if header.args:
+        out.append(b"\xaeArgs_zid12_map" + _pack_args(header.args))
+    if header.no_system_compression:
+        out.append(b"\xbdNoSystemCompression_zid13_boo\xc3")
+    return _KEY_HEADER + pack_map_header(len(out)) + b"".join(out)
+
+
+def encode_message(message: Message) -> list[Buffer]:
+    """Encode ``message`` as buffers that make up the greenpack body in order.
+
+    The payload is passed through as it is, never copied.
+
+    Raises:
+        OverflowError: an integer field does not fit its width.
+    """
+    payload, error = message.payload, message.error
+    head = pack_map_header(1 + bool(payload) + bool(error)) + _pack_header(
+        message.header
+    )
+    buffers: list[Buffer] = [head]
+    if payload:
+        buffers[0] = head + _KEY_PAYLOAD + pack_bin_header(len(payload))
+        buffers.append(payload)
+    if error:
+        buffers.append(_KEY_ERROR + pack_str(error))
+    return buffers
+
+
+def _as_str(value: object, name: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    raise DecodeError(f"{name} is not a string")
+
+
+def _as_int(value: object, name: str) -> int:
+    if type(value) is int:
+        return value
+    raise DecodeError(f"{name} is not an integer")
+
+
+def _as_bool(value: object, name: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise DecodeError(f"{name} is not a boolean")
+
+
+def _as_args(value: object, name: str) -> Mapping[str, str]:
+    if value is None:
+        return _NO_ARGS
+    if not isinstance(value, dict):
+        raise DecodeError(f"{name} is not a map")
+    for key, text in value.items():
+        if type(key) is not str or type(text) is not str:
+            raise DecodeError(f"{name} holds something that is not a string")
+    return cast("dict[str, str]", value)
+
+
+#: Wire key -> field of Header and the check that turns the value into it.
+_HEADER_FIELDS: Final[dict[str, tuple[str, Callable[[object, str], object]]]] = {
+    "Created_zid00_tim": ("created_ns", unpack_time),
+    "From_zid01_str": ("sender", _as_str),
+    "To_zid02_str": ("recipient", _as_str),
+    "Subject_zid03_str": ("subject", _as_str),
+    "Seqno_zid04_u64": ("seqno", _as_int),
+    "Typ_zid05_rct": ("call_type", _as_int),
+    "CallID_zid06_str": ("call_id", _as_str),
+    "Serial_zid07_i64": ("serial", _as_int),
+    "LocalRecvTm_zid08_tim": ("local_recv_ns", unpack_time),
+    "Deadline_zid09_tim": ("deadline_ns", unpack_time),
+    "StreamPart_zid10_i64": ("stream_part", _as_int),
+    "ServiceName_zid11_str": ("service_name", _as_str),
+    "Args_zid12_map": ("args", _as_args),
+    "NoSystemCompression_zid13_boo": ("no_system_compression", _as_bool),
+}
+
+
+def _header_of(value: object) -> Header:
+    if value is None:
+        return Header()
+    if not isinstance(value, dict):
+        raise DecodeError("the header of a message is not a map")
+    fields: dict[str, object] = {}
+    for key, member in value.items():
+        known = _HEADER_FIELDS.get(key) if isinstance(key, str) else None
+        if known is not None:
+            name, check = known
+            fields[name] = check(member, key)
+        elif isinstance(key, bytes):
+            raise DecodeError("a key in the header of a message is binary")
+    return Header(**fields)  # type: ignore[arg-type]  # each value passed its check
+
+
+def _message_of(value: object) -> Message:
+    if value is None:
+        return Message(header=Header())
+    if not isinstance(value, dict):
+        raise DecodeError("a message must be a map")
+    payload = value.get("JobSerz_zid01_bin")
+    if payload is None:
+        payload = b""
+    elif not isinstance(payload, bytes):
+        raise DecodeError("JobSerz_zid01_bin is not binary")
+    return Message(
+        header=_header_of(value.get("HDR_zid00_rct")),
+        payload=payload,
+        error=_as_str(value.get("JobErrs_zid02_str"), "JobErrs_zid02_str"),
+    )
+
+
+def _sliced_message(body: Buffer) -> Message | None:
+    """Decode a body in the usual order of members without copying its payload.
+
+    Returns None when the body is in any other form that the general decoder may take.
+    """
+    if len(body) < SLICE_FROM_LEN:
+        return None
+    try:
+        unpacker = PrefixUnpacker(body, _HEADER_WINDOW_LEN)
+        entries = unpacker.map_len()
+        if not 2 <= entries <= 3 or unpacker.value() != "HDR_zid00_rct":
+            return None
+        header = unpacker.value()
+        if unpacker.value() != "JobSerz_zid01_bin":
+            return None
+        start, length = read_bin_header(body, unpacker.offset())
+    except DecodeError:
+        return None
+    payload = memoryview(body)[start : start + length]
+    error = ""
+    if entries == 3:
+        rest = memoryview(body)[start + length :]
+        if bytes(rest[: len(_KEY_ERROR)]) != _KEY_ERROR:
+            return None
+        error = _as_str(unpack_object(rest[len(_KEY_ERROR) :]), "JobErrs_zid02_str")
+    return Message(header=_header_of(header), payload=payload, error=error)
+
+
+def decode_message(body: Buffer) -> Message:
+    """Decode one greenpack body.
+
+    Args:
+        body: the unpacked body of a frame. The message may keep a view of it, so it
+            must not be changed afterwards.
+
+    Raises:
+        DecodeError: ``body`` is not a well-formed message.
+    """
+    sliced = _sliced_message(body)
+    return sliced if sliced is not None else _message_of(unpack_object(body))
