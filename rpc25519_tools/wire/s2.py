@@ -264,8 +264,14 @@ def _replace_repeats(elements: bytes, plain_len: int) -> bytearray:
             break
         tag = elements[pos]
         if tag & 3 == 0 and tag >= 60 << 2:
-            extra = (tag >> 2) - 59
-            pos += 2 + extra + from_bytes(elements[pos + 1 : pos + 1 + extra], "little")
+            first = pos + (tag >> 2) - 58
+            length = from_bytes(elements[pos + 1 : first], "little") + 1
+            if length <= 60:
+                # The native decoder refuses this long form at the end of a block.
+                block += elements[copied:pos]
+                block.append((length - 1) << 2)
+                copied = first
+            pos = first + length
         elif tag & 0xE3 == 1 and elements[pos + 1 : pos + 2] == b"\0":
             if not last:
                 raise DecodeError("S2: a repeat comes before any copy")
