@@ -56,7 +56,7 @@ _UNDERSTOOD = {
 }
 
 # What `cryptography` raises, lazily, for fields and extensions that do not parse.
-_MALFORMED = (
+MALFORMED = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -121,7 +121,7 @@ def parse_certificate(pem_or_der: bytes | bytearray | memoryview) -> x509.Certif
         if b"-----BEGIN " in data:
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except _MALFORMED as exc:
+    except MALFORMED as exc:
         raise KeyFileError("not a certificate (neither PEM nor DER)") from exc
 
 
@@ -133,7 +133,7 @@ def raw_public_key(certificate: x509.Certificate) -> bytes:
     """
     try:
         key = certificate.public_key()
-    except _MALFORMED as exc:
+    except MALFORMED as exc:
         raise PeerNotTrustedError("its public key cannot be read") from exc
     if not isinstance(key, Ed25519PublicKey):
         kind = type(key).__name__.removesuffix("PublicKey").lstrip("_")
@@ -224,7 +224,7 @@ def check_issued_by(leaf: x509.Certificate, ca: x509.Certificate) -> None:
             "it was not signed by our certificate authority (the issuer's name is "
             "right, the signature is not)"
         ) from exc
-    except _MALFORMED as exc:
+    except MALFORMED as exc:
         raise PeerNotTrustedError("its signature cannot be checked") from exc
     if not same_name:
         raise PeerNotTrustedError(
@@ -237,7 +237,7 @@ def check_dates(certificate: x509.Certificate, *, now: datetime) -> None:
     try:
         begin = certificate.not_valid_before_utc
         end = certificate.not_valid_after_utc
-    except _MALFORMED as exc:
+    except MALFORMED as exc:
         raise PeerNotTrustedError("its dates cannot be read") from exc
     if now < begin:
         raise PeerNotTrustedError(
@@ -296,7 +296,7 @@ def check_host_name(certificate: x509.Certificate, host_name: str) -> None:
         check = verify_certificate_hostname
     try:
         check(certificate, host_name)
-    except (VerificationError, CertificateError, *_MALFORMED) as exc:
+    except (VerificationError, CertificateError, *MALFORMED) as exc:
         raise PeerNotTrustedError(
             f"its names do not include {printable(host_name)!r}"
         ) from exc
@@ -305,7 +305,7 @@ def check_host_name(certificate: x509.Certificate, host_name: str) -> None:
 def _extensions(certificate: x509.Certificate) -> x509.Extensions:
     try:
         return certificate.extensions
-    except _MALFORMED as exc:
+    except MALFORMED as exc:
         raise PeerNotTrustedError("its extensions cannot be read") from exc
 
 
