@@ -67,13 +67,27 @@ def passphrase_source(
             phrase = _given(passphrase_file, variable)
             if phrase is None:
                 phrase = _ask(what, confirm=confirm)
-            if confirm and not phrase:
-                raise PassphraseError(
-                    "an empty pass phrase protects nothing; -nopass writes the key "
-                    "without one"
-                )
             known.append(phrase)
         return known[0]
+
+    return refusing_empty(get) if confirm else get
+
+
+def refusing_empty(source: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return a source that raises `PassphraseError` instead of an empty phrase.
+
+    For keys that are being created. The reference writes such keys, under a prompt
+    that says "empty for no passphrase", so opening them must stay possible.
+    """
+
+    def get() -> bytes:
+        phrase = source()
+        if not phrase:
+            raise PassphraseError(
+                "an empty pass phrase protects nothing; -nopass writes the key "
+                "without one"
+            )
+        return phrase
 
     return get
 

@@ -211,9 +211,13 @@ def describe_key_file(pem: bytes | bytearray | memoryview) -> KeyFileInfo:
             cipher=f"AES-{parts.kdf.key_len * 8}-GCM",
             public_key=None,
         )
-    public = _load_pkcs8(body).public_key()
-    raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return KeyFileInfo(protected=False, kdf=None, cipher=None, public_key=raw)
+    public_key = raw_public_key_of(_load_pkcs8(body))
+    return KeyFileInfo(protected=False, kdf=None, cipher=None, public_key=public_key)
+
+
+def raw_public_key_of(key: Ed25519PrivateKey) -> bytes:
+    """Return the 32 raw bytes of the public half."""
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def _derive(passphrase: bytes, salt: bytes, kdf: KdfParameters) -> bytes:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from rpc25519_tools.errors import (
     KeyFileError,
@@ -40,7 +39,11 @@ from rpc25519_tools.identity.certificate import (
     parse_certificate,
     raw_public_key,
 )
-from rpc25519_tools.identity.keyfile import MAX_KEY_FILE_BYTES, decode_private_key
+from rpc25519_tools.identity.keyfile import (
+    MAX_KEY_FILE_BYTES,
+    decode_private_key,
+    raw_public_key_of,
+)
 from rpc25519_tools.identity.printable import printable
 
 CA_NAME = "ca"
@@ -219,10 +222,9 @@ def check_key_matches(
     Raises:
         KeyFileError: it does not; the text names both files.
     """
-    public = private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     with _naming(certificate_path):
         expected = raw_public_key(certificate)
-    if public != expected:
+    if raw_public_key_of(private_key) != expected:
         raise KeyFileError(
             f"{printable(key_path)} is not the key of {printable(certificate_path)}"
         )

@@ -1,0 +1,446 @@
+"""``selfy``: makes, shows and verifies certificates and keys."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from rpc25519_tools import __version__
+from rpc25519_tools.errors import KeyFileError, Rpc25519Error
+
+from ._errors import reporting_errors
+from ._gostyle import GoStyleCommand
+from ._output import Talk, printable
+from ._passphrase import (
+    VARIABLE,
+    is_passphrase_given,
+    passphrase_options,
+    passphrase_source,
+    refusing_empty,
+)
+
+if TYPE_CHECKING:
+    from rpc25519_tools.identity.describe import Rows
+    from rpc25519_tools.identity.issue import Issued, Order, Passphrases
+    from rpc25519_tools.identity.keyfile import KeyFileInfo
+
+CA_VARIABLE = "RPC25519_CA_PASSPHRASE"
+
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(path_type=Path)
+
+_EPILOG = """\
+Options may be written with one dash or two, and with '=' or a space before the value.
+Actions may be combined (-verify stands alone). Nothing existing is overwritten
+without --force, and either all files are written or none.
+
+Example: selfy -k node -e node@example.org
+"""
+
+
+@click.command(cls=GoStyleCommand, epilog=_EPILOG)
+@click.option(
+    "-k",
+    "--key",
+    metavar="NAME",
+    help="Make a key NAME.key and its certificate NAME.crt in the -o directory, signed "
+    "by the authority in the -p directory, which is made too if there is none.",
+)
+@click.option(
+    "-e",
+    "--email",
+    metavar="EMAIL",
+    help="Whom to contact about this key; written into the certificate and shown to "
+    "its peers. [default: NAME@HOST]",
+)
+@click.option(
+    "--san",
+    multiple=True,
+    metavar="NAME",
+    help="Another DNS name, IP address or e-mail for the certificate (repeatable).",
+)
+@click.option(
+    "--days",
+    type=int,
+    metavar="N",
+    help="Life of the certificate (with -ca alone: of the authority). [default: 36600]",
+)
+@click.option(
+    "--ca",
+    is_flag=True,
+    help="Make a new certificate authority in the -p directory.",
+)
+@click.option(
+    "--gensym",
+    metavar="NAME",
+    help="Write 32 random bytes, a pre-shared key, to this name in the -p directory.",
+)
+@click.option(
+    "-v",
+    "--view",
+    type=_FILE,
+    metavar="PATH",
+    help="Show a certificate, or what a key file is.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="With -v: show it as one JSON object."
+)
+@click.option(
+    "--verify",
+    type=_FILE,
+    metavar="PATH",
+    help="Check a certificate against ca.crt in the -p directory; exits 0 or 1.",
+)
+@click.option(
+    "-o",
+    "--out-dir",
+    type=_DIRECTORY,
+    default=Path("certs"),
+    show_default=True,
+    metavar="DIR",
+    help="Where keys and certificates go.",
+)
+@click.option(
+    "-p",
+    "--private-dir",
+    type=_DIRECTORY,
+    default=Path("my-keep-private-dir"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the authority and pre-shared keys are. Keep it to yourself.",
+)
+@click.option(
+    "--nopass", is_flag=True, help="Write private keys without a pass phrase."
+)
+@passphrase_options
+@click.option(
+    "--ca-passphrase-file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="PATH",
+    help="Read the pass phrase of the authority's key from this file, if it is another "
+    f"one; or set {CA_VARIABLE}.",
+)
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option("--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+@click.version_option(__version__, prog_name="selfy")
+def selfy(
+    *,
+    key: str | None,
+    email: str | None,
+    san: tuple[str, ...],
+    days: int | None,
+    ca: bool,
+    gensym: str | None,
+    view: Path | None,
+    as_json: bool,
+    verify: Path | None,
+    out_dir: Path,
+    private_dir: Path,
+    nopass: bool,
+    passphrase_file: str | None,
+    ca_passphrase_file: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Make, show and verify ed25519 certificates and keys.
+
+    A private key is protected by a pass phrase (Argon2id, 256 MiB, and AES-256-GCM)
+    unless -nopass is given. It is asked for on the terminal, or taken from
+    --passphrase-file or the environment variable RPC25519_PASSPHRASE.
+    """
+    talk = Talk(prog="selfy", quiet=quiet)
+    makes = ca or key is not None or gensym is not None
+    _check_combination(
+        makes=makes,
+        actions=(makes, view is not None, verify is not None),
+        only_with_key={"-e": email is not None, "--san": bool(san)},
+        key=key,
+        as_json=as_json,
+        view=view,
+        days_unused=days is not None and not ca and key is None,
+    )
+    with reporting_errors("selfy"):
+        if verify is not None:
+            _verify(verify, private_dir, out_dir, talk)
+        if makes:
+            from rpc25519_tools.identity.authority import parse_alternative_name
+            from rpc25519_tools.identity.issue import Order
+
+            order = Order(
+                private_dir=private_dir,
+                certs_dir=out_dir,
+                name=key,
+                email="" if key is None else _email(key, email, talk),
+                extra_names=[parse_alternative_name(name) for name in san],
+                days=days,
+                make_authority=ca,
+                symmetric_name=gensym,
+                replace=force,
+            )
+            sources = _Sources(passphrase_file, ca_passphrase_file, talk=talk)
+            _make(order, sources.passphrases(order, nopass=nopass), talk)
+        if view is not None:
+            _view(view, passphrase_file, talk, as_json=as_json)
+
+
+def _check_combination(
+    *,
+    makes: bool,
+    actions: tuple[bool, ...],
+    only_with_key: dict[str, bool],
+    key: str | None,
+    as_json: bool,
+    view: Path | None,
+    days_unused: bool,
+) -> None:
+    """Refuse options that mean nothing together."""
+    if not any(actions):
+        raise click.UsageError(
+            "Nothing to do: give -k NAME, -ca, -gensym NAME, -v PATH or -verify PATH."
+        )
+    if actions[2] and (makes or view is not None):
+        raise click.UsageError("-verify stands alone.")
+    for option, given in only_with_key.items():
+        if given and key is None:
+            raise click.UsageError(f"{option} needs -k NAME.")
+    if days_unused:
+        raise click.UsageError("--days needs -k NAME or -ca.")
+    if as_json and view is None:
+        raise click.UsageError("--json needs -v PATH.")
+
+
+def _email(key: str, email: str | None, talk: Talk) -> str:
+    """Return the e-mail that was given, or NAME@HOST."""
+    if email is not None:
+        return email
+    import socket
+
+    filled = f"{key}@{socket.gethostname()}"
+    talk.say(f"no -e EMAIL given: the certificate says {filled}")
+    return filled
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The places that pass phrases come from."""
+
+    passphrase_file: str | None
+    ca_passphrase_file: str | None
+    talk: Talk
+
+    def passphrases(self, order: "Order", *, nopass: bool) -> "Passphrases":
+        """Return a source for each key that `order` may open or make.
+
+        A phrase that is given (file, environment) serves for all keys, unless the
+        authority has its own; it is read once, since it may come through a pipe. A
+        person is asked for each key.
+        """
+        from rpc25519_tools.identity.issue import Passphrases
+
+        files = (self.passphrase_file, self.ca_passphrase_file)
+        if files == ("-", "-"):
+            raise click.UsageError("Only one pass phrase can come on standard input.")
+        given: Callable[[], bytes] | None = None
+        if is_passphrase_given(self.passphrase_file):
+            given = passphrase_source(self.passphrase_file)
+        ca_given = given
+        if is_passphrase_given(self.ca_passphrase_file, CA_VARIABLE):
+            ca_given = passphrase_source(self.ca_passphrase_file, variable=CA_VARIABLE)
+        ca_name = f"the authority's key {order.private_dir / 'ca.key'}"
+        key_name = f"the key {order.certs_dir / f'{order.name}.key'}"
+        existing = self._then_say(
+            ca_given or passphrase_source(None, what=ca_name),
+            "opening the authority's key",
+        )
+        if nopass:
+            return Passphrases(
+                existing_authority=existing, new_authority=None, new_key=None
+            )
+        new_authority = self._new(ca_given, ca_name)
+        new_key = self._new(given, key_name)
+        # Protecting begins when all questions are answered.
+        if order.name is None:
+            new_authority = self._then_say(new_authority, "protecting the key")
+        new_key = self._then_say(new_key, "protecting what was made")
+        return Passphrases(
+            existing_authority=existing, new_authority=new_authority, new_key=new_key
+        )
+
+    def _new(self, given: Callable[[], bytes] | None, name: str) -> Callable[[], bytes]:
+        if given is None:
+            return passphrase_source(None, what=name, confirm=True)
+        return refusing_empty(given)
+
+    def _then_say(self, source: Callable[[], bytes], text: str) -> Callable[[], bytes]:
+        def get() -> bytes:
+            phrase = source()
+            self.talk.say(f"{text} (Argon2id, some seconds) ...")
+            return phrase
+
+        return get
+
+
+def _make(order: "Order", passphrases: "Passphrases", talk: Talk) -> None:
+    """Make what was ordered and tell about it."""
+    import os
+    from datetime import UTC, datetime
+
+    from rpc25519_tools.identity.issue import issue
+
+    issued = issue(order, passphrases, now=datetime.now(UTC), random_bytes=os.urandom)
+    for path in issued.paths:
+        talk.say(f"wrote {path}")
+    _tell_identity(issued, talk)
+    for warning in issued.warnings:
+        talk.warn(warning)
+    if order.name is not None and passphrases.new_key is None:
+        talk.say("the private key has no pass phrase: guard the file")
+
+
+def _tell_identity(issued: "Issued", talk: Talk) -> None:
+    from rpc25519_tools.identity.certificate import peer_identity
+
+    if issued.certificate is not None:
+        end = issued.certificate.not_valid_after_utc
+        identity = peer_identity(issued.certificate)
+        talk.say(f"identity {identity}, valid until {end:%Y-%m-%d}")
+
+
+def _verify(path: Path, private_dir: Path, out_dir: Path, talk: Talk) -> None:
+    """Check one certificate; end the program with 1 if it fails.
+
+    Every failure ends in 1, also a file that is missing or no certificate: whoever
+    calls this from a script asks one question, "may I use it?".
+    """
+    import os
+    from datetime import UTC, datetime
+
+    from rpc25519_tools.identity.describe import (
+        describe_certificate,
+        verify_authority,
+        verify_for_any_use,
+    )
+    from rpc25519_tools.identity.store import load_certificate
+
+    ca_path = private_dir / "ca.crt"
+    if not os.path.exists(ca_path) and os.path.exists(out_dir / "ca.crt"):
+        ca_path = out_dir / "ca.crt"  # machines that hold keys only
+    now = datetime.now(UTC)
+    try:
+        authority = load_certificate(ca_path)
+        certificate = load_certificate(path)
+        if certificate == authority:
+            verify_authority(authority, now=now)
+            result = "is the authority itself, self-signed"
+        else:
+            verdicts = verify_for_any_use(certificate, authority, now=now)
+            uses = [usage for usage, reason in verdicts.items() if reason is None]
+            result = f"was issued by {ca_path}; usable as {' and as '.join(uses)}"
+            for usage, reason in verdicts.items():
+                if reason is not None:
+                    result += f", not as {usage} ({reason})"
+        days = describe_certificate(certificate).days_left(now)
+    except Rpc25519Error as exc:
+        _refuse(f"{path}: not valid: {exc}")
+    if not talk.quiet:
+        click.echo(printable(f"{path} is valid: it {result}; {days} days left"))
+
+
+def _refuse(text: str) -> NoReturn:
+    click.echo(printable(f"selfy: {text}"), err=True)
+    raise SystemExit(1)
+
+
+def _view(
+    path: Path, passphrase_file: str | None, talk: Talk, *, as_json: bool
+) -> None:
+    """Show a certificate or a key file on standard output."""
+    from datetime import UTC, datetime
+
+    from rpc25519_tools.identity.certificate import (
+        MAX_CERTIFICATE_BYTES,
+        parse_certificate,
+    )
+    from rpc25519_tools.identity.describe import (
+        describe_certificate,
+        key_json,
+        key_rows,
+    )
+    from rpc25519_tools.identity.store import loose_permissions, read_bounded
+
+    content = read_bounded(path, MAX_CERTIFICATE_BYTES)
+    if b"PRIVATE KEY-----" in content:
+        try:
+            info = _key_info(content, path, passphrase_file, talk)
+        except KeyFileError as exc:
+            raise type(exc)(f"{path}: {exc}") from exc
+        fields, rows = key_json(info), key_rows(info)
+        warning = loose_permissions(path)
+        if warning is not None:
+            talk.warn(warning)
+    else:
+        try:
+            details = describe_certificate(parse_certificate(content))
+        except KeyFileError as exc:
+            raise KeyFileError(f"{path}: {exc}") from exc
+        now = datetime.now(UTC)
+        fields, rows = details.as_json(now), details.rows(now)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"file": str(path), **fields}))
+    else:
+        _show(str(path), rows)
+
+
+def _key_info(
+    content: bytes, path: Path, passphrase_file: str | None, talk: Talk
+) -> "KeyFileInfo":
+    """Describe a key file; open it too if its pass phrase is at hand."""
+    from dataclasses import replace
+
+    from rpc25519_tools.identity.keyfile import (
+        decode_private_key,
+        describe_key_file,
+        raw_public_key_of,
+    )
+
+    info = describe_key_file(content)
+    if not info.protected:
+        return info
+    if not is_passphrase_given(passphrase_file):
+        talk.say(
+            f"{path} was not opened; with --passphrase-file or {VARIABLE} its pass "
+            "phrase is tried and its identity shown"
+        )
+        return info
+    key = decode_private_key(content, passphrase_source(passphrase_file))
+    talk.say(f"the pass phrase opens {path}")
+    return replace(info, public_key=raw_public_key_of(key))
+
+
+def _show(title: str, rows: "Rows") -> None:
+    """Write rows as a table on a terminal, as plain lines elsewhere."""
+    import sys
+
+    if not sys.stdout.isatty():
+        for label, value in rows:
+            click.echo(f"{label + ':':<20} {value}")
+        return
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        # Text, not str: values come from files and must not be read as markup.
+        style = ""
+        if label == "Status":
+            style = "green" if value.startswith("valid") else "bold red"
+        table.add_row(label, Text(value, style=style))
+    Console().print(Panel.fit(table, title=Text(printable(title))))
