@@ -347,16 +347,19 @@ def open_local_target(path: str, *, clobber: bool, fsync: bool = True) -> Atomic
             is of anything but a regular file, or exists and ``clobber`` is false.
     """
     shown = display_name(path)
-    if "\0" in path:
-        raise LocalFileError(f"cannot write {shown}: the name contains a NUL byte")
-    if not path or path.endswith("/") or os.path.isdir(path):
-        reason = "it is a directory" if path else "the name is empty"
-        raise LocalFileError(f"cannot write {shown}: {reason}")
-    parent, final = os.path.split(os.path.realpath(path))
+    if not path:
+        raise LocalFileError("cannot write a file with an empty name")
+    if os.path.isdir(path):
+        raise LocalFileError(f"cannot write {shown}: it is a directory")
+    if path.endswith("/"):
+        raise LocalFileError(f"cannot write {shown}: no such directory")
     try:
+        parent, final = os.path.split(os.path.realpath(path))
         dir_fd = os.open(parent, DIR_FLAGS)
     except OSError as exc:
         raise file_error(exc, "write", path) from exc
+    except ValueError as exc:  # a NUL, or a character that has no bytes
+        raise LocalFileError(f"cannot write {shown}: not a possible name") from exc
     try:
         return AtomicFile(
             dir_fd, os.fsencode(final), clobber=clobber, fsync=fsync, shown=path

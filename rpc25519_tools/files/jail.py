@@ -262,7 +262,7 @@ class Root:
         except OSError as exc:
             raise file_error(exc, "open directory", os.fspath(path)) from exc
         except ValueError as exc:
-            raise unsafe(os.fspath(path), "the name contains a NUL byte") from exc
+            raise unsafe(os.fspath(path), "not a possible name") from exc
 
     def close(self) -> None:
         """Close the directory; later calls do nothing."""

@@ -233,8 +233,8 @@ def open_local_source(path: str) -> SourceFile:
         fd = os.open(path, _OPEN_FLAGS)
     except OSError as exc:
         raise file_error(exc, "read", path) from exc
-    except ValueError as exc:
+    except ValueError as exc:  # a NUL, or a character that has no bytes
         raise LocalFileError(
-            f"cannot read {display_name(path)}: the name contains a NUL byte"
+            f"cannot read {display_name(path)}: not a possible name"
         ) from exc
     return SourceFile(fd, path)
