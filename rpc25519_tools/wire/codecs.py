@@ -207,10 +207,9 @@ def _read_lz4(view: memoryview, max_len: int) -> bytes | bytearray:
         pos += used
         if not plain:
             plain = piece
-        elif isinstance(plain, bytearray):
-            plain += piece
         else:
-            plain = bytearray(plain)
+            if isinstance(plain, bytes):
+                plain = bytearray(plain)
             plain += piece
         if len(plain) > max_len:
             raise _too_large(Codec.LZ4, None, max_len)

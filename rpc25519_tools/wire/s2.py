@@ -200,18 +200,22 @@ def _decode_into(
         if start != len(view):
             raise DecodeError("S2: an empty block has elements")
         return
-    try:
-        if snappy.decompress_raw_into(view[varint_at:], target) == len(target):
-            return
-    except DecompressionError:
-        pass  # It has repeats, or it is corrupt; the next attempt tells.
+    if _read_block_natively(view[varint_at:], target):
+        return
+    # It has repeats, or it is corrupt; the next attempt tells.
     block = _replace_repeats(bytes(view[start:]), len(target))
+    if not _read_block_natively(block, target):
+        raise DecodeError("S2: a block is corrupt")
+
+
+def _read_block_natively(
+    block: bytearray | memoryview, target: bytearray | memoryview
+) -> bool:
+    """Try to read a Snappy block; say whether it filled ``target`` exactly."""
     try:
-        written = snappy.decompress_raw_into(block, target)
-    except DecompressionError as exc:
-        raise DecodeError("S2: a block is corrupt") from exc
-    if written != len(target):
-        raise DecodeError("S2: a block does not come to its length")
+        return snappy.decompress_raw_into(block, target) == len(target)
+    except DecompressionError:
+        return False
 
 
 def _any_of(first: int, last: int, kind: int) -> bytes:
