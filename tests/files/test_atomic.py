@@ -271,6 +271,23 @@ def test_only_regular_files_are_replaced(
     assert victim.read_bytes() == b"victim"
 
 
+def test_link_put_in_place_while_syncing_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(_fd: int) -> None:
+        (folder / "file").unlink()
+        (folder / "file").symlink_to("elsewhere")
+
+    monkeypatch.setattr(atomic, "_sync_file", sync)
+    with (
+        start(folder, fsync=True) as file,
+        pytest.raises(UnsafePathError, match="it is a symbolic link"),
+    ):
+        file.commit()
+    assert names(folder) == ["file"]
+    assert (folder / "file").is_symlink()
+
+
 def test_link_put_in_place_at_the_last_moment_is_replaced_not_followed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,11 +765,21 @@ def test_strange_things_in_the_way_are_left_alone(
     else:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(name)
+    opened = []
+    genuine = os.open
+
+    def traced(*args: object, **kwargs: object) -> int:
+        fd: int = genuine(*args, **kwargs)  # type: ignore[arg-type]  # passed on
+        opened.append(os.fstat(fd).st_ino)
+        return fd
+
+    monkeypatch.setattr(os, "open", traced)
     with start(folder) as file:
         assert f"{STEM}-1" in names(folder)
         file.write(b"new")
         file.commit()
     assert names(folder) == [name, "file"]
+    assert victim.stat().st_ino not in opened
     assert victim.read_bytes() == b"victim"
 
 
