@@ -128,6 +128,12 @@ class Config:
             a client's first message, then follows the client, unless it is ``none``.
         connect_timeout_s: limit for connecting and the handshake, in seconds.
         call_timeout_s: limit for one call when the caller names none, in seconds.
+        stall_timeout_s: a client's transfer fails when nothing moves for this long.
+        reply_timeout_s: limit for storing an upload after its last part, in seconds;
+            generous, since the server has to put all of it on its disk.
+        idle_timeout_s: a server closes a connection that moves nothing for this long,
+            unless it is busy with a call; 0 never does. Dead hosts are noticed by
+            TCP keep-alive in any case.
         local_address: where a client dials from; None leaves it to the system.
     """
 
@@ -140,12 +146,20 @@ class Config:
     compression: str = "s2"
     connect_timeout_s: float = 10.0
     call_timeout_s: float = 10.0
+    stall_timeout_s: float = 60.0
+    reply_timeout_s: float = 600.0
+    idle_timeout_s: float = 0.0
     local_address: Address | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything."""
         if self.network not in ("tls", "tcp"):
             raise ConfigError(f"unknown network {self.network!r}: use tls or tcp")
-        for name in ("connect_timeout_s", "call_timeout_s"):
+        for name in (
+            "connect_timeout_s",
+            "call_timeout_s",
+            "stall_timeout_s",
+            "reply_timeout_s",
+        ):
             if not 0 < getattr(self, name) <= _LONGEST_S:
                 raise ConfigError(f"{name} must be above zero")

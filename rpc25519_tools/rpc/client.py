@@ -48,6 +48,10 @@ class Client:
     def __init__(self, config: Config, transport: Transport) -> None:
         self._codec = codec_from_name(config.compression)
         self._call_timeout_s = config.call_timeout_s
+        #: A transfer fails when nothing moves for this long, in seconds.
+        self.stall_timeout_s = config.stall_timeout_s
+        #: Limit for storing an upload after its last part, in seconds.
+        self.reply_timeout_s = config.reply_timeout_s
         self._pending: dict[str, _Pending] = {}
         self._driver = Driver(transport, self._message, self._closed)
         self._core = ClientCore(
@@ -237,7 +241,9 @@ class Client:
             if pending.incoming is not None:
                 pending.incoming.discard()
             if not pending.reply.done():
-                pending.reply.set_exception(CallCancelledError("the call was cancelled"))
+                pending.reply.set_exception(
+                    CallCancelledError("the call was cancelled")
+                )
         message = self._core.cancel(call_id, now_ns=now_ns())
         if message is not None:
             self._driver.send_now(message, self._codec)

@@ -82,13 +82,17 @@ class Driver:
         self._close_error: Exception | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._close_timer: asyncio.TimerHandle | None = None
-        #: When bytes last came from the peer, on the loop's clock.
-        self.last_received_s = self._loop.time()
+        self._last_moved_s = self._loop.time()
 
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return self._close_error is not None
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since anything was received or queued to be sent."""
+        return self._loop.time() - self._last_moved_s
 
     # Called by the transport.
 
@@ -98,7 +102,7 @@ class Driver:
 
     def buffer_updated(self, count: int) -> None:
         """Take bytes; a peer that breaks the protocol loses the connection."""
-        self.last_received_s = self._loop.time()
+        self._last_moved_s = self._loop.time()
         if self._close_error is not None:
             return
         try:
@@ -154,6 +158,7 @@ class Driver:
                 None, encode_frame, message, codec
             )
         self._require_open()
+        self._last_moved_s = self._loop.time()
         self.transport.write(buffers)
         while self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
             writer: asyncio.Future[None] = self._loop.create_future()

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
-    CallCancelledError,
     ConnectionLostError,
+    DeadlineError,
     IncompleteTransferError,
     LocalProtocolError,
     Rpc25519Error,
@@ -111,18 +111,20 @@ class Server:
             config.address, tls=tls, accept=self._accept, failed=self._refused
         )
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """Take no more connections, let running calls end, then close everything.
-
-        Args:
-            grace_s: how long running calls may go on; then they are cancelled.
-        """
+    def stop_accepting(self) -> None:
+        """Take no more connections and start no more calls; running ones go on."""
         self._stopping = True
         if self._listener is not None:
             self._listener.close()
-        running = [task for one in self._connections for task in one.tasks()]
-        if running and grace_s > 0:
-            await asyncio.wait(running, timeout=grace_s)
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no call is running."""
+        while running := [task for one in self._connections for task in one.tasks()]:
+            await asyncio.wait(running)
+
+    async def aclose(self) -> None:
+        """Stop at once: cancel running calls, close all connections and the address."""
+        self.stop_accepting()
         closing = [one.aclose() for one in list(self._connections)]
         await asyncio.gather(*closing)
 
@@ -154,6 +156,11 @@ class Server:
         return self._codec
 
     @property
+    def idle_timeout_s(self) -> float:
+        """After how long without a byte a connection is closed; 0 for never."""
+        return self._config.idle_timeout_s
+
+    @property
     def stopping(self) -> bool:
         """Whether ``stop`` has been called."""
         return self._stopping
@@ -165,13 +172,29 @@ class _Connection:
     def __init__(self, server: Server, transport: Transport) -> None:
         self._server = server
         self._running: dict[OpenCall, _Running] = {}
+        self._idle_timer: asyncio.TimerHandle | None = None
         self.driver = Driver(transport, self._message, self._closed)
+        if server.idle_timeout_s:
+            self._watch_idleness()
         self._core = ServerCore(
             local=f"{transport.network}://{transport.local_address}",
             remote=f"{transport.network}://{transport.remote_address}",
             default_codec=server.default_codec,
             offers=server.registry.offers,
         )
+
+    def _watch_idleness(self) -> None:
+        """Close the connection once it has moved nothing for too long."""
+        limit_s = self._server.idle_timeout_s
+        rest_s = limit_s - self.driver.idle_s
+        # A call without a stream moves nothing while its handler works.
+        if rest_s <= 0 and any(call.kind is CallKind.RPC for call in self._running):
+            rest_s = limit_s
+        if rest_s <= 0:
+            self.driver.abort(DeadlineError(f"nothing moved for {limit_s:g} s"))
+            return
+        loop = asyncio.get_running_loop()
+        self._idle_timer = loop.call_later(rest_s, self._watch_idleness)
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks of all running calls."""
@@ -269,7 +292,11 @@ class _Connection:
             remote_address=transport.remote_address,
         )
 
-        async def send_part(payload: Buffer, args: Mapping[str, str], last: bool) -> None:  # noqa: FBT001  # SendPart's signature
+        async def send_part(
+            payload: Buffer,
+            args: Mapping[str, str],
+            last: bool,  # noqa: FBT001  # the signature of SendPart
+        ) -> None:
             part = self._core.part(
                 call, now_ns=now_ns(), payload=payload, args=args, last=last
             )
@@ -308,6 +335,8 @@ class _Connection:
             )
 
     def _closed(self, reason: Exception) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         for running in list(self._running.values()):
             if running.incoming is not None:
                 running.incoming.end(reason)

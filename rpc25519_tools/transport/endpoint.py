@@ -170,9 +170,7 @@ async def listen(
             factory, address.host or None, address.port, backlog=_BACKLOG
         )
     except (OSError, UnicodeError) as exc:
-        raise ConnectFailedError(
-            f"cannot listen on {address}: {_reason(exc)}"
-        ) from exc
+        raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
     return Listener(server)
 
 

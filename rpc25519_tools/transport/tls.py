@@ -12,6 +12,7 @@ An SSL object is touched by the event loop's thread only.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -386,9 +387,7 @@ class TlsTransport(TcpTransport):
             pass  # nothing more to send
 
     def _say_goodbye(self) -> None:
-        try:
+        with contextlib.suppress(SSL.Error):  # no handshake, nobody to tell
             self._ssl.shutdown()
-        except SSL.Error:
-            pass  # the handshake never finished; there is nobody to tell
         self._send_encrypted()
         super().close()

@@ -95,6 +95,11 @@ _LZ4_STEP: Final = 4 << 20
 """Bytes taken from the LZ4 decoder at a time, which is the largest block."""
 
 
+def codec_names() -> list[str]:
+    """Return the names that ``codec_from_name`` takes."""
+    return list(_BY_NAME)
+
+
 def codec_from_name(name: str) -> Codec:
     """Return the codec that a ``-press`` flag names.
 

@@ -5,7 +5,7 @@ BLAKE3 (WIRE.md 5.8; vector ``upload-text-s2``).  Hashing releases the GIL, so t
 calls may run in worker threads; one `RunningDigest` belongs to one thread at a time.
 """
 
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 from blake3 import blake3
 
@@ -22,6 +22,11 @@ def format_digest(raw: bytes) -> str:
 def digest_text(data: bytes | bytearray | memoryview) -> str:
     """Hash ``data`` and return the sum as text (prefix, URL alphabet, padded)."""
     return format_digest(blake3(data).digest())
+
+
+def digest_hex(text: str) -> str:
+    """Return the sum that ``format_digest`` has written, in hex."""
+    return urlsafe_b64decode(text.removeprefix(DIGEST_PREFIX)).hex()
 
 
 class RunningDigest:

@@ -18,7 +18,7 @@ Source: recorded encodings ``gp-ints``, ``gp-lengths``, ``gp-message-full``.
 import struct
 from typing import Final, TypeAlias
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 
 from rpc25519_tools.errors import DecodeError
 
@@ -161,7 +161,9 @@ def unpack_object(data: Buffer) -> object:
         unpacked: object = extra.unpacked
         return unpacked
     except (ValueError, TypeError, OverflowError, RecursionError) as exc:
-        raise DecodeError(f"malformed greenpack: {exc or type(exc).__name__}") from exc
+        raise DecodeError(
+            f"malformed greenpack: {str(exc) or type(exc).__name__}"
+        ) from exc
 
 
 class PrefixUnpacker:
@@ -187,7 +189,7 @@ class PrefixUnpacker:
     def map_len(self) -> int:
         """Read a map header; return its number of pairs."""
         try:
-            return self._unpacker.read_map_header()
+            return int(self._unpacker.read_map_header())
         except (msgpack.OutOfData, ValueError, TypeError) as exc:
             raise DecodeError("a message must be a map") from exc
 
@@ -201,7 +203,7 @@ class PrefixUnpacker:
 
     def offset(self) -> int:
         """Return how many bytes the objects read so far have taken."""
-        return self._unpacker.tell()
+        return int(self._unpacker.tell())
 
 
 def read_bin_header(data: Buffer, offset: int) -> tuple[int, int]:

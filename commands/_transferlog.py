@@ -1,0 +1,68 @@
+"""What ``srv`` logs: a line for each connection and each transfer."""
+
+from datetime import UTC, datetime
+
+from rpc25519_tools.errors import ConnectionLostError
+from rpc25519_tools.files.record import TransferRecord
+from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.transport.base import Transport
+
+from ._output import Talk, printable
+
+
+def rate_mb_s(size_bytes: int, seconds: float) -> float:
+    """Return a rate in 10^6 bytes a second; 0 for an immeasurably short time."""
+    return size_bytes / 1e6 / seconds if seconds > 0 else 0.0
+
+
+class ServerLog:
+    """Observes a server and its file services.
+
+    Args:
+        talk: where the lines go.
+        verbose: log echo calls, the end of connections and what protects them too.
+    """
+
+    def __init__(self, talk: Talk, *, verbose: bool) -> None:
+        self._talk = talk
+        self._verbose = verbose
+
+    def connected(self, transport: Transport) -> None:
+        """Log a new connection."""
+        who = _who(transport.remote_address, transport.peer)
+        detail = f" ({transport.security})" if self._verbose else ""
+        self._line(f"{who} connected{detail}")
+
+    def disconnected(self, transport: Transport, reason: Exception) -> None:
+        """Log the end of a connection, if it is unusual or everything is wanted."""
+        if self._verbose or not isinstance(reason, ConnectionLostError):
+            who = _who(transport.remote_address, transport.peer)
+            self._line(f"{who} disconnected: {reason}")
+
+    def refused(self, address: str, reason: Exception) -> None:
+        """Log a client that was not let in."""
+        self._line(f"{address or 'unknown address'} refused: {reason}")
+
+    def transfer(self, record: TransferRecord) -> None:
+        """Log a transfer when it is over."""
+        context = record.context
+        result = "ok" if record.failure is None else f"failed: {record.failure}"
+        rate = rate_mb_s(record.size_bytes, record.seconds)
+        self._line(
+            f"{_who(context.remote_address, context.peer)} {record.kind} "
+            f"{printable(record.name)[:300]!r} {record.size_bytes} bytes "
+            f"{record.seconds:.3f} s {rate:.1f} MB/s {result}"
+        )
+
+    def call(self, address: str, peer: PeerIdentity | None, size_bytes: int) -> None:
+        """Log an echo call, without its text."""
+        if self._verbose:
+            self._line(f"{_who(address, peer)} echo call {size_bytes} bytes")
+
+    def _line(self, text: str) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._talk.say(f"{now} {text}")
+
+
+def _who(address: str, peer: PeerIdentity | None) -> str:
+    return f"{address} {peer.describe() if peer else 'unauthenticated'}"

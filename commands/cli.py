@@ -1,0 +1,349 @@
+"""The ``cli`` command: download, upload, echo."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from ._errors import reporting_errors
+from ._gostyle import GoStyleCommand
+from ._options import (
+    identity_options,
+    transport_options,
+    verbosity_options,
+    version_option,
+)
+from ._output import Talk, printable
+from ._passphrase import passphrase_options, passphrase_source
+
+if TYPE_CHECKING:
+    from rpc25519_tools.config import Config
+    from rpc25519_tools.files.parts import TransferSummary
+    from rpc25519_tools.rpc.client import Client
+
+DEFAULT_ADDRESS = "127.0.0.1:8443"
+STREAM = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What to do, once connected."""
+
+    download: str | None
+    sendfile: str | None
+    echofile: str | None
+    out: str | None
+    to: str | None
+    clobber: bool
+    calls: int
+    wait_s: float
+    codec: str
+    json: bool
+    verbose: bool
+
+
+@click.command("cli", cls=GoStyleCommand)
+@click.option(
+    "-s",
+    "address",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    metavar="HOST[:PORT]",
+    help="The server. The port is 8443 if none is given.",
+)
+@click.option(
+    "--download", metavar="PATH", help="Fetch this file of the served directory."
+)
+@click.option(
+    "-o",
+    "--out",
+    "out",
+    type=click.Path(allow_dash=True),
+    metavar="OUT",
+    help="Where a download or echo goes: a file, a directory, or - for standard "
+    "output. Default: the file's own name in the current directory.",
+)
+@click.option(
+    "--sendfile",
+    type=click.Path(allow_dash=True),
+    metavar="PATH",
+    help="Upload this file, or - for standard input.",
+)
+@click.option(
+    "--to", metavar="NAME", help="The name of the upload; default: the file's own."
+)
+@click.option(
+    "--echofile",
+    type=click.Path(allow_dash=True),
+    metavar="PATH",
+    help="Send this file and store what comes back (default: as NAME.echoed).",
+)
+@click.option(
+    "--no-clobber", is_flag=True, help="Do not replace a file that exists already."
+)
+@click.option(
+    "-n",
+    "calls",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many echo calls to make, where no file is moved.",
+)
+@click.option(
+    "--wait",
+    default="10s",
+    show_default=True,
+    metavar="DURATION",
+    help="Limit for connecting, and for each echo call.",
+)
+@click.option(
+    "--hostport",
+    default=":0",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Dial from this local address.",
+)
+@transport_options
+@identity_options("client")
+@passphrase_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@verbosity_options
+@version_option
+def cli(
+    address: str,
+    download: str | None,
+    out: str | None,
+    sendfile: str | None,
+    to: str | None,
+    echofile: str | None,
+    no_clobber: bool,
+    calls: int,
+    wait: str,
+    hostport: str,
+    tcp: bool,
+    press: str,
+    big: bool,
+    key_name: str,
+    certs_dir: str,
+    skip_verify: bool,
+    passphrase_file: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Download, upload or echo a file, or make echo calls.
+
+    Without -download, -sendfile or -echofile, cli makes echo calls and prints the
+    replies and how long they took.
+    """
+    with reporting_errors("cli"):
+        from rpc25519_tools.config import Config, parse_address, parse_duration
+        from rpc25519_tools.errors import ConfigError
+        from rpc25519_tools.wire.codecs import codec_from_name
+
+        talk = Talk(prog="cli", quiet=quiet)
+        _check_combination(download, sendfile, echofile, out, to, passphrase_file)
+        codec_from_name(press)
+        wait_s = parse_duration(wait)
+        if not wait_s:
+            raise ConfigError("-wait must be above zero")
+        local = parse_address(hostport, default_port=0)
+        config = Config(
+            address=parse_address(address),
+            network="tcp" if tcp else "tls",
+            key_name=key_name,
+            certs_dir=certs_dir,
+            passphrase=passphrase_source(passphrase_file),
+            verify_peer=not skip_verify,
+            compression="none" if big else press,
+            connect_timeout_s=wait_s,
+            call_timeout_s=wait_s,
+            local_address=local if local.host or local.port else None,
+        )
+        job = _Job(
+            download=download,
+            sendfile=sendfile,
+            echofile=echofile,
+            out=out,
+            to=to,
+            clobber=not no_clobber,
+            calls=calls,
+            wait_s=wait_s,
+            codec=config.compression,
+            json=as_json,
+            verbose=verbose,
+        )
+        if tcp:
+            talk.warn("plain TCP: nothing is protected, and the server is not checked")
+        elif skip_verify:
+            talk.warn("-skip-verify: the server is not checked; it can be anybody")
+        _run(config, job, talk)
+
+
+def _check_combination(
+    download: str | None,
+    sendfile: str | None,
+    echofile: str | None,
+    out: str | None,
+    to: str | None,
+    passphrase_file: str | None,
+) -> None:
+    given = [name for name in (download, sendfile, echofile) if name is not None]
+    if len(given) > 1:
+        raise click.UsageError("give only one of -download, -sendfile and -echofile")
+    if "" in given:
+        raise click.UsageError("the file name is empty")
+    if out is not None and download is None and echofile is None:
+        raise click.UsageError("-o goes with -download or -echofile")
+    if to is not None and sendfile is None:
+        raise click.UsageError("--to goes with -sendfile")
+    if sendfile == STREAM and to is None:
+        raise click.UsageError("standard input has no name: give one with --to")
+    if echofile == STREAM and out is None:
+        raise click.UsageError("standard input has no name: give a file with -o")
+    if passphrase_file == STREAM and STREAM in (sendfile, echofile):
+        raise click.UsageError(
+            "standard input cannot be both the file and the pass phrase"
+        )
+
+
+def _run(config: "Config", job: _Job, talk: Talk) -> None:
+    from rpc25519_tools.rpc.client import Client
+
+    from ._run import run_to_end
+
+    async def main() -> None:
+        async with await Client.connect(config) as client:
+            if job.verbose:
+                _describe_connection(client, talk)
+            if job.download is not None:
+                await _download(client, job.download, job, talk)
+            elif job.sendfile is not None:
+                await _send(client, job.sendfile, job, talk)
+            elif job.echofile is not None:
+                await _echo_file(client, job.echofile, job, talk)
+            else:
+                await _echo_calls(client, job, talk)
+
+    run_to_end(main)
+
+
+def _describe_connection(client: "Client", talk: Talk) -> None:
+    transport = client.transport
+    peer = transport.peer.describe() if transport.peer else "an unverified server"
+    talk.say(
+        f"connected from {transport.local_address} to {transport.remote_address}, "
+        f"{peer}, {transport.security}"
+    )
+
+
+async def _download(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+    from rpc25519_tools.files.download import default_local_name, download_file
+
+    from ._progress import progress_line
+    from ._targets import sink_opener
+
+    name = default_local_name(path) if job.out != STREAM else ""
+    open_sink = sink_opener(job.out, name, clobber=job.clobber)
+    with progress_line(path, enabled=not talk.quiet) as progress:
+        summary = await download_file(client, path, open_sink, progress=progress)
+    _report("downloaded", summary, job, talk)
+
+
+async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+    from rpc25519_tools.files.source import open_local_source
+    from rpc25519_tools.files.upload import default_remote_name, upload_file
+
+    from ._progress import progress_line
+
+    with (
+        open_local_source(path) as source,
+        progress_line(path, enabled=not talk.quiet) as progress,
+    ):
+        summary = await upload_file(
+            client,
+            source,
+            job.to if job.to is not None else default_remote_name(path),
+            clobber=job.clobber,
+            progress=progress,
+        )
+    if summary.clobber_refused is False:
+        talk.warn("this server does not know --no-clobber and may have replaced a file")
+    _report("uploaded", summary, job, talk)
+
+
+async def _echo_file(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+    from rpc25519_tools.files.echo import echo_file
+    from rpc25519_tools.files.source import open_local_source
+    from rpc25519_tools.files.upload import default_remote_name
+
+    from ._progress import progress_line
+    from ._targets import sink_opener
+
+    name = default_remote_name(path)
+    open_sink = sink_opener(job.out, f"{name}.echoed", clobber=job.clobber)
+    with (
+        open_local_source(path) as source,
+        progress_line(path, enabled=not talk.quiet) as progress,
+    ):
+        summary = await echo_file(client, source, name, open_sink, progress=progress)
+    _report("echoed", summary, job, talk)
+
+
+def _report(verb: str, summary: "TransferSummary", job: _Job, talk: Talk) -> None:
+    """Print the one line, or JSON object, that a transfer ends with."""
+    from ._output import human_bytes
+    from ._transferlog import rate_mb_s
+
+    rate = rate_mb_s(summary.size_bytes, summary.seconds)
+    if job.json:
+        import json
+
+        text = json.dumps(
+            {
+                "operation": verb,
+                "name": summary.name,
+                "size_bytes": summary.size_bytes,
+                "seconds": round(summary.seconds, 6),
+                "mb_per_s": round(rate, 3),
+                "codec": job.codec,
+                "blake3": summary.blake3_hex,
+                "verified_by_peer": summary.verified_by_peer,
+            }
+        )
+        click.echo(text, err=job.out == STREAM)
+        return
+    talk.say(
+        f"{verb} {printable(summary.name)}: {summary.size_bytes} bytes "
+        f"({human_bytes(summary.size_bytes)}) in {summary.seconds:.3f} s, "
+        f"{rate:.1f} MB/s, codec {job.codec}, blake3 {summary.blake3_hex}"
+    )
+
+
+async def _echo_calls(client: "Client", job: _Job, talk: Talk) -> None:
+    import time
+
+    from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, ECHO_REQUEST
+
+    from ._latency import latency_summary
+
+    seconds: list[float] = []
+    for _ in range(job.calls):
+        start = time.perf_counter()
+        reply = await client.call(ECHO_CALL_SERVICE, ECHO_REQUEST.encode())
+        seconds.append(time.perf_counter() - start)
+        if not talk.quiet and not job.json:
+            for line in bytes(reply.payload).decode("utf-8", "replace").split("\n"):
+                click.echo(printable(line))
+    summary = latency_summary(seconds)
+    if job.json:
+        import json
+
+        click.echo(json.dumps({"operation": "echo", **summary}))
+        return
+    count = summary.pop("calls")
+    figures = ", ".join(
+        f"{name.removesuffix('_us')} {value:g} us" for name, value in summary.items()
+    )
+    talk.say(f"{count} echo call{'s' if count > 1 else ''}: {figures}")

@@ -1,0 +1,207 @@
+"""The ``samesame`` command: be server and client at the same time."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ._errors import reporting_errors
+from ._gostyle import GoStyleCommand
+from ._options import DEFAULT_CERTS_DIR, verbosity_options, version_option
+from ._output import Talk, printable
+from ._passphrase import passphrase_options, passphrase_source
+
+if TYPE_CHECKING:
+    from rpc25519_tools.config import Config
+
+#: How long to wait between two attempts to reach the partner, in seconds.
+RETRY_S = 0.2
+
+
+@click.command("samesame", cls=GoStyleCommand)
+@click.option(
+    "-c",
+    "own_address",
+    default="127.0.0.1:8445",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Our own address, to serve on.",
+)
+@click.option(
+    "-s",
+    "partner_address",
+    default="127.0.0.1:8443",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="The partner's address, to call.",
+)
+@click.option("-r", "swap", is_flag=True, help="Swap the addresses and the key names.")
+@click.option(
+    "-k",
+    "client_key",
+    default="client",
+    show_default=True,
+    metavar="NAME",
+    help="Our key pair as a client.",
+)
+@click.option(
+    "--ks",
+    "server_key",
+    default="node",
+    show_default=True,
+    metavar="NAME",
+    help="Our key pair as a server.",
+)
+@click.option(
+    "--certs",
+    "certs_dir",
+    type=click.Path(file_okay=False),
+    default=DEFAULT_CERTS_DIR,
+    show_default=True,
+    metavar="DIR",
+    help="Directory with the key pairs and ca.crt.",
+)
+@click.option("--skip-verify", is_flag=True, help="Accept any partner. For tests only.")
+@click.option(
+    "--sends",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many calls to make, each on a connection of its own.",
+)
+@click.option(
+    "--wait",
+    default="60s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for the partner, to be there and to make its calls.",
+)
+@passphrase_options
+@verbosity_options
+@version_option
+def samesame(
+    own_address: str,
+    partner_address: str,
+    swap: bool,
+    client_key: str,
+    server_key: str,
+    certs_dir: str,
+    skip_verify: bool,
+    sends: int,
+    wait: str,
+    passphrase_file: str | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Serve on our own address and call a partner that does the same.
+
+    Start one with, and one without -r, in either order. Each waits for the other,
+    makes its calls, answers the other's, and ends with a summary.
+    """
+    with reporting_errors("samesame"):
+        from dataclasses import replace
+
+        from rpc25519_tools.config import Config, parse_address, parse_duration
+
+        from ._run import run_to_end
+
+        talk = Talk(prog="samesame", quiet=quiet)
+        if skip_verify:
+            talk.warn("-skip-verify: the partner is not checked; it can be anybody")
+        if swap:
+            own_address, partner_address = partner_address, own_address
+            client_key, server_key = server_key, client_key
+        wait_s = parse_duration(wait)
+        as_client = Config(
+            address=parse_address(partner_address),
+            key_name=client_key,
+            certs_dir=certs_dir,
+            passphrase=passphrase_source(passphrase_file),
+            verify_peer=not skip_verify,
+        )
+        as_server = replace(
+            as_client,
+            address=parse_address(own_address, default_port=None),
+            key_name=server_key,
+        )
+
+        async def main() -> None:
+            await _meet(as_client, as_server, sends, wait_s, talk, verbose)
+
+        run_to_end(main)
+
+
+async def _meet(
+    as_client: "Config",
+    as_server: "Config",
+    sends: int,
+    wait_s: float,
+    talk: Talk,
+    verbose: bool,
+) -> None:
+    import asyncio
+
+    from rpc25519_tools.errors import DeadlineError
+    from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, echo_call
+    from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+    from rpc25519_tools.rpc.server import Server
+
+    from ._transferlog import ServerLog
+
+    received = 0
+    all_received = asyncio.Event()
+
+    async def counted_echo(context: CallContext) -> Reply:
+        nonlocal received
+        received += 1
+        text = bytes(context.payload).decode("utf-8", "replace")
+        click.echo(f"received call {received}: {printable(text)}")
+        if received >= sends:
+            all_received.set()
+        return await echo_call(context)
+
+    registry = Registry()
+    registry.add_call(ECHO_CALL_SERVICE, counted_echo)
+    server = Server(as_server, registry, ServerLog(talk, verbose=verbose))
+    await server.start()
+    try:
+        click.echo(f"samesame: listening on {server.address}")
+        for number in range(1, sends + 1):
+            reply = await _call_partner(as_client, number, wait_s)
+            click.echo(f"reply to call {number}: {printable(reply)}")
+        try:
+            async with asyncio.timeout(wait_s):
+                await all_received.wait()
+        except TimeoutError as exc:
+            raise DeadlineError(
+                f"sent {sends} calls, but received {received} of {sends} from the "
+                f"partner within {wait_s:g} s"
+            ) from exc
+        await server.wait_until_idle()
+    finally:
+        await server.aclose()
+    talk.say(f"samesame: sent {sends} calls, received {received}")
+
+
+async def _call_partner(config: "Config", number: int, wait_s: float) -> str:
+    """Make one call on a new connection; wait for the partner to be there."""
+    import asyncio
+
+    from rpc25519_tools.errors import ConnectFailedError
+    from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, ECHO_REQUEST
+    from rpc25519_tools.rpc.client import Client
+
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + wait_s
+    client: Client | None = None
+    while client is None:
+        try:
+            client = await Client.connect(config)
+        except ConnectFailedError:
+            if loop.time() > give_up_at:
+                raise
+            await asyncio.sleep(RETRY_S)
+    async with client:
+        request = f"call {number}: {ECHO_REQUEST}".encode()
+        reply = await client.call(ECHO_CALL_SERVICE, request)
+        return bytes(reply.payload).decode("utf-8", "replace")

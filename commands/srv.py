@@ -1,0 +1,251 @@
+"""The ``srv`` command: serve a directory, take uploads, answer echoes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from ._errors import reporting_errors
+from ._gostyle import GoStyleCommand
+from ._options import (
+    identity_options,
+    transport_options,
+    verbosity_options,
+    version_option,
+)
+from ._output import Talk
+from ._passphrase import passphrase_options, passphrase_source
+
+if TYPE_CHECKING:
+    import contextlib
+
+    from rpc25519_tools.config import Config
+    from rpc25519_tools.rpc.registry import Registry
+
+    from ._transferlog import ServerLog
+
+DEFAULT_ADDRESS = "0.0.0.0:8443"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What the server has to do, beyond its Config."""
+
+    serve: str | None
+    readfile: str | None
+    echo: bool
+    echo_service: bool
+    clobber: bool
+    seconds: float
+    grace_s: float
+    verbose: bool
+
+
+@click.command("srv", cls=GoStyleCommand)
+@click.option(
+    "-s",
+    "address",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Listen here. Port 0 picks a free one.",
+)
+@click.option(
+    "--serve",
+    is_flag=False,
+    flag_value=".",
+    metavar="[DIR]",
+    type=click.Path(file_okay=False),
+    help="Let clients download files from DIR (default: the current directory).",
+)
+@click.option(
+    "--readfile",
+    is_flag=False,
+    flag_value=".",
+    metavar="[DIR]",
+    type=click.Path(file_okay=False),
+    help="Let clients upload files into DIR (default: the current directory).",
+)
+@click.option("--echo", is_flag=True, help="Send files back (cli -echofile).")
+@click.option(
+    "--no-echo-service", is_flag=True, help="Do not answer echo calls (customEcho)."
+)
+@click.option(
+    "--no-clobber", is_flag=True, help="Refuse uploads that would replace a file."
+)
+@transport_options
+@identity_options("node")
+@passphrase_options
+@click.option(
+    "--sec",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="Stop after so many seconds (0: never).",
+)
+@click.option(
+    "--read",
+    "idle",
+    default="0",
+    metavar="DURATION",
+    help="Close a connection that moves nothing for so long, such as 90s or 5m "
+    "(0: never).",
+)
+@click.option(
+    "--grace",
+    default="10s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long running transfers may go on after SIGINT or SIGTERM.",
+)
+@verbosity_options
+@version_option
+def srv(
+    address: str,
+    serve: str | None,
+    readfile: str | None,
+    echo: bool,
+    no_echo_service: bool,
+    no_clobber: bool,
+    tcp: bool,
+    press: str,
+    big: bool,
+    key_name: str,
+    certs_dir: str,
+    skip_verify: bool,
+    passphrase_file: str | None,
+    sec: float,
+    idle: str,
+    grace: str,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Serve files and echo calls over TLS 1.3 with client certificates.
+
+    Nothing is given out or written unless -serve or -readfile says where. Clients
+    need a certificate of the authority in ca.crt.
+    """
+    with reporting_errors("srv"):
+        from rpc25519_tools.config import Config, parse_address, parse_duration
+        from rpc25519_tools.wire.codecs import codec_from_name
+
+        talk = Talk(prog="srv", quiet=quiet)
+        codec_from_name(press)
+        config = Config(
+            address=parse_address(address, default_port=None),
+            network="tcp" if tcp else "tls",
+            key_name=key_name,
+            certs_dir=certs_dir,
+            passphrase=passphrase_source(passphrase_file),
+            verify_peer=not skip_verify,
+            compression="none" if big else press,
+            idle_timeout_s=parse_duration(idle),
+        )
+        job = _Job(
+            serve=serve,
+            readfile=readfile,
+            echo=echo,
+            echo_service=not no_echo_service,
+            clobber=not no_clobber,
+            seconds=sec,
+            grace_s=parse_duration(grace),
+            verbose=verbose,
+        )
+        if tcp:
+            talk.warn("plain TCP: nothing is protected, and anyone can connect")
+        elif skip_verify:
+            talk.warn("-skip-verify: clients are not checked, and anyone can connect")
+        _run(config, job, talk)
+
+
+def _run(config: "Config", job: _Job, talk: Talk) -> None:
+    import asyncio
+    import contextlib
+    import signal
+
+    from rpc25519_tools.rpc.server import Server
+
+    from ._transferlog import ServerLog
+
+    log = ServerLog(talk, verbose=job.verbose)
+
+    async def serve_until_stopped() -> None:
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def asked_to_stop() -> None:
+            (hurry if stop.is_set() else stop).set()
+
+        with contextlib.ExitStack() as roots:
+            server = Server(config, _services(job, log, roots), log)
+            await server.start()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
+            click.echo(f"srv: listening on {server.address} ({_offer(config, job)})")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), job.seconds or None)
+            stop.set()
+            server.stop_accepting()
+            waits = [
+                asyncio.create_task(server.wait_until_idle()),
+                asyncio.create_task(hurry.wait()),
+            ]
+            await asyncio.wait(
+                waits, timeout=job.grace_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            for wait in waits:
+                wait.cancel()
+            await server.aclose()
+
+    asyncio.run(serve_until_stopped())
+
+
+def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":
+    """Register what the options ask for, and nothing else."""
+    from rpc25519_tools.files.download import DownloadService
+    from rpc25519_tools.files.echo import (
+        ECHO_CALL_SERVICE,
+        EchoFileService,
+        echo_call,
+    )
+    from rpc25519_tools.files.jail import Root
+    from rpc25519_tools.files.parts import (
+        DOWNLOAD_SERVICE,
+        ECHO_FILE_SERVICE,
+        UPLOAD_SERVICE,
+    )
+    from rpc25519_tools.files.upload import UploadService
+    from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+
+    async def logged_echo_call(context: CallContext) -> Reply:
+        log.call(context.remote_address, context.peer, len(context.payload))
+        return await echo_call(context)
+
+    registry = Registry()
+    if job.serve is not None:
+        root = roots.enter_context(Root(job.serve))
+        registry.add_download(DOWNLOAD_SERVICE, DownloadService(root, log=log.transfer))
+    if job.readfile is not None:
+        root = roots.enter_context(Root(job.readfile))
+        service = UploadService(root, clobber=job.clobber, log=log.transfer)
+        registry.add_upload(UPLOAD_SERVICE, service)
+    if job.echo:
+        registry.add_bistream(ECHO_FILE_SERVICE, EchoFileService(log=log.transfer))
+    if job.echo_service:
+        registry.add_call(ECHO_CALL_SERVICE, logged_echo_call)
+    return registry
+
+
+def _offer(config: "Config", job: _Job) -> str:
+    """Say in a few words what is on offer and to whom."""
+    offers = [
+        text
+        for wanted, text in (
+            (job.serve is not None, "downloads"),
+            (job.readfile is not None, "uploads"),
+            (job.echo, "file echo"),
+            (job.echo_service, "echo calls"),
+        )
+        if wanted
+    ]
+    how = "plain TCP" if config.network == "tcp" else "TLS 1.3"
+    return f"{how}; {', '.join(offers) or 'nothing on offer'}"

@@ -1,0 +1,178 @@
+"""Downloading a file: the client's side and the service.
+
+Beyond the Go programs, our service reports the sum of the whole file in its reply, and
+our client compares it.
+"""
+
+import os
+from collections.abc import Callable
+
+from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
+from rpc25519_tools.files.jail import Root
+from rpc25519_tools.files.parts import (
+    ARG_DOWNLOAD_LEN,
+    ARG_DOWNLOAD_NAME,
+    ARG_DOWNLOAD_PATH,
+    ARG_DOWNLOAD_REQUEST,
+    ARG_PART_SUM,
+    ARG_SERVER_TOTAL_SUM,
+    DOWNLOAD_SERVICE,
+    PartReader,
+    PartWriter,
+    Progress,
+    Stopwatch,
+    TransferSummary,
+    check_total,
+    naming_service,
+    parse_size,
+    within,
+)
+from rpc25519_tools.files.record import TransferLog, TransferRecord
+from rpc25519_tools.files.sink import Sink
+from rpc25519_tools.files.source import open_remote_source
+from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.client import Client, ClientStream
+from rpc25519_tools.rpc.registry import CallContext, Reply
+from rpc25519_tools.rpc.streams import OutgoingStream, Part
+
+_SILENT = "the server sent nothing"
+
+
+async def download_file(
+    client: Client,
+    remote_path: str,
+    open_sink: Callable[[], Sink],
+    *,
+    progress: Progress | None = None,
+) -> TransferSummary:
+    """Fetch a file from the server's served directory.
+
+    Args:
+        client: an open connection.
+        remote_path: the file, relative to the served directory.
+        open_sink: called, in a worker thread, when the server has begun to send;
+            returns where the bytes go.
+        progress: learns how many bytes have come.
+
+    Raises:
+        NoSuchServiceError: the server offers no downloads.
+        RemoteCallError: it has no such file, or does not give it out.
+        ChecksumError, IncompleteTransferError: what came is not the file; nothing
+            is stored.
+        LocalFileError: the file cannot be stored.
+        ConnectionLostError, DeadlineError, SecurityError: the connection failed.
+    """
+    clock = Stopwatch()
+    opening = client.stream(
+        CallKind.DOWNLOAD, DOWNLOAD_SERVICE, args={ARG_DOWNLOAD_REQUEST: remote_path}
+    )
+    async with await opening as stream:
+        with naming_service("downloads", "-serve"):
+            part = await next_part(client, stream)
+        if part is None:
+            raise IncompleteTransferError("the server sent no part of the file")
+        size_bytes = parse_size(part.args, ARG_DOWNLOAD_LEN)
+        sink = await in_worker(open_sink)
+        try:
+            writer = PartWriter(sink)
+            await in_worker(sink.check_space, size_bytes)
+            while part is not None:
+                await _take_part(writer, part, size_bytes, progress)
+                part = await next_part(client, stream)
+            reply = await within(client.stall_timeout_s, _SILENT, stream.reply())
+            if writer.received_bytes != size_bytes:
+                raise IncompleteTransferError(
+                    f"the server sent {writer.received_bytes} bytes of a file of "
+                    f"{size_bytes}"
+                )
+            verified = check_total(
+                reply.header.args, ARG_SERVER_TOTAL_SUM, writer.total_sum
+            )
+            await writer.commit()
+        finally:
+            await in_worker(sink.abort)
+    return TransferSummary(
+        name=remote_path,
+        size_bytes=size_bytes,
+        seconds=clock.seconds,
+        digest=writer.total_sum,
+        verified_by_peer=verified,
+    )
+
+
+async def next_part(client: Client, stream: ClientStream) -> Part | None:
+    """Return the next part that comes down, or None after the last one.
+
+    Raises:
+        DeadlineError: nothing came for too long.
+        Rpc25519Error: what ended the stream early.
+    """
+    return await within(client.stall_timeout_s, _SILENT, anext(aiter(stream), None))
+
+
+async def _take_part(
+    writer: PartWriter, part: Part, size_bytes: int, progress: Progress | None
+) -> None:
+    if writer.received_bytes + len(part.payload) > size_bytes:
+        raise IncompleteTransferError(
+            f"the server sends more than the {size_bytes} bytes that it announced"
+        )
+    await writer.take(part)
+    if progress is not None:
+        progress(writer.received_bytes, size_bytes)
+
+
+def default_local_name(remote_path: str) -> str:
+    """Return the name under which a download is stored: its own.
+
+    Raises:
+        UnsafePathError: the path has no last component to name a file after.
+    """
+    name = os.path.basename(remote_path)
+    if name in ("", ".", "..") or "\0" in name:
+        raise UnsafePathError(
+            f"{remote_path!r} does not end with a file name (choose one with -o)"
+        )
+    return name
+
+
+class DownloadService:
+    """Sends files from beneath one directory.
+
+    Args:
+        root: the directory.
+        log: learns how each download ended.
+    """
+
+    def __init__(self, root: Root, *, log: TransferLog) -> None:
+        self._root = root
+        self._log = log
+
+    async def __call__(self, context: CallContext, out: OutgoingStream) -> Reply:
+        """Send one file; the reply reports the sum of what was sent."""
+        with TransferRecord("download", context, self._log) as record:
+            path = context.header.args.get(ARG_DOWNLOAD_REQUEST, "")
+            record.name = path
+            source = await in_worker(open_remote_source, self._root, path)
+            try:
+                args = {
+                    ARG_DOWNLOAD_LEN: str(source.size_bytes or 0),
+                    ARG_DOWNLOAD_PATH: path,
+                    ARG_DOWNLOAD_NAME: os.path.basename(path),
+                }
+                async with PartReader(source) as reader:
+                    # Part 0 cannot be a stream's last: even an empty file has two.
+                    payload, part_sum = await reader.next()
+                    await out.send(payload, args={**args, ARG_PART_SUM: part_sum})
+                    last = False
+                    while not last:
+                        record.size_bytes = source.read_bytes
+                        payload, part_sum = await reader.next()
+                        last = not payload
+                        part_args = {**args, ARG_PART_SUM: part_sum}
+                        await out.send(payload, args=part_args, last=last)
+            finally:
+                await in_worker(source.close)
+            record.digest = reader.total_sum
+            return Reply(args={ARG_SERVER_TOTAL_SUM: reader.total_sum})

@@ -1,0 +1,269 @@
+"""Files as parts on the wire: what all three file services have in common.
+
+A file travels in parts of 1 MiB, each with the BLAKE3 sum of its payload in the
+argument ``blake3``, and ends with an extra empty part. The sums of the parts guard the
+way; the sum of the whole, which both ends compute, guards the parts' order and number.
+
+Reading, hashing and writing run in worker threads, one part ahead of the network.
+
+Source: recorded exchanges ``upload-*``, ``download-*``, ``bistream-echo``.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self, TypeAlias, TypeVar
+
+from rpc25519_tools.errors import (
+    ChecksumError,
+    DeadlineError,
+    IncompleteTransferError,
+    NoSuchServiceError,
+)
+from rpc25519_tools.files.sink import PlainSink, Sink
+from rpc25519_tools.files.source import SourceFile
+from rpc25519_tools.files.workers import in_abandonable_thread, in_worker
+from rpc25519_tools.rpc.streams import Part
+from rpc25519_tools.wire.constants import PART_LEN
+from rpc25519_tools.wire.digest import RunningDigest, digest_hex, digest_text
+
+#: Registered names of the Go programs' services.
+UPLOAD_SERVICE: Final = "__fileUploader"
+DOWNLOAD_SERVICE: Final = "__downloaderName"
+ECHO_FILE_SERVICE: Final = "echoBistreamFunc"
+
+#: Arguments of the Go programs.
+ARG_PART_SUM: Final = "blake3"
+ARG_UPLOAD_NAME: Final = "readFile"
+ARG_SERVER_TOTAL_SUM: Final = "serverTotalBlake3sum"
+ARG_DOWNLOAD_REQUEST: Final = "downloadRequestedPath"
+ARG_DOWNLOAD_LEN: Final = "pathsize"
+ARG_DOWNLOAD_PATH: Final = "path"
+ARG_DOWNLOAD_NAME: Final = "filename"
+
+#: Our own additions, which Go programs do not look at: the sum of the whole file on an
+#: upload's last part, the refusal to replace on its first, and its acknowledgement.
+ARG_CLIENT_TOTAL_SUM: Final = "clientTotalBlake3sum"
+ARG_NO_CLOBBER: Final = "noClobber"
+
+#: Learns how many bytes have passed so far, and how many there are (None: unknown).
+Progress: TypeAlias = Callable[[int, int | None], None]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSummary:
+    """What a transfer came to.
+
+    Attributes:
+        name: the file's name, as the other side knows it.
+        size_bytes: length of the file.
+        seconds: from the first step to the verified end.
+        digest: the BLAKE3 sum of the whole file in the wire's text form.
+        verified_by_peer: whether the peer reported the same sum; None when it
+            reported none.
+        clobber_refused: whether the server knew our wish not to replace anything;
+            None when there was no such wish.
+    """
+
+    name: str
+    size_bytes: int
+    seconds: float
+    digest: str
+    verified_by_peer: bool | None
+    clobber_refused: bool | None = None
+
+    @property
+    def blake3_hex(self) -> str:
+        """The sum in hex, as ``b3sum`` prints it."""
+        return digest_hex(self.digest)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return time.monotonic() - self._start
+
+
+class PartReader:
+    """The parts of a source, each read and hashed while the one before is sent.
+
+    Used as an asynchronous context manager, inside the source's own: leaving it waits
+    until no thread reads the source any more.
+    """
+
+    def __init__(self, source: SourceFile) -> None:
+        self._source = source
+        self._total = RunningDigest()
+        self._run = (
+            in_worker if source.size_bytes is not None else in_abandonable_thread
+        )
+        self._ahead: asyncio.Task[tuple[bytes, str]] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.wait([self._ahead])
+            if not self._ahead.cancelled():
+                self._ahead.exception()  # nobody asks for this part any more
+
+    @property
+    def read_bytes(self) -> int:
+        """Payload bytes read so far."""
+        return self._source.read_bytes
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Length of the source; None where it has none."""
+        return self._source.size_bytes
+
+    @property
+    def total_sum(self) -> str:
+        """The BLAKE3 sum of what was read so far."""
+        return self._total.text()
+
+    async def next(self) -> tuple[bytes, str]:
+        """Return the next part's payload and its sum; at the end, an empty payload.
+
+        Raises:
+            LocalFileError: reading failed.
+            FileChangedError: the file is not what it was at the beginning.
+        """
+        if self._ahead is None:
+            self._ahead = asyncio.create_task(self._run(self._read))
+        payload, part_sum = await asyncio.shield(self._ahead)
+        self._ahead = asyncio.create_task(self._run(self._read)) if payload else None
+        return payload, part_sum
+
+    def _read(self) -> tuple[bytes, str]:
+        payload = self._source.read_part(PART_LEN)
+        if not payload:
+            self._source.check_unchanged()
+        self._total.update(payload)
+        return payload, digest_text(payload)
+
+
+class PartWriter:
+    """Checks parts against their sums and writes them into a sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._total = RunningDigest()
+        self._run = in_abandonable_thread if isinstance(sink, PlainSink) else in_worker
+        #: Payload bytes taken so far.
+        self.received_bytes = 0
+
+    @property
+    def total_sum(self) -> str:
+        """The BLAKE3 sum of what was taken so far."""
+        return self._total.text()
+
+    async def take(self, part: Part) -> None:
+        """Check one part and write it.
+
+        Raises:
+            ChecksumError: its sum is wrong, or missing on any part but the first.
+            LocalFileError: it cannot be written.
+        """
+        await self._run(self._take, part)
+        self.received_bytes += len(part.payload)
+
+    def _take(self, part: Part) -> None:
+        expected = part.args.get(ARG_PART_SUM)
+        if expected is None and part.number > 0:
+            raise ChecksumError(f"part {part.number} carries no blake3 sum")
+        if expected is not None and expected != digest_text(part.payload):
+            raise ChecksumError(f"part {part.number} does not match its blake3 sum")
+        self._total.update(part.payload)
+        if part.payload:
+            self._sink.write(part.payload)
+
+    async def commit(self) -> None:
+        """Give the verified file its final name.
+
+        Raises:
+            LocalFileError: that failed; the old file, if any, is untouched.
+        """
+        await self._run(self._sink.commit)
+
+
+def check_total(args: Mapping[str, str], name: str, total_sum: str) -> bool | None:
+    """Compare the sum of the whole file with the one that the peer reports.
+
+    Returns:
+        True when they are equal, None when the peer reports none.
+
+    Raises:
+        ChecksumError: they differ.
+    """
+    reported = args.get(name)
+    if reported is None:
+        return None
+    if reported != total_sum:
+        raise ChecksumError(
+            "the file does not match its blake3 sum at the other end: "
+            f"{total_sum} here, {reported[:80]!r} there"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def naming_service(offer: str, option: str) -> Iterator[None]:
+    """Turn the wire's refusal of a service into words for people.
+
+    Args:
+        offer: what the server does not do.
+        option: the option of ``srv`` that would make it do so.
+    """
+    try:
+        yield
+    except NoSuchServiceError as exc:
+        raise NoSuchServiceError(
+            f"the server does not offer {offer} (srv has to be started with {option})"
+        ) from exc
+
+
+async def within(timeout_s: float, what: str, step: Awaitable[T]) -> T:
+    """Wait for one step of a transfer, but not for ever.
+
+    Raises:
+        DeadlineError: it took longer than ``timeout_s``.
+    """
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await step
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise
+        raise DeadlineError(f"{what} for {timeout_s:g} s; gave up") from exc
+
+
+def parse_size(args: Mapping[str, str], name: str) -> int:
+    """Read a file's length as the peer announces it, in decimal.
+
+    Raises:
+        IncompleteTransferError: it is missing, or no length at all.
+    """
+    text = args.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise IncompleteTransferError(f"the peer announces no file size ({name})")
+    return int(text)
