@@ -55,7 +55,8 @@ _UNDERSTOOD = {
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
 }
 
-# What `cryptography` raises, lazily, for fields and extensions that do not parse.
+# What `cryptography` raises, lazily, for fields and extensions that do not parse; it
+# warns about some oddities, and programs may have made warnings errors.
 MALFORMED = (
     ValueError,
     TypeError,
@@ -63,6 +64,7 @@ MALFORMED = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
     x509.InvalidVersion,
+    Warning,
 )
 
 
@@ -212,24 +214,23 @@ def check_authority(ca: x509.Certificate, *, now: datetime) -> None:
 def check_issued_by(leaf: x509.Certificate, ca: x509.Certificate) -> None:
     """Check issuer name and signature.
 
-    The names are compared as raw bytes, as Go does: a name that only means the
-    same, with other string types, would be refused by a Go peer.
+    The library compares the names as they are encoded, as Go does: a name that only
+    means the same, with other string types, would be refused by a Go peer. Names are
+    not looked at in any other way before the signature is found good: what a stranger
+    put into them is not worth reading.
     """
     try:
-        same_name = leaf.issuer.public_bytes() == ca.subject.public_bytes()
-        if same_name:
-            leaf.verify_directly_issued_by(ca)
+        leaf.verify_directly_issued_by(ca)
     except InvalidSignature as exc:
         raise PeerNotTrustedError(
             "it was not signed by our certificate authority (the issuer's name is "
             "right, the signature is not)"
         ) from exc
     except MALFORMED as exc:
-        raise PeerNotTrustedError("its signature cannot be checked") from exc
-    if not same_name:
         raise PeerNotTrustedError(
-            "it was not issued by our certificate authority (the issuer's name differs)"
-        )
+            "it was not issued by our certificate authority (the issuer's name or the "
+            "signature algorithm differs)"
+        ) from exc
 
 
 def check_dates(certificate: x509.Certificate, *, now: datetime) -> None:
