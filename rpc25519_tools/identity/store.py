@@ -392,6 +392,8 @@ def _unlink(path: Path) -> None:
 def _restore(backup: Path, path: Path) -> None:
     with contextlib.suppress(OSError):
         os.replace(backup, path)
+    # rename(2) does nothing if both names are still links to the one old file.
+    _unlink(backup)
 
 
 def _rmdir(path: Path) -> None:
