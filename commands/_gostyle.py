@@ -210,6 +210,13 @@ class _Rewriter:
         elif value is None and rest and not _looks_like_option(rest[0]):
             value = rest.pop(0)
         name = _longest(option.opts)
+        if value is not None and _looks_like_option(value):
+            # Click would take it for an option even behind an equals sign.
+            raise click.BadParameter(
+                f"{value!r} looks like an option; if it is a file, write './{value}'",
+                self._ctx,
+                option,
+            )
         # Always in one word: click would take the next one as the value.
         text = str(option.flag_value) if value is None else value
         self._result.append((option, [f"{name}={text}"]))
