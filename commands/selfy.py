@@ -172,7 +172,7 @@ def selfy(
                 private_dir=private_dir,
                 certs_dir=out_dir,
                 name=key,
-                email="" if key is None else _email(key, email, talk),
+                email=_default_email(key or "") if email is None else email,
                 extra_names=[parse_alternative_name(name) for name in san],
                 days=days,
                 make_authority=ca,
@@ -181,6 +181,8 @@ def selfy(
             )
             sources = _Sources(passphrase_file, ca_passphrase_file, talk=talk)
             _make(order, sources.passphrases(order, nopass=nopass), talk)
+            if key is not None and email is None:
+                talk.say(f"no -e EMAIL was given; the certificate says {order.email}")
         if view is not None:
             _view(view, passphrase_file, talk, as_json=as_json)
 
@@ -211,15 +213,11 @@ def _check_combination(
         raise click.UsageError("--json needs -v PATH.")
 
 
-def _email(key: str, email: str | None, talk: Talk) -> str:
-    """Return the e-mail that was given, or NAME@HOST."""
-    if email is not None:
-        return email
+def _default_email(key: str) -> str:
+    """Return NAME@HOST, with question marks where these are not ASCII."""
     import socket
 
-    filled = f"{key}@{socket.gethostname()}"
-    talk.say(f"no -e EMAIL given: the certificate says {filled}")
-    return filled
+    return f"{key}@{socket.gethostname()}".encode("ascii", "replace").decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
