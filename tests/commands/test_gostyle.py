@@ -37,10 +37,8 @@ Values = dict[str, Any]
 @click.option("--pair", nargs=2)
 @click.option("-v", "--verbose", count=True)
 @click.option("--codec", type=click.Choice(["s2", "lz4"]))
-@click.pass_context
-def tool(ctx: click.Context, **values: object) -> None:
-    """Do nothing."""
-    ctx.obj = values
+def tool(**values: object) -> None:
+    """Do nothing but show what was given."""
     defaults = {"server": "here", "echo": True, "n": 1, "san": (), "verbose": 0}
     given = {
         name: value

@@ -96,6 +96,11 @@ def test_pass_phrase_mistakes(certs: Path) -> None:
         load_identity(certs, "node", None, now=NOW)
 
 
+def put_in_place_of_key(certs: Path, make: Callable[[Path], None]) -> None:
+    (certs / "node.key").unlink()
+    make(certs / "node.key")
+
+
 def breakage(name: str, change: Callable[[Path], object], why: str) -> object:
     return pytest.param(change, why, id=name)
 
@@ -140,12 +145,12 @@ def breakage(name: str, change: Callable[[Path], object], why: str) -> object:
         ),
         breakage(
             "directory as key",
-            lambda d: ((d / "node.key").unlink(), (d / "node.key").mkdir()),
+            lambda d: put_in_place_of_key(d, lambda path: path.mkdir()),
             r"(cannot read .*directory|not a regular file)",
         ),
         breakage(
             "fifo as key",
-            lambda d: ((d / "node.key").unlink(), os.mkfifo(d / "node.key")),
+            lambda d: put_in_place_of_key(d, os.mkfifo),
             r"node\.key is not a regular file",
         ),
         breakage(
