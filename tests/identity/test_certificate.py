@@ -17,6 +17,7 @@ from rpc25519_tools.identity.certificate import (
     USAGES,
     PeerIdentity,
     Usage,
+    check_dates,
     key_id,
     parse_certificate,
     peer_identity,
@@ -208,6 +209,18 @@ def test_unreadable_extension_is_refused_not_raised() -> None:
     )
     with pytest.raises(PeerNotTrustedError, match="extensions cannot be read"):
         verify(odd_certificate((rubbish, False)))
+
+
+def test_unreadable_keys_and_dates_are_refused_not_raised() -> None:
+    der = sample_leaf(life=100 * YEAR).public_bytes(Encoding.DER)
+    # The second Ed25519 object identifier is the key's; 0x73 names no algorithm.
+    at = der.index(bytes.fromhex("2b6570"), der.index(bytes.fromhex("2b6570")) + 1)
+    odd_key = parse_certificate(der[: at + 2] + b"\x73" + der[at + 3 :])
+    with pytest.raises(PeerNotTrustedError, match="public key cannot be read"):
+        peer_identity(odd_key)
+    year_zero = parse_certificate(der.replace(b"\x18\x0f2126", b"\x18\x0f0000"))
+    with pytest.raises(PeerNotTrustedError, match="dates cannot be read"):
+        check_dates(year_zero, now=NOW)
 
 
 @pytest.mark.parametrize(
