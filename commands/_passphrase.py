@@ -32,7 +32,7 @@ def passphrase_options(command: _F) -> _F:
     """Add ``--passphrase-file`` to a command, as the argument ``passphrase_file``."""
     return click.option(
         "--passphrase-file",
-        type=click.Path(dir_okay=False, allow_dash=True),
+        type=click.Path(readable=False, allow_dash=True),
         metavar="PATH",
         help="Read the pass phrase of the private key from this file ('-': standard "
         f"input). Else {VARIABLE} is used if set, else you are asked.",

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 CA_VARIABLE = "RPC25519_CA_PASSPHRASE"
 
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(path_type=Path)
+# Without click's own check for readable paths: it also looks at defaults that are not
+# used, and calls a permission problem a usage error.
+_DIRECTORY = click.Path(file_okay=False, readable=False, path_type=Path)
+_FILE = click.Path(readable=False, path_type=Path)
 
 _EPILOG = """\
 Options may be written with one dash or two, and with '=' or a space before the value.
@@ -117,7 +119,7 @@ Example: selfy -k node -e node@example.org
 @passphrase_options
 @click.option(
     "--ca-passphrase-file",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=click.Path(readable=False, allow_dash=True),
     metavar="PATH",
     help="Read the pass phrase of the authority's key from this file, if it is another "
     f"one; or set {CA_VARIABLE}.",

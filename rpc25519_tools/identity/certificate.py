@@ -299,7 +299,7 @@ def check_host_name(certificate: x509.Certificate, host_name: str) -> None:
         check(certificate, host_name)
     except (VerificationError, CertificateError, *MALFORMED) as exc:
         raise PeerNotTrustedError(
-            f"its names do not include {printable(host_name)!r}"
+            f"its names do not include '{printable(host_name)}'"
         ) from exc
 
 

@@ -89,14 +89,14 @@ def check_name(name: str) -> str:
     if not name:
         raise UnsafePathError("a name must not be empty")
     if name[0] in ".-":
-        raise UnsafePathError(f"a name must not begin with {name[0]!r}: {shown!r}")
+        raise UnsafePathError(f"a name must not begin with {name[0]!r}: '{shown}'")
     if "/" in name or "\\" in name or not name.isprintable():
         raise UnsafePathError(
             f"a name is one plain file name, without '/' and control characters: "
-            f"{shown!r} (choose the directory with its own option)"
+            f"'{shown}' (choose the directory with its own option)"
         )
     if len(name.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
-        raise UnsafePathError(f"a name has at most {_MAX_NAME_BYTES} bytes: {shown!r}")
+        raise UnsafePathError(f"a name has at most {_MAX_NAME_BYTES} bytes: '{shown}'")
     return name
 
 

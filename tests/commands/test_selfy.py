@@ -582,3 +582,13 @@ def test_a_source_that_cannot_ask_is_a_pass_phrase_error(
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(PassphraseError, match="a pass phrase for the key x is needed"):
         passphrase_source(None, what="the key x")()
+
+
+def test_directories_of_others_are_told_and_only_when_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run("-k", "node", "-e", "a@b", "-nopass")
+    monkeypatch.setattr(os, "access", lambda *_args: False)
+    assert "valid, " in run("-v", "certs/node.crt").stdout
+    result = run("-k", "other", "-e", "a@b", "-nopass", code=6)
+    assert "cannot write in certs: permission denied" in result.stderr
