@@ -10,9 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def require_python() -> None:
     """Stop with one line where Python is too old."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  # this is where others are told
         version = ".".join(map(str, sys.version_info[:3]))
-        sys.exit(f"Python 3.11 or newer is needed; this is {version} ({sys.executable})")
+        sys.exit(
+            f"Python 3.11 or newer is needed; this is {version} ({sys.executable})"
+        )
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> None:

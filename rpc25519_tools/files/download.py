@@ -5,7 +5,7 @@ our client compares it.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
 from rpc25519_tools.files.jail import Root
@@ -69,17 +69,17 @@ async def download_file(
     )
     async with await opening as stream:
         with naming_service("downloads", "-serve"):
-            part = await next_part(client, stream)
-        if part is None:
+            parts = await next_parts(client, stream)
+        if not parts:
             raise IncompleteTransferError("the server sent no part of the file")
-        size_bytes = parse_size(part.args, ARG_DOWNLOAD_LEN)
+        size_bytes = parse_size(parts[0].args, ARG_DOWNLOAD_LEN)
         sink = await in_worker(open_sink)
         try:
             writer = PartWriter(sink)
             await in_worker(sink.check_space, size_bytes)
-            while part is not None:
-                await _take_part(writer, part, size_bytes, progress)
-                part = await next_part(client, stream)
+            while parts:
+                await _take(writer, parts, size_bytes, progress)
+                parts = await next_parts(client, stream)
             reply = await within(client.stall_timeout_s, _SILENT, stream.reply())
             if writer.received_bytes != size_bytes:
                 raise IncompleteTransferError(
@@ -101,24 +101,29 @@ async def download_file(
     )
 
 
-async def next_part(client: Client, stream: ClientStream) -> Part | None:
-    """Return the next part that comes down, or None after the last one.
+async def next_parts(client: Client, stream: ClientStream) -> list[Part]:
+    """Return the parts that have come down; wait for one; none after the last one.
 
     Raises:
         DeadlineError: nothing came for too long.
         Rpc25519Error: what ended the stream early.
     """
-    return await within(client.stall_timeout_s, _SILENT, anext(aiter(stream), None))
+    incoming = aiter(stream)
+    part = await within(client.stall_timeout_s, _SILENT, anext(incoming, None))
+    return [] if part is None else [part, *incoming.take_ready()]
 
 
-async def _take_part(
-    writer: PartWriter, part: Part, size_bytes: int, progress: Progress | None
+async def _take(
+    writer: PartWriter,
+    parts: Sequence[Part],
+    size_bytes: int,
+    progress: Progress | None,
 ) -> None:
-    if writer.received_bytes + len(part.payload) > size_bytes:
+    if writer.received_bytes + sum(len(part.payload) for part in parts) > size_bytes:
         raise IncompleteTransferError(
             f"the server sends more than the {size_bytes} bytes that it announced"
         )
-    await writer.take(part)
+    await writer.take(parts)
     if progress is not None:
         progress(writer.received_bytes, size_bytes)
 

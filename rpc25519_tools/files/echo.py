@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from rpc25519_tools.errors import ChecksumError
-from rpc25519_tools.files.download import next_part
+from rpc25519_tools.files.download import next_parts
 from rpc25519_tools.files.parts import (
     ARG_UPLOAD_NAME,
     ECHO_FILE_SERVICE,
@@ -113,8 +113,8 @@ async def _receive_echo(
     sink = await in_worker(open_sink)
     try:
         writer = PartWriter(sink)
-        while (part := await next_part(client, stream)) is not None:
-            await writer.take(part)
+        while parts := await next_parts(client, stream):
+            await writer.take(parts)
             if progress is not None:
                 progress(writer.received_bytes, reader.size_bytes)
         step = stream.reply()

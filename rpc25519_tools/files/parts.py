@@ -12,7 +12,7 @@ Source: recorded exchanges ``upload-*``, ``download-*``, ``bistream-echo``.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
@@ -176,15 +176,19 @@ class PartWriter:
         """The BLAKE3 sum of what was taken so far."""
         return self._total.text()
 
-    async def take(self, part: Part) -> None:
-        """Check one part and write it.
+    async def take(self, parts: Sequence[Part]) -> None:
+        """Check some parts, in order, and write them.
 
         Raises:
-            ChecksumError: its sum is wrong, or missing on any part but the first.
-            LocalFileError: it cannot be written.
+            ChecksumError: a sum is wrong, or missing on any part but the first.
+            LocalFileError: they cannot be written.
         """
-        await self._run(self._take, part)
-        self.received_bytes += len(part.payload)
+        await self._run(self._take_all, parts)
+        self.received_bytes += sum(len(part.payload) for part in parts)
+
+    def _take_all(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._take(part)
 
     def _take(self, part: Part) -> None:
         expected = part.args.get(ARG_PART_SUM)

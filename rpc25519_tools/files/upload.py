@@ -138,9 +138,10 @@ class UploadService:
                 writer = PartWriter(target)
                 last: Part | None = None
                 async for part in parts:
-                    await writer.take(part)
+                    batch = [part, *parts.take_ready()]
+                    await writer.take(batch)
                     record.size_bytes = writer.received_bytes
-                    last = part
+                    last = batch[-1]
                 if last is None or not last.last:
                     raise IncompleteTransferError(
                         "the upload ended without a last part"

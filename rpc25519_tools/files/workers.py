@@ -7,6 +7,7 @@ may take for ever, there is ``in_abandonable_thread``.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -25,16 +26,14 @@ async def in_worker(
     """
     loop = asyncio.get_running_loop()
     future = loop.run_in_executor(None, lambda: function(*args, **kwargs))
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled is not None:
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
         future.exception()  # seen, though nobody is left to be told
-        raise cancelled
-    return future.result()
+        raise
 
 
 async def in_abandonable_thread(

@@ -83,6 +83,13 @@ class IncomingStream:
                 await self._reader
             finally:
                 self._reader = None
+        return self._pop()
+
+    def take_ready(self) -> list[Part]:
+        """Return the parts that can be had without waiting, which may be none."""
+        return [self._pop() for _ in range(len(self._parts))]
+
+    def _pop(self) -> Part:
         part = self._parts.popleft()
         self._len -= len(part.payload)
         if self._holding and self._len <= _HIGH_WATER_LEN // 2:

@@ -149,13 +149,15 @@ def unpack_object(data: Buffer) -> object:
         DecodeError: ``data`` is cut short, malformed, nested too deeply, or has a
             container above MAX_CONTAINER_LEN.
     """
+    # msgpack allocates what an array announces; a member takes one byte at least.
+    max_len = min(MAX_CONTAINER_LEN, len(data))
     try:
         return msgpack.unpackb(
             data,
             strict_map_key=False,
             unicode_errors="surrogateescape",
-            max_array_len=MAX_CONTAINER_LEN,
-            max_map_len=MAX_CONTAINER_LEN,
+            max_array_len=max_len,
+            max_map_len=max_len,
         )
     except msgpack.ExtraData as extra:
         unpacked: object = extra.unpacked
@@ -177,12 +179,13 @@ class PrefixUnpacker:
     """
 
     def __init__(self, data: Buffer, window_len: int) -> None:
+        max_len = min(MAX_CONTAINER_LEN, window_len)
         self._unpacker = msgpack.Unpacker(
             strict_map_key=False,
             unicode_errors="surrogateescape",
             max_buffer_size=window_len,
-            max_array_len=MAX_CONTAINER_LEN,
-            max_map_len=MAX_CONTAINER_LEN,
+            max_array_len=max_len,
+            max_map_len=max_len,
         )
         self._unpacker.feed(memoryview(data)[:window_len])
 
