@@ -6,7 +6,8 @@ generated code does it; ``Args`` entries may come in any order.
 
 Decoding is as tolerant as the Go decoder (unknown keys are skipped, missing ones keep
 their defaults, nil counts as unset, bytes after the object are ignored) and as strict
-about types, except that an integer is taken in either sign form.
+about types, except that an integer is taken in either sign form. What was decoded can
+always be encoded again, so an integer that does not fit its field is refused.
 
 Source: recorded exchanges ``*.c2s.bin`` / ``*.s2c.bin`` and ``gp-message-*.bin``.
 """
@@ -195,10 +196,20 @@ def _as_str(value: object, name: str) -> str:
     raise DecodeError(f"{name} is not a string")
 
 
-def _as_int(value: object, name: str) -> int:
-    if type(value) is int:
-        return value
-    raise DecodeError(f"{name} is not an integer")
+def _as_signed(value: object, name: str) -> int:
+    if type(value) is not int:
+        raise DecodeError(f"{name} is not an integer")
+    if value >= 1 << 63:
+        raise DecodeError(f"{name} does not fit a signed 64-bit integer")
+    return value
+
+
+def _as_unsigned(value: object, name: str) -> int:
+    if type(value) is not int:
+        raise DecodeError(f"{name} is not an integer")
+    if value < 0:
+        raise DecodeError(f"{name} is negative")
+    return value
 
 
 def _as_bool(value: object, name: str) -> bool:
@@ -224,13 +235,13 @@ _HEADER_FIELDS: Final[dict[str, tuple[str, Callable[[object, str], object]]]] = 
     "From_zid01_str": ("sender", _as_str),
     "To_zid02_str": ("recipient", _as_str),
     "Subject_zid03_str": ("subject", _as_str),
-    "Seqno_zid04_u64": ("seqno", _as_int),
-    "Typ_zid05_rct": ("call_type", _as_int),
+    "Seqno_zid04_u64": ("seqno", _as_unsigned),
+    "Typ_zid05_rct": ("call_type", _as_signed),
     "CallID_zid06_str": ("call_id", _as_str),
-    "Serial_zid07_i64": ("serial", _as_int),
+    "Serial_zid07_i64": ("serial", _as_signed),
     "LocalRecvTm_zid08_tim": ("local_recv_ns", unpack_time),
     "Deadline_zid09_tim": ("deadline_ns", unpack_time),
-    "StreamPart_zid10_i64": ("stream_part", _as_int),
+    "StreamPart_zid10_i64": ("stream_part", _as_signed),
     "ServiceName_zid11_str": ("service_name", _as_str),
     "Args_zid12_map": ("args", _as_args),
     "NoSystemCompression_zid13_boo": ("no_system_compression", _as_bool),
@@ -258,6 +269,8 @@ def _message_of(value: object) -> Message:
         return Message(header=Header())
     if not isinstance(value, dict):
         raise DecodeError("a message must be a map")
+    if any(isinstance(key, bytes) for key in value):
+        raise DecodeError("a key of a message is binary")
     payload = value.get("JobSerz_zid01_bin")
     if payload is None:
         payload = b""
