@@ -25,7 +25,7 @@ def identity_options(default_key: str) -> Callable[[_F], _F]:
             click.option(
                 "--certs",
                 "certs_dir",
-                type=click.Path(file_okay=False),
+                type=click.Path(readable=False),
                 default=DEFAULT_CERTS_DIR,
                 show_default=True,
                 metavar="DIR",

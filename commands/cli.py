@@ -7,6 +7,7 @@ import click
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
+from ._identity import open_identity
 from ._options import (
     identity_options,
     transport_options,
@@ -213,8 +214,10 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
     from ._run import run_to_end
 
+    identity = open_identity(config, talk)
+
     async def main() -> None:
-        async with await Client.connect(config) as client:
+        async with await Client.connect(config, identity) as client:
             if job.verbose:
                 _describe_connection(client, talk)
             if job.download is not None:

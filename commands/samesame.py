@@ -6,12 +6,14 @@ import click
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
+from ._identity import open_identity
 from ._options import DEFAULT_CERTS_DIR, verbosity_options, version_option
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
+    from rpc25519_tools.identity.store import LoadedIdentity
 
 #: How long to wait between two attempts to reach the partner, in seconds.
 RETRY_S = 0.2
@@ -54,7 +56,7 @@ RETRY_S = 0.2
 @click.option(
     "--certs",
     "certs_dir",
-    type=click.Path(file_okay=False),
+    type=click.Path(readable=False),
     default=DEFAULT_CERTS_DIR,
     show_default=True,
     metavar="DIR",
@@ -125,8 +127,10 @@ def samesame(
             key_name=server_key,
         )
 
+        keys = (open_identity(as_client, talk), open_identity(as_server, talk))
+
         async def main() -> None:
-            await _meet(as_client, as_server, sends, wait_s, talk, verbose)
+            await _meet(as_client, as_server, keys, sends, wait_s, talk, verbose)
 
         run_to_end(main)
 
@@ -134,6 +138,7 @@ def samesame(
 async def _meet(
     as_client: "Config",
     as_server: "Config",
+    keys: "tuple[LoadedIdentity | None, LoadedIdentity | None]",
     sends: int,
     wait_s: float,
     talk: Talk,
@@ -163,11 +168,11 @@ async def _meet(
     registry = Registry()
     registry.add_call(ECHO_CALL_SERVICE, counted_echo)
     server = Server(as_server, registry, ServerLog(talk, verbose=verbose))
-    await server.start()
+    await server.start(keys[1])
     try:
         click.echo(f"samesame: listening on {server.address}")
         for number in range(1, sends + 1):
-            reply = await _call_partner(as_client, number, wait_s)
+            reply = await _call_partner(as_client, keys[0], number, wait_s)
             click.echo(f"reply to call {number}: {printable(reply)}")
         try:
             async with asyncio.timeout(wait_s):
@@ -183,7 +188,9 @@ async def _meet(
     talk.say(f"samesame: sent {sends} calls, received {received}")
 
 
-async def _call_partner(config: "Config", number: int, wait_s: float) -> str:
+async def _call_partner(
+    config: "Config", key: "LoadedIdentity | None", number: int, wait_s: float
+) -> str:
     """Make one call on a new connection; wait for the partner to be there."""
     import asyncio
 
@@ -196,7 +203,7 @@ async def _call_partner(config: "Config", number: int, wait_s: float) -> str:
     client: Client | None = None
     while client is None:
         try:
-            client = await Client.connect(config)
+            client = await Client.connect(config, key)
         except ConnectFailedError:
             if loop.time() > give_up_at:
                 raise

@@ -7,6 +7,7 @@ import click
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
+from ._identity import open_identity
 from ._options import (
     identity_options,
     transport_options,
@@ -168,6 +169,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     from ._transferlog import ServerLog
 
     log = ServerLog(talk, verbose=job.verbose)
+    identity = open_identity(config, talk)
 
     async def serve_until_stopped() -> None:
         stop, hurry = asyncio.Event(), asyncio.Event()
@@ -177,7 +179,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
         with contextlib.ExitStack() as roots:
             server = Server(config, _services(job, log, roots), log)
-            await server.start()
+            await server.start(identity)
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
             click.echo(f"srv: listening on {server.address} ({_offer(config, job)})")
