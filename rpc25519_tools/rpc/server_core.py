@@ -153,10 +153,12 @@ class ServerCore:
         if not self._offers(kind, header.service_name):
             return MessageToSend(self._refusal(kind, header))
         call = OpenCall(kind, header)
+        namesake = self._open.get(header.call_id)
         problem = None
         if self._open_count >= MAX_OPEN_CALLS:
             problem = f"more than {MAX_OPEN_CALLS} calls at a time on one connection"
-        elif kind.sends_parts and header.call_id in self._open:
+        elif namesake and (kind.sends_parts or namesake.kind.sends_parts):
+            # Parts find their call by its id alone.
             problem = "this call id belongs to a call that is still running"
         elif kind.sends_parts and header.stream_part:
             problem = f"a stream must begin with part 0, not {header.stream_part}"
