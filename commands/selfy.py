@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from rpc25519_tools import __version__
 from rpc25519_tools.errors import KeyFileError, Rpc25519Error
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
+from ._options import version_option
 from ._output import Talk, printable
 from ._passphrase import (
     VARIABLE,
@@ -126,7 +126,7 @@ Example: selfy -k node -e node@example.org
 )
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--quiet", is_flag=True, help="Say nothing but warnings and errors.")
-@click.version_option(__version__, prog_name="selfy")
+@version_option
 def selfy(
     *,
     key: str | None,
