@@ -47,7 +47,8 @@ class TransferRecord:
     ) -> None:
         self.seconds = self._clock.seconds
         if isinstance(exc, asyncio.CancelledError):
-            self.failure = "cancelled"
+            # Whoever cancels a handler says why.
+            self.failure = str(exc.args[0]) if exc.args else "cancelled"
         elif exc is not None:
             self.failure = str(exc) or type(exc).__name__
         self._log(self)

@@ -1,5 +1,6 @@
 """Uploading a file: the client's side and the service."""
 
+import asyncio
 import os
 from collections.abc import Mapping
 
@@ -103,12 +104,33 @@ async def send_other_parts(
     while payload:
         if progress is not None:
             progress(reader.read_bytes, reader.size_bytes)
-        payload, part_sum = await reader.next()
+        payload, part_sum = await _next_unless_over(reader, stream)
         args = {ARG_PART_SUM: part_sum}
         if not payload:
             args[ARG_CLIENT_TOTAL_SUM] = reader.total_sum
         step = stream.send(payload, args=args, last=not payload)
         await within(client.stall_timeout_s, "the server took nothing", step)
+
+
+async def _next_unless_over(
+    reader: PartReader, stream: ClientStream
+) -> tuple[bytes, str]:
+    """Read the next part, but do not wait for a pipe when the call is over already."""
+    if reader.size_bytes is not None:
+        return await reader.next()
+    reading = asyncio.ensure_future(reader.next())
+    over = asyncio.ensure_future(stream.reply())
+    try:
+        await asyncio.wait([reading, over], return_when=asyncio.FIRST_COMPLETED)
+        if over.done():
+            await over  # raises what ended the call, if it was an error
+        return await reading
+    finally:
+        for task in (reading, over):
+            task.cancel()
+        await asyncio.wait([reading, over])
+        for task in (reading, over):
+            task.cancelled() or task.exception()
 
 
 class UploadService:

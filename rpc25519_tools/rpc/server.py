@@ -131,6 +131,9 @@ class Server:
     def _accept(self, transport: Transport) -> Receiver:
         connection = _Connection(self, transport)
         self._connections.add(connection)
+        if self._stopping:
+            # Its handshake took longer than we live; nobody else would close it.
+            transport.abort()
         if self._observer is not None:
             self._observer.connected(transport)
         return connection.driver
@@ -204,7 +207,7 @@ class _Connection:
         """Cancel what still runs, send what is queued, and close."""
         tasks = self.tasks()
         for task in tasks:
-            task.cancel()
+            task.cancel(_SHUTTING_DOWN)
         if tasks:
             await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
         await self.driver.aclose()
@@ -227,7 +230,7 @@ class _Connection:
             case server_core.CallCancelled(call):
                 running = self._running.get(call)
                 if running is not None:
-                    running.task.cancel()
+                    running.task.cancel("cancelled by the client")
             case server_core.MessageToSend(answer):
                 self.driver.send_now(answer, self._core.codec)
 
@@ -340,5 +343,5 @@ class _Connection:
         for running in list(self._running.values()):
             if running.incoming is not None:
                 running.incoming.end(reason)
-            running.task.cancel()
+            running.task.cancel(str(reason))
         self._server.forget(self, reason)

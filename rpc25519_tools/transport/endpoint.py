@@ -112,14 +112,17 @@ def _client_protocol(
 class Listener:
     """A listening socket; made by ``listen``."""
 
-    def __init__(self, server: asyncio.Server) -> None:
+    def __init__(self, server: asyncio.Server, unproven: "set[TlsTransport]") -> None:
         self._server = server
+        self._unproven = unproven
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
 
     def close(self) -> None:
-        """Take no more connections; open ones go on."""
+        """Take no more connections and end running handshakes; open ones go on."""
         self._server.close()
+        for transport in list(self._unproven):
+            transport.give_up()
 
 
 async def listen(
@@ -143,6 +146,7 @@ async def listen(
         ConnectFailedError: the address cannot be listened on.
     """
     loop = asyncio.get_running_loop()
+    unproven: set[TlsTransport] = set()
 
     def plain() -> TcpTransport:
         return TcpTransport(accept)
@@ -153,16 +157,25 @@ async def listen(
         ca = tls.identity.ca if tls.verify else None
 
         def secure() -> TlsTransport:
-            transport = TlsTransport(
-                context, ca=ca, side="server", accept=accept, failed=failed
+            def proven(transport: Transport) -> Receiver:
+                unproven.discard(made)
+                return accept(transport)
+
+            def not_proven(error: Exception, address: str) -> None:
+                unproven.discard(made)
+                failed(error, address)
+
+            made = TlsTransport(
+                context, ca=ca, side="server", accept=proven, failed=not_proven
             )
+            unproven.add(made)
             reason = HandshakeError(
                 f"no TLS handshake within {handshake_timeout_s:g} s"
             )
-            transport.handshake_timer = loop.call_later(
-                handshake_timeout_s, transport.fail_handshake, reason
+            made.handshake_timer = loop.call_later(
+                handshake_timeout_s, made.fail_handshake, reason
             )
-            return transport
+            return made
 
         factory = secure
     try:
@@ -171,7 +184,7 @@ async def listen(
         )
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server)
+    return Listener(server, unproven)
 
 
 def _reason(exc: Exception) -> str:
