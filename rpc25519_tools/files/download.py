@@ -29,8 +29,8 @@ from rpc25519_tools.files.parts import (
 )
 from rpc25519_tools.files.record import TransferLog, TransferRecord
 from rpc25519_tools.files.sink import Sink
-from rpc25519_tools.files.source import open_remote_source
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.source import SourceFile, open_remote_source
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client, ClientStream
 from rpc25519_tools.rpc.registry import CallContext, Reply
@@ -73,10 +73,8 @@ async def download_file(
         if not parts:
             raise IncompleteTransferError("the server sent no part of the file")
         size_bytes = parse_size(parts[0].args, ARG_DOWNLOAD_LEN)
-        sink = await in_worker(open_sink)
-        try:
-            writer = PartWriter(sink)
-            await in_worker(sink.check_space, size_bytes)
+        async with PartWriter(open_sink) as writer:
+            await writer.check_space(size_bytes)
             while parts:
                 await _take(writer, parts, size_bytes, progress)
                 parts = await next_parts(client, stream)
@@ -90,8 +88,6 @@ async def download_file(
                 reply.header.args, ARG_SERVER_TOTAL_SUM, writer.total_sum
             )
             await writer.commit()
-        finally:
-            await in_worker(sink.abort)
     return TransferSummary(
         name=remote_path,
         size_bytes=size_bytes,
@@ -159,7 +155,9 @@ class DownloadService:
         with TransferRecord("download", context, self._log) as record:
             path = context.header.args.get(ARG_DOWNLOAD_REQUEST, "")
             record.name = path
-            source = await in_worker(open_remote_source, self._root, path)
+            source = await open_in_worker(
+                lambda: open_remote_source(self._root, path), SourceFile.close
+            )
             try:
                 args = {
                     ARG_DOWNLOAD_LEN: str(source.size_bytes or 0),

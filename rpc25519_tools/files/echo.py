@@ -22,7 +22,6 @@ from rpc25519_tools.files.record import TransferLog, TransferRecord
 from rpc25519_tools.files.sink import Sink
 from rpc25519_tools.files.source import SourceFile
 from rpc25519_tools.files.upload import open_with_first_part, send_other_parts
-from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client, ClientStream
 from rpc25519_tools.rpc.registry import CallContext, Reply
@@ -110,9 +109,7 @@ async def _receive_echo(
     open_sink: Callable[[], Sink],
     progress: Progress | None,
 ) -> None:
-    sink = await in_worker(open_sink)
-    try:
-        writer = PartWriter(sink)
+    async with PartWriter(open_sink) as writer:
         while parts := await next_parts(client, stream):
             await writer.take(parts)
             if progress is not None:
@@ -122,8 +119,6 @@ async def _receive_echo(
         if writer.total_sum != reader.total_sum:
             raise ChecksumError("the server returned something else than was sent")
         await writer.commit()
-    finally:
-        await in_worker(sink.abort)
 
 
 async def echo_call(context: CallContext) -> Reply:

@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
 
@@ -25,7 +26,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.files.sink import PlainSink, Sink
 from rpc25519_tools.files.source import SourceFile
-from rpc25519_tools.files.workers import in_abandonable_thread, in_worker
+from rpc25519_tools.files.workers import AbandonableThread, in_worker, open_in_worker
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.wire.constants import PART_LEN
 from rpc25519_tools.wire.digest import RunningDigest, digest_hex, digest_text
@@ -105,9 +106,8 @@ class PartReader:
     def __init__(self, source: SourceFile) -> None:
         self._source = source
         self._total = RunningDigest()
-        self._run = (
-            in_worker if source.size_bytes is not None else in_abandonable_thread
-        )
+        self._thread = AbandonableThread() if source.size_bytes is None else None
+        self._run = in_worker if self._thread is None else self._thread.run
         self._ahead: asyncio.Task[tuple[bytes, str]] | None = None
 
     async def __aenter__(self) -> Self:
@@ -124,6 +124,8 @@ class PartReader:
             await asyncio.wait([self._ahead])
             if not self._ahead.cancelled():
                 self._ahead.exception()  # nobody asks for this part any more
+        if self._thread is not None:
+            self._thread.close()
 
     @property
     def read_bytes(self) -> int:
@@ -162,14 +164,50 @@ class PartReader:
 
 
 class PartWriter:
-    """Checks parts against their sums and writes them into a sink."""
+    """Checks parts against their sums and writes them into a sink.
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    Used as an asynchronous context manager: entering it opens the sink, leaving it
+    aborts the sink, unless it was committed.
+
+    Args:
+        open_sink: called in a worker thread; returns where the bytes go.
+    """
+
+    def __init__(self, open_sink: Callable[[], Sink]) -> None:
+        self._open_sink = open_sink
+        self._opened: Sink | None = None
+        self._thread: AbandonableThread | None = None
         self._total = RunningDigest()
-        self._run = in_abandonable_thread if isinstance(sink, PlainSink) else in_worker
         #: Payload bytes taken so far.
         self.received_bytes = 0
+
+    async def __aenter__(self) -> Self:
+        self._opened = await open_in_worker(self._open_sink, lambda one: one.abort())
+        if isinstance(self._opened, PlainSink):
+            self._thread = AbandonableThread()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread is not None:
+            self._thread.close()
+        await in_worker(self._sink.abort)
+
+    async def _run(self, step: Callable[[], None]) -> None:
+        await (in_worker(step) if self._thread is None else self._thread.run(step))
+
+    @property
+    def _sink(self) -> Sink:
+        assert self._opened is not None, "not entered"
+        return self._opened
+
+    async def check_space(self, size_bytes: int) -> None:
+        """Raise LocalFileError if so many bytes cannot fit."""
+        await in_worker(self._sink.check_space, size_bytes)
 
     @property
     def total_sum(self) -> str:
@@ -183,7 +221,7 @@ class PartWriter:
             ChecksumError: a sum is wrong, or missing on any part but the first.
             LocalFileError: they cannot be written.
         """
-        await self._run(self._take_all, parts)
+        await self._run(partial(self._take_all, parts))
         self.received_bytes += sum(len(part.payload) for part in parts)
 
     def _take_all(self, parts: Sequence[Part]) -> None:

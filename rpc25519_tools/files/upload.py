@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from rpc25519_tools.errors import IncompleteTransferError
 from rpc25519_tools.files.atomic import open_remote_target
@@ -25,7 +26,6 @@ from rpc25519_tools.files.parts import (
 )
 from rpc25519_tools.files.record import TransferLog, TransferRecord
 from rpc25519_tools.files.source import SourceFile
-from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client, ClientStream
 from rpc25519_tools.rpc.registry import CallContext, Reply
@@ -153,11 +153,8 @@ class UploadService:
             name = context.header.args.get(ARG_UPLOAD_NAME, "")
             record.name = name
             clobber = self._clobber and ARG_NO_CLOBBER not in context.header.args
-            target = await in_worker(
-                open_remote_target, self._root, name, clobber=clobber
-            )
-            try:
-                writer = PartWriter(target)
+            open_target = partial(open_remote_target, self._root, name, clobber=clobber)
+            async with PartWriter(open_target) as writer:
                 last: Part | None = None
                 async for part in parts:
                     batch = [part, *parts.take_ready()]
@@ -165,13 +162,9 @@ class UploadService:
                     record.size_bytes = writer.received_bytes
                     last = batch[-1]
                 if last is None or not last.last:
-                    raise IncompleteTransferError(
-                        "the upload ended without a last part"
-                    )
+                    raise IncompleteTransferError("the upload has no last part")
                 check_total(last.args, ARG_CLIENT_TOTAL_SUM, writer.total_sum)
                 await writer.commit()
-            finally:
-                await in_worker(target.abort)
             record.digest = writer.total_sum
             text = f"stored {writer.received_bytes} bytes; "
             text += f"bytesWrit={writer.received_bytes};"

@@ -3,11 +3,12 @@
 What a worker thread touches (a descriptor, a running hash) must not be closed under its
 hands, so ``in_worker`` lets the work end before it lets its caller go. That is only
 right for work that ends by itself; for reading a terminal or writing to a pipe, which
-may take for ever, there is ``in_abandonable_thread``.
+may take for ever, there is ``AbandonableThread``.
 """
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -36,36 +37,74 @@ async def in_worker(
         raise
 
 
-async def in_abandonable_thread(
-    function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Run ``function`` in a thread of its own, which a cancelled caller leaves behind.
-
-    The thread does not keep the process from ending.
+async def open_in_worker(opener: Callable[[], T], closer: Callable[[T], None]) -> T:
+    """Open something in a worker thread, and close it again for a cancelled caller.
 
     Raises:
-        Exception: whatever ``function`` raises.
+        Exception: whatever ``opener`` raises.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    opened: list[T] = []
+    try:
+        await in_worker(lambda: opened.append(opener()))
+        return opened[0]
+    except asyncio.CancelledError:
+        if opened:
+            await in_worker(closer, opened[0])
+        raise
 
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # a T when no error
 
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as exc:  # noqa: BLE001  # handed to the caller whole
-            error = exc
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(deliver, result, error)
+class AbandonableThread:
+    """A thread of its own for steps that may block for ever.
 
-    threading.Thread(target=run, name="blocking-stream", daemon=True).start()
-    return await future
+    A cancelled caller leaves a blocked step behind; the thread does not keep the
+    process from ending. Steps run one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._steps: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._started = False
+
+    async def run(
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``function`` in the thread.
+
+        Raises:
+            Exception: whatever ``function`` raises.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def deliver(result: T | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]  # a T, no error
+
+        def step() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as exc:  # noqa: BLE001  # handed to the caller whole
+                error = exc
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(deliver, result, error)
+
+        if not self._started:
+            self._started = True
+            threading.Thread(
+                target=self._work, name="blocking-stream", daemon=True
+            ).start()
+        self._steps.put(step)
+        return await future
+
+    def close(self) -> None:
+        """Let the thread end after the step that it is in."""
+        self._steps.put(None)
+
+    def _work(self) -> None:
+        while (step := self._steps.get()) is not None:
+            step()

@@ -236,14 +236,8 @@ class Client:
 
     def cancel(self, call_id: str) -> None:
         """Forget a call and tell the server, unless it is over."""
-        pending = self._pending.pop(call_id, None)
-        if pending is not None:
-            if pending.incoming is not None:
-                pending.incoming.discard()
-            if not pending.reply.done():
-                pending.reply.set_exception(
-                    CallCancelledError("the call was cancelled")
-                )
+        if call_id in self._pending:
+            self._fail(call_id, CallCancelledError("the call was cancelled"))
         message = self._core.cancel(call_id, now_ns=now_ns())
         if message is not None:
             self._driver.send_now(message, self._codec)

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 #: How long cancelled handlers may take to clean up, in seconds.
 _CLEANUP_TIMEOUT_S: Final = 5.0
 _SHUTTING_DOWN: Final = "the server is shutting down"
+#: The wire's own words for a cancelled call.
+_CANCELLED: Final = "context canceled"
 
 
 class ServerObserver(Protocol):
@@ -54,10 +56,15 @@ class ServerObserver(Protocol):
 
 @dataclass(slots=True)
 class _Running:
-    """A call that is running: its task and, for streams, what comes in."""
+    """A call that is running: its task and, for streams, what comes in.
+
+    A task that is cancelled before it has begun runs nothing at all, not even what
+    answers the call; ``begun`` tells.
+    """
 
     task: asyncio.Task[None]
     incoming: IncomingStream | None
+    begun: bool = False
 
 
 class Server:
@@ -245,12 +252,14 @@ class _Connection:
             incoming.feed(Part.of(opening, last=False))
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._run(call, opening, incoming))
+        task.add_done_callback(lambda _: self._running.pop(call, None))
         self._running[call] = _Running(task, incoming)
 
     async def _run(
         self, call: OpenCall, opening: Message, incoming: IncomingStream | None
     ) -> None:
         """Run the handler of one call and send what it returns."""
+        self._running[call].begun = True
         try:
             reply = await self._outcome(call, opening, incoming)
             if incoming is not None:
@@ -261,20 +270,20 @@ class _Connection:
         finally:
             if incoming is not None:
                 incoming.discard()
-            self._running.pop(call, None)
 
     async def _outcome(
         self, call: OpenCall, opening: Message, incoming: IncomingStream | None
     ) -> Reply:
         if self._server.stopping:
             return Reply(error=_SHUTTING_DOWN)
+        if call.cancelled:
+            return Reply(error=_CANCELLED)
         try:
             return await self._handle(call, opening, incoming)
         except asyncio.CancelledError:
             if self.driver.is_closed:
                 raise
-            # The wire's own words for a cancelled call, or why we stopped it.
-            return Reply(error="context canceled" if call.cancelled else _SHUTTING_DOWN)
+            return Reply(error=_CANCELLED if call.cancelled else _SHUTTING_DOWN)
         except Rpc25519Error as exc:
             return Reply(error=str(exc) or type(exc).__name__)
         except Exception as exc:  # noqa: BLE001  # any fault of a handler ends here

@@ -45,6 +45,8 @@ SERVER_NAME: Final = "localhost"
 _SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
 #: pyOpenSSL allocates as much as it is asked for; one record never holds more.
 _RECORD_LEN: Final = 16 * 1024
+#: How long a refused peer may take to hang up by itself, in seconds.
+_LINGER_S: Final = 2.0
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL switches on.
 _ENABLE_PARTIAL_WRITE: Final = 1
 #: Room for CHUNK_LEN bytes in records, each with its header and tag.
@@ -158,6 +160,7 @@ class TlsTransport(TcpTransport):
         self._handshaking = True
         self._closing = False
         self.handshake_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
@@ -219,6 +222,8 @@ class TlsTransport(TcpTransport):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what came, straight into the receiver's memory."""
+        if self._linger_timer is not None:
+            return
         encrypted = self._scratch[:nbytes]
         while encrypted:
             encrypted = encrypted[self._ssl.bio_write(encrypted) :]
@@ -237,6 +242,8 @@ class TlsTransport(TcpTransport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on, or report that the handshake never finished."""
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         self._unsent.clear()
         self._unsent_len = 0
         self._closing = True
@@ -305,8 +312,7 @@ class TlsTransport(TcpTransport):
             return
         except (SSL.Error, ValueError) as exc:
             self._end_handshake()
-            self._send_encrypted()  # the alert that tells the peer why
-            super().close()
+            self._close_after_alert()
             self._failed(self._handshake_error(exc), self.remote_address)
             return
         self._end_handshake()
@@ -317,6 +323,19 @@ class TlsTransport(TcpTransport):
         self._handshaking = False
         if self.handshake_timer is not None:
             self.handshake_timer.cancel()
+
+    def _close_after_alert(self) -> None:
+        """Send the alert that tells the peer why, and give it time to arrive.
+
+        Closing with unread bytes, such as a request that the client sent right behind
+        its certificate, would reset the connection and could overtake the alert.
+        """
+        assert self._socket_transport is not None
+        self._send_encrypted()
+        self._closing = True
+        self._socket_transport.write_eof()
+        loop = asyncio.get_running_loop()
+        self._linger_timer = loop.call_later(_LINGER_S, self._socket_transport.abort)
 
     def _handshake_error(self, exc: Exception) -> SecurityError:
         if self._refusal is not None:
