@@ -236,7 +236,7 @@ class _Connection:
                     incoming.end(IncompleteTransferError(reason))
             case server_core.CallCancelled(call):
                 running = self._running.get(call)
-                if running is not None:
+                if running is not None and running.begun:
                     running.task.cancel("cancelled by the client")
             case server_core.MessageToSend(answer):
                 self.driver.send_now(answer, self._core.codec)
