@@ -212,8 +212,10 @@ def _check_combination(
 def _run(config: "Config", job: _Job, talk: Talk) -> None:
     from rpc25519_tools.rpc.client import Client
 
+    from ._logging import log_to
     from ._run import run_to_end
 
+    log_to(talk)
     identity = open_identity(config, talk)
 
     async def main() -> None:

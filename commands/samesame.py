@@ -105,9 +105,11 @@ def samesame(
 
         from rpc25519_tools.config import Config, parse_address, parse_duration
 
+        from ._logging import log_to
         from ._run import run_to_end
 
         talk = Talk(prog="samesame", quiet=quiet)
+        log_to(talk)
         if skip_verify:
             talk.warn("-skip-verify: the partner is not checked; it can be anybody")
         if swap:

@@ -166,8 +166,11 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
     from rpc25519_tools.rpc.server import Server
 
+    from ._logging import log_to
     from ._transferlog import ServerLog
 
+    log_to(talk)
+    _raise_descriptor_limit()
     log = ServerLog(talk, verbose=job.verbose)
     identity = open_identity(config, talk)
 
@@ -199,6 +202,16 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
             await server.aclose()
 
     asyncio.run(serve_until_stopped())
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files and connections as the system lets us have."""
+    import contextlib
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit still
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":
