@@ -78,6 +78,7 @@ class Driver:
         self._inbox_len = 0
         self._unpacking: asyncio.Task[None] | None = None
         self._holds = 0
+        self._holding_for_output = False
         self._writers: deque[asyncio.Future[None]] = deque()
         self._close_error: Exception | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -113,6 +114,9 @@ class Driver:
 
     def writable(self) -> None:
         """Let waiting senders go on."""
+        if self._holding_for_output:
+            self._holding_for_output = False
+            self.release_reading()
         while self._writers:
             writer = self._writers.popleft()
             if not writer.done():
@@ -169,10 +173,16 @@ class Driver:
     def send_now(self, message: Message, codec: Codec) -> None:
         """Queue a short message without waiting; dropped when the connection is over.
 
-        For cancels and refusals, of which there is at most one a call.
+        For cancels and refusals. A peer that causes refusals without reading them is
+        not read from either.
         """
-        if self._close_error is None:
-            self.transport.write(encode_frame(message, codec))
+        if self._close_error is not None:
+            return
+        self.transport.write(encode_frame(message, codec))
+        too_much = self.transport.unsent_len > WRITE_HIGH_WATER_LEN
+        if too_much and not self._holding_for_output:
+            self._holding_for_output = True
+            self.hold_reading()
 
     def hold_reading(self) -> None:
         """Stop reading until ``release_reading`` is called as often as this."""
