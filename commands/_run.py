@@ -1,10 +1,13 @@
 """Run a command's coroutine, and end it in order when a signal asks for that."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from ._errors import error_line
 
 T = TypeVar("T")
 
@@ -13,8 +16,12 @@ T = TypeVar("T")
 _CLEANUP_S = 3.0
 
 
-def run_to_end(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_to_end(prog: str, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run ``main``; SIGINT and SIGTERM cancel it, a second one ends the process.
+
+    Args:
+        prog: the command's name, for the line that tells of the interruption.
+        main: makes the coroutine.
 
     Raises:
         KeyboardInterrupt: SIGINT came.
@@ -28,10 +35,10 @@ def run_to_end(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
         def interrupt(number: int) -> None:
             if received:
-                os._exit(128 + number)
+                _end_now(prog, number)
             received.append(number)
             task.cancel()
-            loop.call_later(_CLEANUP_S, os._exit, 128 + number)
+            loop.call_later(_CLEANUP_S, _end_now, prog, number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, interrupt, number)
@@ -45,3 +52,11 @@ def run_to_end(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if received[0] == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + received[0]) from None
+
+
+def _end_now(prog: str, number: int) -> NoReturn:
+    """End the process without cleaning up, but not without a word."""
+    if number == signal.SIGINT:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{prog}: {error_line(KeyboardInterrupt())}\n".encode())
+    os._exit(128 + number)

@@ -1,12 +1,47 @@
-"""Where the user wants a received file: ``-o``, or the file's own name."""
+"""What the user wants to send, and where a received file shall go."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rpc25519_tools.files.sink import Sink
+    from rpc25519_tools.files.source import SourceFile
+
+
+async def open_source(path: str) -> "SourceFile":
+    """Open a file to be sent; a FIFO without a writer can be waited for, or not.
+
+    Raises:
+        LocalFileError: it cannot be read.
+    """
+    from rpc25519_tools.files.source import open_local_source
+    from rpc25519_tools.files.workers import AbandonableThread
+
+    thread = AbandonableThread()
+    try:
+        return await thread.run(open_local_source, path)
+    finally:
+        thread.close()
+
+
+@contextlib.contextmanager
+def noticing_closed_stdout(out: str | None) -> Iterator[None]:
+    """Tell the end of standard output's reader (``| head``) from a failing file.
+
+    Raises:
+        BrokenPipeError: ``out`` is ``-``, and nobody reads it any more.
+    """
+    from rpc25519_tools.errors import LocalFileError
+
+    try:
+        yield
+    except LocalFileError as exc:
+        if out == "-" and isinstance(exc.__cause__, BrokenPipeError):
+            raise exc.__cause__ from None
+        raise
 
 
 def sink_opener(out: str | None, name: str, *, clobber: bool) -> "Callable[[], Sink]":

@@ -231,7 +231,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
             else:
                 await _echo_calls(client, job, talk)
 
-    run_to_end(main)
+    run_to_end("cli", main)
 
 
 def _describe_connection(client: "Client", talk: Talk) -> None:
@@ -247,23 +247,26 @@ async def _download(client: "Client", path: str, job: _Job, talk: Talk) -> None:
     from rpc25519_tools.files.download import default_local_name, download_file
 
     from ._progress import progress_line
-    from ._targets import sink_opener
+    from ._targets import noticing_closed_stdout, sink_opener
 
     name = default_local_name(path) if job.out != STREAM else ""
     open_sink = sink_opener(job.out, name, clobber=job.clobber)
-    with progress_line(path, enabled=not talk.quiet) as progress:
+    with (
+        noticing_closed_stdout(job.out),
+        progress_line(path, enabled=not talk.quiet) as progress,
+    ):
         summary = await download_file(client, path, open_sink, progress=progress)
     _report("downloaded", summary, job, talk)
 
 
 async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
-    from rpc25519_tools.files.source import open_local_source
     from rpc25519_tools.files.upload import default_remote_name, upload_file
 
     from ._progress import progress_line
+    from ._targets import open_source
 
     with (
-        open_local_source(path) as source,
+        await open_source(path) as source,
         progress_line(path, enabled=not talk.quiet) as progress,
     ):
         summary = await upload_file(
@@ -280,16 +283,16 @@ async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
 
 async def _echo_file(client: "Client", path: str, job: _Job, talk: Talk) -> None:
     from rpc25519_tools.files.echo import echo_file
-    from rpc25519_tools.files.source import open_local_source
     from rpc25519_tools.files.upload import default_remote_name
 
     from ._progress import progress_line
-    from ._targets import sink_opener
+    from ._targets import noticing_closed_stdout, open_source, sink_opener
 
     name = default_remote_name(path)
     open_sink = sink_opener(job.out, f"{name}.echoed", clobber=job.clobber)
     with (
-        open_local_source(path) as source,
+        noticing_closed_stdout(job.out),
+        await open_source(path) as source,
         progress_line(path, enabled=not talk.quiet) as progress,
     ):
         summary = await echo_file(client, source, name, open_sink, progress=progress)

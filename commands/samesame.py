@@ -134,7 +134,7 @@ def samesame(
         async def main() -> None:
             await _meet(as_client, as_server, keys, sends, wait_s, talk, verbose)
 
-        run_to_end(main)
+        run_to_end("samesame", main)
 
 
 async def _meet(
