@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
+    CallCancelledError,
     ConnectionLostError,
     DeadlineError,
     IncompleteTransferError,
@@ -276,8 +277,6 @@ class _Connection:
     ) -> Reply:
         if self._server.stopping:
             return Reply(error=_SHUTTING_DOWN)
-        if call.cancelled:
-            return Reply(error=_CANCELLED)
         try:
             return await self._handle(call, opening, incoming)
         except asyncio.CancelledError:
@@ -293,6 +292,8 @@ class _Connection:
     async def _handle(
         self, call: OpenCall, opening: Message, incoming: IncomingStream | None
     ) -> Reply:
+        if call.cancelled:
+            raise CallCancelledError(_CANCELLED)
         registry, name = self._server.registry, call.request.service_name
         transport = self.driver.transport
         context = CallContext(
