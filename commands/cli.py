@@ -59,14 +59,14 @@ class _Job:
     "-o",
     "--out",
     "out",
-    type=click.Path(allow_dash=True),
+    type=click.Path(allow_dash=True, readable=False),
     metavar="OUT",
     help="Where a download or echo goes: a file, a directory, or - for standard "
     "output. Default: the file's own name in the current directory.",
 )
 @click.option(
     "--sendfile",
-    type=click.Path(allow_dash=True),
+    type=click.Path(allow_dash=True, readable=False),
     metavar="PATH",
     help="Upload this file, or - for standard input.",
 )
@@ -75,7 +75,7 @@ class _Job:
 )
 @click.option(
     "--echofile",
-    type=click.Path(allow_dash=True),
+    type=click.Path(allow_dash=True, readable=False),
     metavar="PATH",
     help="Send this file and store what comes back (default: as NAME.echoed).",
 )
@@ -332,6 +332,7 @@ def _report(verb: str, summary: "TransferSummary", job: _Job, talk: Talk) -> Non
 async def _echo_calls(client: "Client", job: _Job, talk: Talk) -> None:
     import time
 
+    from rpc25519_tools.errors import NoSuchServiceError
     from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, ECHO_REQUEST
 
     from ._latency import latency_summary
@@ -339,7 +340,12 @@ async def _echo_calls(client: "Client", job: _Job, talk: Talk) -> None:
     seconds: list[float] = []
     for _ in range(job.calls):
         start = time.perf_counter()
-        reply = await client.call(ECHO_CALL_SERVICE, ECHO_REQUEST.encode())
+        try:
+            reply = await client.call(ECHO_CALL_SERVICE, ECHO_REQUEST.encode())
+        except NoSuchServiceError as exc:
+            raise NoSuchServiceError(
+                "the server does not offer echo calls (--no-echo-service)"
+            ) from exc
         seconds.append(time.perf_counter() - start)
         if not talk.quiet and not job.json:
             for line in bytes(reply.payload).decode("utf-8", "replace").split("\n"):

@@ -1,9 +1,11 @@
 """The ``rpc25519`` command: all tools as subcommands, each loaded when it is used."""
 
 import importlib
+from typing import Any
 
 import click
 
+from ._gostyle import _one_line
 from ._options import version_option
 
 #: Subcommand -> its module, and the line that the group's help shows for it. The help
@@ -19,6 +21,20 @@ _TOOLS = {
 
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are called or completed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the group's own options; a wrong one is told in one line."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as exc:
+            raise _one_line(exc, ctx) from exc
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a tool; an unknown one is told in one line."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as exc:
+            raise _one_line(exc, ctx) from exc
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all tools."""
@@ -42,7 +58,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _TOOLS.items()])
 
 
-@click.command("rpc25519", cls=LazyGroup)
+@click.command(
+    "rpc25519",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @version_option
 def rpc25519() -> None:
     """Secure RPC and file transfer with your own ed25519 certificates."""

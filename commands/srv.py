@@ -56,7 +56,7 @@ class _Job:
     is_flag=False,
     flag_value=".",
     metavar="[DIR]",
-    type=click.Path(file_okay=False),
+    type=click.Path(file_okay=False, readable=False),
     help="Let clients download files from DIR (default: the current directory).",
 )
 @click.option(
@@ -64,7 +64,7 @@ class _Job:
     is_flag=False,
     flag_value=".",
     metavar="[DIR]",
-    type=click.Path(file_okay=False),
+    type=click.Path(file_okay=False, readable=False),
     help="Let clients upload files into DIR (default: the current directory).",
 )
 @click.option("--echo", is_flag=True, help="Send files back (cli -echofile).")

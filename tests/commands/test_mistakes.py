@@ -1,0 +1,623 @@
+"""What users do wrong: one clear line on stderr, the right exit code, no traceback."""
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from rpc25519_tools.config import Config, parse_address
+from rpc25519_tools.errors import PeerNotTrustedError
+from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
+from rpc25519_tools.identity.keyfile import (
+    KdfParameters,
+    decode_private_key,
+    encode_private_key,
+)
+from rpc25519_tools.identity.store import (
+    LoadedIdentity,
+    load_certificate,
+    load_private_key,
+)
+from rpc25519_tools.rpc.client import Client
+from tests.commands.hostile import (
+    HostileServer,
+    Outcome,
+    Wire,
+    names_in,
+    ready_address,
+    run,
+    started,
+    without_root_powers,
+)
+from tests.helpers import SrvProcess, issue_certs
+
+USAGE, NETWORK, TRUST, PROTOCOL, FILES, FAILED = 2, 3, 4, 5, 6, 1
+
+PHRASE = b"correct horse"
+#: As weak as can be, to be fast.
+WEAK_KDF = KdfParameters(memory_kib=8, iterations=1, threads=1, key_len=32)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    path = tmp_path / "home"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("served")
+    (path / "there").write_bytes(b"there")
+    (path / "directory").mkdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def srv(certs: Path, served: Path) -> Iterator[SrvProcess]:
+    options = ["-serve", served, "-readfile", served, "-echo", "--no-clobber"]
+    with SrvProcess(*options, certs=certs) as process:
+        yield process
+        assert process.process.poll() is None
+        assert "Traceback" not in process.stderr()
+
+
+@pytest.fixture(scope="module")
+def bare(certs: Path) -> Iterator[SrvProcess]:
+    """A server that offers nothing."""
+    with SrvProcess("--no-echo-service", certs=certs) as process:
+        assert "nothing on offer" in process.stdout()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def plain(served: Path) -> Iterator[SrvProcess]:
+    with SrvProcess("-tcp", "-serve", served) as process:
+        yield process
+
+
+# The command line
+
+CLI_USAGE = [
+    ("-download a -sendfile b", "give only one of -download, -sendfile and -echofile"),
+    ("-echofile a -sendfile b", "give only one of"),
+    ("-o out", "-o goes with -download or -echofile"),
+    ("-sendfile a -o out", "-o goes with -download or -echofile"),
+    ("--to name", "--to goes with -sendfile"),
+    ("-download a --to name", "--to goes with -sendfile"),
+    ("-sendfile -", "standard input has no name"),
+    ("-echofile -", "standard input has no name"),
+    ("-sendfile - --to x --passphrase-file -", "cannot be both the file and the pass"),
+    ("-download=", "the file name is empty"),
+    ("-nosuch", "No such option"),
+    ("--nosuch=1", "No such option"),
+    ("stray", "unexpected extra argument"),
+    ("stray words", "unexpected extra arguments"),
+    ("-n 0", "0 is not in the range x>=1"),
+    ("-n many", "'many' is not a valid integer"),
+    ("-n", "requires an argument"),
+    ("-press zip", "unknown compression 'zip'"),
+    ("-press zstd:02", "unknown compression 'zstd:02'"),
+    ("-wait soon", "bad duration 'soon'"),
+    ("-wait -1s", "bad duration '-1s'"),
+    ("-wait 10y", "bad duration '10y'"),
+    ("-wait 0", "-wait must be above zero"),
+    ("-s host:port", "bad address 'host:port'"),
+    ("-s host:", "no port after the colon"),
+    ("-s a:b:c", "bad address 'a:b:c'"),
+    ("-s 127.0.0.1:65536", "the port must be 0 to 65535"),
+    ("-s 127.0.0.1:-1", "the port must be 0 to 65535"),
+    ("-s [::1", "expected [HOST]:PORT"),
+    ("-s tcp://127.0.0.1:1", "bad address"),
+    ("-s=", "bad address ''"),
+    ("-hostport x:y", "bad address 'x:y'"),
+    ("-tcp=maybe", "'maybe' is not a boolean"),
+]
+
+SRV_USAGE = [
+    ("-s nohostport", "bad address 'nohostport': expected HOST:PORT"),
+    ("-s 127.0.0.1:x", "bad address"),
+    ("-press zip", "unknown compression 'zip'"),
+    ("-grace soon", "bad duration 'soon'"),
+    ("-read 1x", "bad duration '1x'"),
+    ("-sec -1", "-1.0 is not in the range x>=0"),
+    ("-sec soon", "'soon' is not a valid float"),
+    ("-nosuch", "No such option"),
+    ("stray", "unexpected extra argument"),
+    (f"-serve {__file__}", "is a file"),
+]
+
+SAMESAME_USAGE = [
+    ("-sends 0", "0 is not in the range x>=1"),
+    ("-c nohostport", "expected HOST:PORT"),
+    ("stray", "unexpected extra argument"),
+]
+
+GROUP_USAGE = [
+    ("nosuch", "No such command 'nosuch'"),
+    ("-nosuch", "No such option"),
+    ("cli -nosuch", "No such option"),
+    ("completion tcsh", "'tcsh' is not one of"),
+    ("completion", "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "text"),
+    [
+        pytest.param(program, words, text, id=f"{program} {words}")
+        for program, table in (
+            ("cli", CLI_USAGE),
+            ("srv", SRV_USAGE),
+            ("samesame", SAMESAME_USAGE),
+            ("rpc25519", GROUP_USAGE),
+        )
+        for words, text in table
+    ],
+)
+def test_wrong_usage(home: Path, program: str, words: str, text: str) -> None:
+    outcome = run(program, *words.split(" "), cwd=home)
+    assert outcome.code == USAGE, outcome.stderr
+    assert len(outcome.lines) == 1, outcome.stderr
+    assert outcome.lines[0].startswith(program)
+    assert text in outcome.lines[0]
+    assert outcome.stdout == ""
+    assert names_in(home) == []
+
+
+def test_control_characters_of_the_command_line_are_escaped(home: Path) -> None:
+    for args in (
+        ["-s", "a\nb\x1b[31m:1"],
+        ["-nosuch\n\x1b[31m"],
+        ["-press", "\x1b]0;x\x07\n"],
+        ["stray\nwords\x1b"],
+        ["-k", "a\n\x1b"],
+    ):
+        outcome = run("cli", *args, cwd=home)
+        assert len(outcome.lines) == 1, outcome.stderr
+        assert outcome.lines[0].isprintable()
+
+
+# Keys and certificates
+
+
+def only(program: str, outcome: Outcome, code: int) -> str:
+    """Check the failure of a program; return its line."""
+    assert outcome.name == program
+    return outcome.error(code)
+
+
+BOTH = pytest.mark.parametrize(
+    ("program", "name"), [("cli", "client"), ("srv", "node")]
+)
+
+
+def copied(certs: Path, target: Path) -> Path:
+    shutil.copytree(certs, target / "certs")
+    return target / "certs"
+
+
+def run_here(program: str, home: Path, *args: str, **kwargs: "bytes | None") -> Outcome:
+    """Run with the certificates of the current directory."""
+    address = "127.0.0.1:0" if program == "srv" else "127.0.0.1:1"
+    return run(program, "-s", address, *args, cwd=home, **kwargs)  # type: ignore[arg-type]  # input
+
+
+@BOTH
+def test_no_certificate_directory(home: Path, program: str, name: str) -> None:
+    line = run_here(program, home).error(TRUST)
+    assert line == f"no certificate directory certs: run `selfy -k {name}` to make one"
+
+
+@BOTH
+@pytest.mark.parametrize("missing", ["ca.crt", "{}.crt", "{}.key"])
+def test_missing_file_of_an_identity(
+    certs: Path, home: Path, program: str, name: str, missing: str
+) -> None:
+    path = copied(certs, home) / missing.format(name)
+    path.unlink()
+    line = run_here(program, home).error(TRUST)
+    assert line.startswith(f"there is no certs/{path.name}: ")
+
+
+@BOTH
+def test_wrong_key_name(certs: Path, home: Path, program: str, name: str) -> None:
+    copied(certs, home)
+    line = run_here(program, home, "-k", "nobody").error(TRUST)
+    assert line.startswith("there is no certs/nobody.crt: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["../client", "", ".client", "a/b", "-x", "/etc/passwd", "x" * 300]
+)
+def test_key_name_that_is_no_plain_name(certs: Path, home: Path, name: str) -> None:
+    copied(certs, home)
+    line = run_here("cli", home, f"-k={name}").error(FILES)
+    assert "a name " in line
+
+
+@BOTH
+def test_certificate_that_is_none(
+    certs: Path, home: Path, program: str, name: str
+) -> None:
+    (copied(certs, home) / f"{name}.crt").write_text("no certificate\n")
+    assert f"certs/{name}.crt" in run_here(program, home).error(TRUST)
+
+
+@BOTH
+def test_key_that_is_none(certs: Path, home: Path, program: str, name: str) -> None:
+    (copied(certs, home) / f"{name}.key").write_text("no key\n")
+    assert f"certs/{name}.key" in run_here(program, home).error(TRUST)
+
+
+@BOTH
+def test_key_of_another_certificate(
+    certs: Path, home: Path, program: str, name: str
+) -> None:
+    directory = copied(certs, home)
+    other = "client" if name == "node" else "node"
+    shutil.copy(certs / f"{other}.key", directory / f"{name}.key")
+    line = run_here(program, home).error(TRUST)
+    assert line == f"certs/{name}.key is not the key of certs/{name}.crt"
+
+
+@BOTH
+def test_certificate_of_another_authority(
+    certs: Path, other_certs: Path, home: Path, program: str, name: str
+) -> None:
+    shutil.copy(other_certs / "ca.crt", copied(certs, home) / "ca.crt")
+    assert f"certs/{name}.crt" in run_here(program, home).error(TRUST)
+
+
+@pytest.fixture(scope="module")
+def expired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates ``node`` and ``client`` that ended, of an authority that did not."""
+    now = datetime.now(UTC)
+    path = tmp_path_factory.mktemp("expired")
+    issue_certs(path, "node", "client", now=now - timedelta(days=9), days=2)
+    return path / "certs"
+
+
+def loaded(directory: Path, name: str) -> LoadedIdentity:
+    """Load an identity without the checks that would refuse it."""
+    return LoadedIdentity(
+        name=name,
+        certificate=load_certificate(directory / f"{name}.crt"),
+        private_key=load_private_key(directory / f"{name}.key", None),
+        ca=load_certificate(directory / "ca.crt"),
+    )
+
+
+@BOTH
+def test_own_certificate_has_expired(
+    expired: Path, home: Path, program: str, name: str
+) -> None:
+    line = run_here(program, home, "-certs", str(expired)).error(TRUST)
+    assert f"{name}.crt" in line
+    assert "expired" in line
+
+
+@pytest.fixture(scope="module")
+def valid(expired: Path) -> Path:
+    """The same authority's valid certificates ``new-node`` and ``new-client``."""
+    return issue_certs(expired.parent, "new-node", "new-client")
+
+
+async def silent(wire: Wire) -> None:
+    await wire.gone.wait()
+
+
+def test_certificate_of_the_server_has_expired(
+    expired: Path, valid: Path, home: Path
+) -> None:
+    with HostileServer(silent, loaded(expired, "node")) as server:
+        args = ["-s", server.address, "-certs", valid, "-k", "new-client"]
+        line = run("cli", *args, cwd=home).error(TRUST)
+    assert "expired" in line
+
+
+def test_certificate_of_the_client_has_expired(expired: Path, valid: Path) -> None:
+    with SrvProcess("-k", "new-node", certs=valid) as srv:
+
+        async def call(name: str) -> None:
+            config = Config(address=parse_address(srv.address))
+            identity = loaded(valid, name)
+            async with await Client.connect(config, identity) as client:
+                await client.call(ECHO_CALL_SERVICE, b"hello")
+
+        with pytest.raises(PeerNotTrustedError, match="refused our certificate"):
+            asyncio.run(call("client"))
+        srv.wait_for("refused: ")
+        assert "expired" in srv.stderr_lines()[-1]
+        asyncio.run(call("new-client"))
+
+
+def test_server_of_another_authority(
+    srv: SrvProcess, other_certs: Path, home: Path
+) -> None:
+    args = ["-s", srv.address, "-certs", other_certs]
+    assert "ca.crt" in run("cli", *args, cwd=home).error(TRUST)
+    srv.wait_for(" refused: ")
+
+
+@pytest.mark.parametrize("what", ["call", "upload"])
+def test_client_of_another_authority(
+    srv: SrvProcess, other_certs: Path, home: Path, what: str
+) -> None:
+    (home / "f").write_bytes(os.urandom(4 << 20))
+    args = ["-s", srv.address, "-certs", other_certs, "-skip-verify"]
+    if what == "upload":
+        args += ["-sendfile", "f"]
+    line = run("cli", *args, cwd=home).error(TRUST)
+    assert "the server refused our certificate" in line
+
+
+# Pass phrases
+
+
+@pytest.fixture(scope="module")
+def protected(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = copied(certs, tmp_path_factory.mktemp("protected"))
+    for name in ("node", "client"):
+        path = directory / f"{name}.key"
+        key = decode_private_key(path.read_bytes(), None)
+        path.write_bytes(
+            encode_private_key(key, PHRASE, random_bytes=os.urandom, kdf=WEAK_KDF)
+        )
+    return directory
+
+
+@BOTH
+@pytest.mark.parametrize("way", ["file", "stdin", "environment"])
+def test_wrong_pass_phrase(
+    protected: Path, home: Path, program: str, name: str, way: str
+) -> None:
+    (home / "phrase").write_text("wrong\n")
+    address = "127.0.0.1:0" if program == "srv" else "127.0.0.1:1"
+    args = ["-s", address, "-certs", protected]
+    env = {}
+    if way == "environment":
+        env = {"RPC25519_PASSPHRASE": "wrong"}
+    else:
+        args += ["--passphrase-file", "-" if way == "stdin" else "phrase"]
+    line = run(program, *args, cwd=home, env=env, input=b"wrong\n").error(TRUST)
+    assert f"{name}.key: wrong pass phrase" in line
+    assert line.count("wrong") == 1, "the phrase itself must not be shown"
+
+
+@BOTH
+def test_no_way_to_ask_for_a_pass_phrase(
+    protected: Path, home: Path, program: str, name: str
+) -> None:
+    line = run_here(program, home, "-certs", str(protected)).error(TRUST)
+    assert "a pass phrase for the private key is needed: give --passphrase-file" in line
+
+
+def test_pass_phrase_file_that_is_missing(protected: Path, home: Path) -> None:
+    args = ["-certs", str(protected), "--passphrase-file", "nosuch"]
+    line = run_here("cli", home, *args).error(FILES)
+    assert line == "cannot read the pass phrase file nosuch: no such file or directory"
+
+
+# The network
+
+
+def test_port_in_use(srv: SrvProcess, certs: Path, home: Path) -> None:
+    args = ["-s", srv.address, "-certs", certs]
+    for program, address in (("srv", "-s"), ("samesame", "-c")):
+        args = [address, srv.address, "-certs", str(certs)]
+        line = run(program, *args, cwd=home).error(NETWORK)
+        assert line == f"cannot listen on {srv.address}: the port is in use"
+
+
+def test_address_of_another_machine(certs: Path, home: Path) -> None:
+    args = ["-s", "192.0.2.1:0", "-certs", certs]
+    line = run("srv", *args, cwd=home).error(NETWORK)
+    assert line == "cannot listen on 192.0.2.1:0: no such address on this machine"
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+@pytest.mark.parametrize("option", [[], ["-tcp"]], ids=["tls", "tcp"])
+def test_no_server_there(certs: Path, home: Path, option: list[str]) -> None:
+    address = f"127.0.0.1:{unused_port()}"
+    args = ["-s", address, "-certs", certs, *option]
+    line = run("cli", *args, cwd=home).error(NETWORK)
+    assert line == (
+        f"cannot connect to {address}: nobody listens there (connection refused)"
+    )
+
+
+def test_host_that_does_not_exist(certs: Path, home: Path) -> None:
+    args = ["-s", "nosuch.invalid:1", "-certs", certs]
+    line = run("cli", *args, cwd=home).error(NETWORK)
+    assert line == "cannot connect to nosuch.invalid:1: the host name does not resolve"
+
+
+def test_local_address_of_another_machine(
+    srv: SrvProcess, certs: Path, home: Path
+) -> None:
+    args = ["-s", srv.address, "-certs", certs, "-hostport", "192.0.2.1:0"]
+    assert run("cli", *args, cwd=home).error(NETWORK)
+
+
+def test_server_that_never_answers(certs: Path, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        for option, text in (
+            ([], f"no answer from {address} within 0.3 s"),
+            (["-tcp"], "no reply from 'customEcho' within 0.3 s"),
+        ):
+            args = ["-s", address, "-certs", certs, "-wait", "300ms", *option]
+            assert run("cli", *args, cwd=home).error(NETWORK) == text
+
+
+def test_tls_client_of_a_tcp_server(plain: SrvProcess, certs: Path, home: Path) -> None:
+    args = ["-s", plain.address, "-certs", certs]
+    line = run("cli", *args, cwd=home).error(TRUST)
+    assert "does it use plain TCP? then give -tcp" in line
+    plain.wait_for("(bad magic)")
+    run("cli", "-s", plain.address, "-tcp", cwd=home).succeed()
+
+
+def test_tcp_client_of_a_tls_server(srv: SrvProcess, home: Path) -> None:
+    line = run("cli", "-s", srv.address, "-tcp", cwd=home).error(PROTOCOL)
+    assert line == "the peer speaks TLS, not plain TCP (drop -tcp)"
+    srv.wait_for("the client does not speak TLS")
+
+
+# What the server does not do, and files
+
+
+def cli(srv: SrvProcess, certs: Path, home: Path, *args: str) -> Outcome:
+    return run("cli", "-s", srv.address, "-certs", certs, *args, cwd=home)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["-download", "f"], "does not offer downloads (srv has to be started with -s"),
+        (["-sendfile", "f"], "does not offer uploads (srv has to be started with -rea"),
+        (["-echofile", "f"], "does not offer file echo (srv has to be started with -e"),
+        ([], "does not offer echo calls"),
+    ],
+    ids=["download", "upload", "echo-file", "echo-call"],
+)
+def test_service_that_is_not_offered(
+    bare: SrvProcess, certs: Path, home: Path, args: list[str], text: str
+) -> None:
+    (home / "f").write_bytes(b"x")
+    assert text in cli(bare, certs, home, *args).error(FAILED)
+    assert names_in(home) == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "expected"),
+    [
+        (["-download", "nosuch"], FAILED, "no such file: 'nosuch'"),
+        (["-download", "no/such"], FAILED, "no such file: 'no/such'"),
+        (["-download", "directory"], FAILED, "refused 'directory': it is a directory"),
+        (["-sendfile", "nosuch"], FILES, "no such file: 'nosuch'"),
+        (["-sendfile", "."], FILES, "cannot read '.': it is a directory"),
+        (["-echofile", "nosuch"], FILES, "no such file: 'nosuch'"),
+        (
+            ["-sendfile", "f", "--to", "no/such"],
+            FAILED,
+            "cannot write 'no/such': no such file or directory",
+        ),
+        (
+            ["-download", "there", "-o", "no/such"],
+            FILES,
+            "cannot write 'no/such': no such file or directory",
+        ),
+        (
+            ["-download", "there", "-o", "no/"],
+            FILES,
+            "cannot write 'no/there': no such file or directory",
+        ),
+        (
+            ["-download", "there", "-o", "f/x"],
+            FILES,
+            "cannot write 'f/x': a part of the path is not a directory",
+        ),
+        (
+            ["-download", "there", "-o", "f", "--no-clobber"],
+            FILES,
+            "'f' exists and --no-clobber was given",
+        ),
+        (
+            ["-echofile", "f", "-o", "f", "--no-clobber"],
+            FILES,
+            "'f' exists and --no-clobber was given",
+        ),
+        # This server has been started with --no-clobber too.
+        (
+            ["-sendfile", "f", "--to", "there"],
+            FAILED,
+            "'there' exists and --no-clobber was given",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_file_that_cannot_be_had(
+    srv: SrvProcess,
+    certs: Path,
+    home: Path,
+    served: Path,
+    args: list[str],
+    code: int,
+    expected: str,
+) -> None:
+    (home / "f").write_bytes(b"x")
+    assert cli(srv, certs, home, *args).error(code) == expected
+    assert names_in(home) == ["f"]
+    assert names_in(served) == ["directory", "there"]
+    assert (home / "f").read_bytes() == b"x"
+    assert (served / "there").read_bytes() == b"there"
+
+
+def test_client_asks_the_server_not_to_replace(certs: Path, home: Path) -> None:
+    (home / "f").write_bytes(b"new")
+    served = home / "served"
+    served.mkdir()
+    (served / "f").write_bytes(b"old")
+    with SrvProcess("-readfile", served, certs=certs) as srv:
+        line = cli(srv, certs, home, "-sendfile", "f", "--no-clobber").error(FAILED)
+        assert line == "'f' exists and --no-clobber was given"
+        assert (served / "f").read_bytes() == b"old"
+        cli(srv, certs, home, "-sendfile", "f", "--to", "g", "--no-clobber").succeed()
+    assert names_in(served) == ["f", "g"]
+
+
+def test_no_permission(certs: Path, home: Path) -> None:
+    served = home / "served"
+    served.mkdir()
+    (served / "closed").write_bytes(b"x")
+    (served / "open").write_bytes(b"x")
+    (served / "closed").chmod(0)
+    (home / "mine").write_bytes(b"x")
+    (home / "mine").chmod(0)
+    powers = without_root_powers
+    args = ["-s", "127.0.0.1:0", "-serve", served, "-readfile", served]
+    args += ["-certs", certs]
+    with started("srv", *args, cwd=home, preexec=powers) as srv:
+        target = ["-s", ready_address(srv), "-certs", certs]
+
+        def line(code: int, *args: str) -> str:
+            outcome = run("cli", *target, *args, cwd=home, preexec=powers)
+            return outcome.error(code)
+
+        text = line(FAILED, "-download", "closed")
+        assert text == "cannot read 'closed': no permission"
+        text = line(FILES, "-sendfile", "mine")
+        assert text == "cannot read 'mine': no permission"
+        home.chmod(0o555)
+        text = line(FILES, "-download", "open")
+        assert text == "cannot write 'open': no permission"
+        home.chmod(0o755)
+    assert names_in(home) == ["mine", "served"]
+
+
+@pytest.mark.parametrize("option", ["-serve", "-readfile"])
+def test_served_directory_that_does_not_exist(
+    certs: Path, home: Path, option: str
+) -> None:
+    args = ["-s", "127.0.0.1:0", "-certs", certs, option, "nosuch"]
+    outcome = run("srv", *args, cwd=home)
+    assert outcome.error(FILES).startswith("cannot open directory 'nosuch': no such")
+    assert outcome.stdout == ""
+
+
+def test_key_that_may_not_be_read(certs: Path, home: Path) -> None:
+    (copied(certs, home) / "client.key").chmod(0)
+    args = ["-s", "127.0.0.1:1"]
+    outcome = run("cli", *args, cwd=home, preexec=without_root_powers)
+    assert outcome.error(TRUST) == "cannot read certs/client.key: permission denied"
