@@ -25,6 +25,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.transport.base import (
     WRITE_HIGH_WATER_LEN,
     Transport,
+    body_pool,
     scratch_buffer,
 )
 from rpc25519_tools.wire.codecs import Codec
@@ -41,7 +42,7 @@ _INLINE_LEN: Final = 4 * 1024
 #: What a short packed frame may unpack to on the loop's thread; beyond, a worker.
 _INLINE_PLAIN_LEN: Final = 64 * 1024
 #: Reading pauses while this much packed data waits for a worker.
-_INBOX_HIGH_LEN: Final = 2 << 20
+_INBOX_HIGH_LEN: Final = 1 << 20
 #: How long a closing connection may take to send what is queued, in seconds.
 CLOSE_TIMEOUT_S: Final = 10.0
 
@@ -73,7 +74,7 @@ class Driver:
         self._on_message = on_message
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._decoder = FrameDecoder(scratch_buffer())
+        self._decoder = FrameDecoder(scratch_buffer(), body_pool())
         self._inbox: deque[Frame] = deque()
         self._inbox_len = 0
         self._unpacking: asyncio.Task[None] | None = None

@@ -17,7 +17,7 @@ from rpc25519_tools.wire.message import Message
 
 #: The connection stops reading while a stream holds more than this for its reader,
 #: and goes on when it holds less than half of it.
-_HIGH_WATER_LEN: Final = 2 << 20
+_HIGH_WATER_LEN: Final = 1 << 20
 
 NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias
 
 from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: Most bytes taken from the network at a time; also the largest piece encrypted at
@@ -35,6 +36,15 @@ def scratch_buffer() -> bytearray:
     except AttributeError:
         _per_thread.scratch = bytearray(CHUNK_LEN)
         return _per_thread.scratch  # type: ignore[no-any-return]  # set just above
+
+
+def body_pool() -> BufferPool:
+    """Return this thread's memory for frame bodies."""
+    try:
+        return _per_thread.pool  # type: ignore[no-any-return]  # set just below
+    except AttributeError:
+        _per_thread.pool = BufferPool()
+        return _per_thread.pool  # type: ignore[no-any-return]  # set just above
 
 
 class Receiver(Protocol):

@@ -48,6 +48,7 @@ from cramjam import snappy
 
 from rpc25519_tools.errors import ConfigError, DecodeError, FrameTooLargeError
 from rpc25519_tools.wire import s2
+from rpc25519_tools.wire.constants import PART_LEN
 
 Buffer = bytes | bytearray | memoryview
 
@@ -360,9 +361,10 @@ class _Pool(Generic[_Context]):
 
 
 def _new_compressor(level: int) -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(
-        level=level, write_checksum=True, write_content_size=True
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=PART_LEN, write_checksum=True, write_content_size=True
     )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 def _new_decompressor() -> zstandard.ZstdDecompressor:

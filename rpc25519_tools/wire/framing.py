@@ -23,6 +23,7 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
 )
 from rpc25519_tools.wire import codecs
+from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.constants import (
     FRAME_HEADER_LEN,
@@ -30,13 +31,10 @@ from rpc25519_tools.wire.constants import (
     MAX_BODY_LEN,
     MAX_PAYLOAD_LEN,
     MAX_PLAIN_LEN,
-    MIB,
 )
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message, decode_message, encode_message
 
-#: A body is first given this much memory; then what it has is doubled.
-_FIRST_BODY_ALLOCATION: Final = MIB + 16 * 1024
 #: Shorter rests of a body are received together with what follows them.
 _DIRECT_FROM_LEN: Final = 16 * 1024
 #: Buffers up to this length are joined into one; longer ones are never copied.
@@ -115,10 +113,12 @@ class FrameDecoder:
         scratch: memory for bytes that are not the inside of a long body. It is used
             only between ``get_buffer`` and ``buffer_updated``, so several decoders of
             one thread can share it.
+        pool: where memory for bodies comes from; can be shared in the same way.
     """
 
-    def __init__(self, scratch: bytearray) -> None:
+    def __init__(self, scratch: bytearray, pool: BufferPool | None = None) -> None:
         self._scratch = memoryview(scratch)
+        self._pool = BufferPool() if pool is None else pool
         self._partial_header = b""
         self._codec = Codec.NONE
         self._body: bytearray | None = None
@@ -139,7 +139,7 @@ class FrameDecoder:
             if remaining >= _DIRECT_FROM_LEN:
                 self._direct = True
                 self._grow_body()
-                return memoryview(self._body)[self._filled :]
+                return memoryview(self._body)[self._filled : self._body_len]
         self._direct = False
         return self._scratch
 
@@ -203,7 +203,7 @@ class FrameDecoder:
         self._codec = Codec(codec)
         self._body_len = body_len
         self._filled = 0
-        self._body = bytearray(min(body_len, _FIRST_BODY_ALLOCATION))
+        self._body = self._pool.allocate(body_len)
         return position
 
     def _check_magic(self, header: bytes) -> None:
@@ -238,6 +238,9 @@ class FrameDecoder:
 
     def _finish_body(self) -> Frame:
         assert self._body is not None
-        frame = Frame(self._codec, self._body)
+        body: Buffer = self._body
+        if len(body) > self._body_len:
+            body = memoryview(body)[: self._body_len]
+        frame = Frame(self._codec, body)
         self._body = None
         return frame
