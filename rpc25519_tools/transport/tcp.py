@@ -14,6 +14,7 @@ from rpc25519_tools.transport.base import (
     Accept,
     Receiver,
     format_address,
+    scratch_buffer,
 )
 from rpc25519_tools.wire.greenpack import Buffer
 
@@ -21,6 +22,10 @@ from rpc25519_tools.wire.greenpack import Buffer
 _KEEPALIVE_IDLE_S = 30
 _KEEPALIVE_INTERVAL_S = 10
 _KEEPALIVE_COUNT = 4
+
+
+#: How long a peer may take to hang up in its turn, in seconds.
+LINGER_S = 2.0
 
 
 def enable_keepalive(sock: socket.socket) -> None:
@@ -56,6 +61,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._receiver: Receiver | None = None
         self._socket_transport: asyncio.Transport | None = None
         self._over_high_water = False
+        self._closing = False
+        self._linger_timer: asyncio.TimerHandle | None = None
         self.local_address = ""
         self.remote_address = ""
 
@@ -82,13 +89,14 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Pass the receiver's own memory to the kernel."""
-        assert self._receiver is not None
+        if self._closing or self._receiver is None:
+            return memoryview(scratch_buffer())
         return self._receiver.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Tell the receiver what came."""
-        assert self._receiver is not None
-        self._receiver.buffer_updated(nbytes)
+        """Tell the receiver what came, unless we are closing."""
+        if not self._closing and self._receiver is not None:
+            self._receiver.buffer_updated(nbytes)
 
     def eof_received(self) -> bool:
         """Treat a half-closed connection as closed: every stream has its own end."""
@@ -106,7 +114,10 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
+        self._closing = True
         self._over_high_water = False
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.connection_lost(exc)
@@ -137,13 +148,42 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Send what is queued, then close."""
-        assert self._socket_transport is not None
-        self._socket_transport.close()
+        if not self._closing:
+            self._closing = True
+            self._hang_up()
 
     def abort(self) -> None:
         """Close at once."""
         assert self._socket_transport is not None
         self._socket_transport.abort()
+
+    def _hang_up(self) -> None:
+        """Say that nothing more comes, and drop what still comes until the peer ends.
+
+        Closing a socket with unread bytes resets the connection, which can destroy
+        what is still on its way to the peer.
+        """
+        assert self._socket_transport is not None
+        if self._socket_transport.is_closing():
+            return
+        self._socket_transport.resume_reading()
+        try:
+            self._socket_transport.write_eof()
+        except OSError:  # the peer is gone already, and we have not been told yet
+            self._socket_transport.abort()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._linger_timer = loop.call_later(LINGER_S, self._end_linger)
+
+    def _end_linger(self) -> None:
+        assert self._socket_transport is not None
+        if self._socket_transport.get_write_buffer_size():
+            self._linger()
+        else:
+            self._socket_transport.abort()
 
     def give_up(self) -> None:
         """Close at once, whether or not there is a socket yet."""

@@ -45,14 +45,16 @@ SERVER_NAME: Final = "localhost"
 _SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
 #: pyOpenSSL allocates as much as it is asked for; one record never holds more.
 _RECORD_LEN: Final = 16 * 1024
-#: How long a refused peer may take to hang up by itself, in seconds.
-_LINGER_S: Final = 2.0
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL switches on.
 _ENABLE_PARTIAL_WRITE: Final = 1
 #: Room for CHUNK_LEN bytes in records, each with its header and tag.
 _ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // _RECORD_LEN * 64
 #: X509_V_ERR_INVALID_PURPOSE of OpenSSL's x509_vfy.h.
 _INVALID_PURPOSE: Final = 26
+
+#: A fatal alert, protocol_version (RFC 8446, 6.2). OpenSSL answers nothing to what is
+#: no TLS; with this a client on plain TCP can tell its user what is wrong.
+_PLAIN_ALERT: Final = bytes.fromhex("15 0303 0002 02 46")
 
 #: The verdicts of OpenSSL's x509_vfy.h that users meet.
 _VERDICTS: Final = {
@@ -128,6 +130,14 @@ def _alert_text(error: SSL.Error) -> str:
     return ", ".join(filter(None, reasons)) or "unspecified TLS error"
 
 
+def _speaks_no_tls(error: Exception) -> bool:
+    """Tell whether the peer's first bytes were no TLS record."""
+    texts = ("wrong version number", "packet length", "http request")
+    return isinstance(error, SSL.Error) and any(
+        text in _alert_text(error) for text in texts
+    )
+
+
 class TlsTransport(TcpTransport):
     """A Transport over TLS.
 
@@ -158,9 +168,7 @@ class TlsTransport(TcpTransport):
         self._peer: PeerIdentity | None = None
         self._refusal: PeerNotTrustedError | None = None
         self._handshaking = True
-        self._closing = False
         self.handshake_timer: asyncio.TimerHandle | None = None
-        self._linger_timer: asyncio.TimerHandle | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
@@ -222,7 +230,7 @@ class TlsTransport(TcpTransport):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what came, straight into the receiver's memory."""
-        if self._linger_timer is not None:
+        if self._closing:
             return
         encrypted = self._scratch[:nbytes]
         while encrypted:
@@ -242,8 +250,6 @@ class TlsTransport(TcpTransport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on, or report that the handshake never finished."""
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
         self._unsent.clear()
         self._unsent_len = 0
         self._closing = True
@@ -281,7 +287,7 @@ class TlsTransport(TcpTransport):
             return
         self._closing = True
         assert self._socket_transport is not None
-        self._socket_transport.pause_reading()  # nobody would take the bytes
+        self._socket_transport.resume_reading()  # to learn when the peer is gone
         if not self._unsent:
             self._say_goodbye()
 
@@ -312,6 +318,10 @@ class TlsTransport(TcpTransport):
             return
         except (SSL.Error, ValueError) as exc:
             self._end_handshake()
+            self._send_encrypted()
+            if self._side == "server" and _speaks_no_tls(exc):
+                assert self._socket_transport is not None
+                self._socket_transport.write(_PLAIN_ALERT)
             self._close_after_alert()
             self._failed(self._handshake_error(exc), self.remote_address)
             return
@@ -325,28 +335,21 @@ class TlsTransport(TcpTransport):
             self.handshake_timer.cancel()
 
     def _close_after_alert(self) -> None:
-        """Send the alert that tells the peer why, and give it time to arrive.
-
-        Closing with unread bytes, such as a request that the client sent right behind
-        its certificate, would reset the connection and could overtake the alert.
-        """
-        assert self._socket_transport is not None
+        """Send the alert that tells the peer why, and give it time to arrive."""
         self._send_encrypted()
         self._closing = True
-        self._socket_transport.write_eof()
-        loop = asyncio.get_running_loop()
-        self._linger_timer = loop.call_later(_LINGER_S, self._socket_transport.abort)
+        self._hang_up()
 
     def _handshake_error(self, exc: Exception) -> SecurityError:
         if self._refusal is not None:
             return self._refusal
         if not isinstance(exc, SSL.Error):
             return HandshakeError(f"unusable certificate: {exc}")
-        text = _alert_text(exc)
-        if "wrong version number" in text or "packet length" in text:
+        if _speaks_no_tls(exc):
             return HandshakeError(
                 f"the {self._other()} does not speak TLS (give -tcp for plain TCP)"
             )
+        text = _alert_text(exc)
         if "did not return a certificate" in text:
             return PeerNotTrustedError("the client sent no certificate")
         return HandshakeError(f"TLS handshake failed: {text}")
@@ -401,7 +404,9 @@ class TlsTransport(TcpTransport):
                     self._unsent[0] = head[len(piece) :]
             self._send_encrypted()
         if self._closing and not self._unsent:
-            self._say_goodbye()
+            # Not from here: asyncio's transport, when closed while it tells us that it
+            # can write again, reports its end twice.
+            asyncio.get_running_loop().call_soon(self._say_goodbye)
 
     def _send_encrypted(self) -> None:
         assert self._socket_transport is not None
@@ -418,4 +423,4 @@ class TlsTransport(TcpTransport):
         with contextlib.suppress(SSL.Error):  # no handshake, nobody to tell
             self._ssl.shutdown()
         self._send_encrypted()
-        super().close()
+        self._hang_up()
