@@ -210,6 +210,8 @@ def _check_combination(
 
 
 def _run(config: "Config", job: _Job, talk: Talk) -> None:
+    import asyncio
+
     from rpc25519_tools.rpc.client import Client
 
     from ._logging import log_to
@@ -220,18 +222,27 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
     async def main() -> None:
         async with await Client.connect(config, identity) as client:
-            if job.verbose:
-                _describe_connection(client, talk)
-            if job.download is not None:
-                await _download(client, job.download, job, talk)
-            elif job.sendfile is not None:
-                await _send(client, job.sendfile, job, talk)
-            elif job.echofile is not None:
-                await _echo_file(client, job.echofile, job, talk)
-            else:
-                await _echo_calls(client, job, talk)
+            try:
+                await _do(client, job, talk)
+            except asyncio.CancelledError:
+                # Interrupted: do not wait until a slow line has taken what is queued.
+                client.transport.abort()
+                raise
 
     run_to_end("cli", main)
+
+
+async def _do(client: "Client", job: _Job, talk: Talk) -> None:
+    if job.verbose:
+        _describe_connection(client, talk)
+    if job.download is not None:
+        await _download(client, job.download, job, talk)
+    elif job.sendfile is not None:
+        await _send(client, job.sendfile, job, talk)
+    elif job.echofile is not None:
+        await _echo_file(client, job.echofile, job, talk)
+    else:
+        await _echo_calls(client, job, talk)
 
 
 def _describe_connection(client: "Client", talk: Talk) -> None:

@@ -139,7 +139,7 @@ class Background:
         raise NotImplementedError
 
     async def _stop(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+        others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         results = await asyncio.gather(*others, return_exceptions=True)
@@ -316,8 +316,9 @@ class Valve(Background):
         # sender notices that nothing moves.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         listening.bind(("127.0.0.1", 0))
+        self._passing: set[asyncio.Task[None]] = set()
         self._server = await asyncio.start_server(
-            self._pass, sock=listening, limit=64 * 1024
+            self._connected, sock=listening, limit=64 * 1024
         )
         self.address = f"127.0.0.1:{listening.getsockname()[1]}"
 
@@ -340,7 +341,15 @@ class Valve(Background):
 
     def _cut(self) -> None:
         for writer in self._writers:
-            writer.transport.abort()
+            # asyncio cannot abort what was closed and has ended since.
+            with contextlib.suppress(AttributeError):
+                writer.transport.abort()
+
+    def _connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        # Not left to asyncio, which reports a task that ends by being cancelled.
+        self._passing.add(self._loop.create_task(self._pass(reader, writer)))
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -399,7 +408,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start an installed program, with pipes for what it prints."""
     return subprocess.Popen(
-        [program_path(name), *map(os.fspath, args)],
+        [program_path(name), *(os.fspath(arg) for arg in args)],
         cwd=cwd,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **(env or {})},
         stdin=stdin,
@@ -418,9 +427,10 @@ def started(
     cwd: Path,
     preexec: Callable[[], None] | None = None,
     stdin: int = subprocess.DEVNULL,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """Like ``start``; whatever happens, the program is gone afterwards."""
-    with start(name, *args, cwd=cwd, preexec=preexec, stdin=stdin) as process:
+    with start(name, *args, cwd=cwd, env=env, preexec=preexec, stdin=stdin) as process:
         try:
             yield process
         finally:
@@ -482,23 +492,25 @@ def run(
     env: Mapping[str, str] | None = None,
     input: bytes | None = None,
     preexec: Callable[[], None] | None = None,
-    stdin: int | None = None,
 ) -> Outcome:
     """Run a program to its end, without a terminal."""
-    result = subprocess.run(
-        [program_path(name), *map(os.fspath, args)],
+    with subprocess.Popen(
+        [program_path(name), *(os.fspath(arg) for arg in args)],
         cwd=cwd,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **(env or {})},
-        capture_output=True,
-        timeout=PATIENCE_S,
-        preexec_fn=preexec,  # what is called takes no lock
-        check=False,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=preexec,  # noqa: PLW1509  # what is called takes no lock
         start_new_session=True,
-        **({"stdin": stdin} if stdin is not None else {"input": input or b""}),  # type: ignore[call-overload]  # one of the two
-    )
-    stdout = result.stdout.decode("utf-8", "surrogateescape")
-    stderr = result.stderr.decode("utf-8", "surrogateescape")
-    return Outcome(name, result.returncode, stdout, stderr)
+    ) as process:
+        try:
+            out, err = process.communicate(input, timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    stdout = out.decode("utf-8", "surrogateescape")
+    stderr = err.decode("utf-8", "surrogateescape")
+    return Outcome(name, process.returncode, stdout, stderr)
 
 
 def without_root_powers() -> None:

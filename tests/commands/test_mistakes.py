@@ -60,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def srv(certs: Path, served: Path) -> Iterator[SrvProcess]:
-    options = ["-serve", served, "-readfile", served, "-echo", "--no-clobber"]
+    options = ["-serve", str(served), "-readfile", str(served), "-echo", "--no-clobber"]
     with SrvProcess(*options, certs=certs) as process:
         yield process
         assert process.process.poll() is None
@@ -77,7 +77,7 @@ def bare(certs: Path) -> Iterator[SrvProcess]:
 
 @pytest.fixture(scope="module")
 def plain(served: Path) -> Iterator[SrvProcess]:
-    with SrvProcess("-tcp", "-serve", served) as process:
+    with SrvProcess("-tcp", "-serve", str(served)) as process:
         yield process
 
 
@@ -316,7 +316,7 @@ def test_certificate_of_the_server_has_expired(
     expired: Path, valid: Path, home: Path
 ) -> None:
     with HostileServer(silent, loaded(expired, "node")) as server:
-        args = ["-s", server.address, "-certs", valid, "-k", "new-client"]
+        args = ["-s", server.address, "-certs", str(valid), "-k", "new-client"]
         line = run("cli", *args, cwd=home).error(TRUST)
     assert "expired" in line
 
@@ -340,7 +340,7 @@ def test_certificate_of_the_client_has_expired(expired: Path, valid: Path) -> No
 def test_server_of_another_authority(
     srv: SrvProcess, other_certs: Path, home: Path
 ) -> None:
-    args = ["-s", srv.address, "-certs", other_certs]
+    args = ["-s", srv.address, "-certs", str(other_certs)]
     assert "ca.crt" in run("cli", *args, cwd=home).error(TRUST)
     srv.wait_for(" refused: ")
 
@@ -350,7 +350,7 @@ def test_client_of_another_authority(
     srv: SrvProcess, other_certs: Path, home: Path, what: str
 ) -> None:
     (home / "f").write_bytes(os.urandom(4 << 20))
-    args = ["-s", srv.address, "-certs", other_certs, "-skip-verify"]
+    args = ["-s", srv.address, "-certs", str(other_certs), "-skip-verify"]
     if what == "upload":
         args += ["-sendfile", "f"]
     line = run("cli", *args, cwd=home).error(TRUST)
@@ -379,7 +379,7 @@ def test_wrong_pass_phrase(
 ) -> None:
     (home / "phrase").write_text("wrong\n")
     address = "127.0.0.1:0" if program == "srv" else "127.0.0.1:1"
-    args = ["-s", address, "-certs", protected]
+    args = ["-s", address, "-certs", str(protected)]
     env = {}
     if way == "environment":
         env = {"RPC25519_PASSPHRASE": "wrong"}
@@ -408,7 +408,7 @@ def test_pass_phrase_file_that_is_missing(protected: Path, home: Path) -> None:
 
 
 def test_port_in_use(srv: SrvProcess, certs: Path, home: Path) -> None:
-    args = ["-s", srv.address, "-certs", certs]
+    args = ["-s", srv.address, "-certs", str(certs)]
     for program, address in (("srv", "-s"), ("samesame", "-c")):
         args = [address, srv.address, "-certs", str(certs)]
         line = run(program, *args, cwd=home).error(NETWORK)
@@ -416,7 +416,7 @@ def test_port_in_use(srv: SrvProcess, certs: Path, home: Path) -> None:
 
 
 def test_address_of_another_machine(certs: Path, home: Path) -> None:
-    args = ["-s", "192.0.2.1:0", "-certs", certs]
+    args = ["-s", "192.0.2.1:0", "-certs", str(certs)]
     line = run("srv", *args, cwd=home).error(NETWORK)
     assert line == "cannot listen on 192.0.2.1:0: no such address on this machine"
 
@@ -429,7 +429,7 @@ def unused_port() -> int:
 @pytest.mark.parametrize("option", [[], ["-tcp"]], ids=["tls", "tcp"])
 def test_no_server_there(certs: Path, home: Path, option: list[str]) -> None:
     address = f"127.0.0.1:{unused_port()}"
-    args = ["-s", address, "-certs", certs, *option]
+    args = ["-s", address, "-certs", str(certs), *option]
     line = run("cli", *args, cwd=home).error(NETWORK)
     assert line == (
         f"cannot connect to {address}: nobody listens there (connection refused)"
@@ -437,7 +437,7 @@ def test_no_server_there(certs: Path, home: Path, option: list[str]) -> None:
 
 
 def test_host_that_does_not_exist(certs: Path, home: Path) -> None:
-    args = ["-s", "nosuch.invalid:1", "-certs", certs]
+    args = ["-s", "nosuch.invalid:1", "-certs", str(certs)]
     line = run("cli", *args, cwd=home).error(NETWORK)
     assert line == "cannot connect to nosuch.invalid:1: the host name does not resolve"
 
@@ -445,7 +445,7 @@ def test_host_that_does_not_exist(certs: Path, home: Path) -> None:
 def test_local_address_of_another_machine(
     srv: SrvProcess, certs: Path, home: Path
 ) -> None:
-    args = ["-s", srv.address, "-certs", certs, "-hostport", "192.0.2.1:0"]
+    args = ["-s", srv.address, "-certs", str(certs), "-hostport", "192.0.2.1:0"]
     assert run("cli", *args, cwd=home).error(NETWORK)
 
 
@@ -456,12 +456,12 @@ def test_server_that_never_answers(certs: Path, home: Path) -> None:
             ([], f"no answer from {address} within 0.3 s"),
             (["-tcp"], "no reply from 'customEcho' within 0.3 s"),
         ):
-            args = ["-s", address, "-certs", certs, "-wait", "300ms", *option]
+            args = ["-s", address, "-certs", str(certs), "-wait", "300ms", *option]
             assert run("cli", *args, cwd=home).error(NETWORK) == text
 
 
 def test_tls_client_of_a_tcp_server(plain: SrvProcess, certs: Path, home: Path) -> None:
-    args = ["-s", plain.address, "-certs", certs]
+    args = ["-s", plain.address, "-certs", str(certs)]
     line = run("cli", *args, cwd=home).error(TRUST)
     assert "does it use plain TCP? then give -tcp" in line
     plain.wait_for("(bad magic)")
@@ -478,7 +478,7 @@ def test_tcp_client_of_a_tls_server(srv: SrvProcess, home: Path) -> None:
 
 
 def cli(srv: SrvProcess, certs: Path, home: Path, *args: str) -> Outcome:
-    return run("cli", "-s", srv.address, "-certs", certs, *args, cwd=home)
+    return run("cli", "-s", srv.address, "-certs", str(certs), *args, cwd=home)
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def test_client_asks_the_server_not_to_replace(certs: Path, home: Path) -> None:
     served = home / "served"
     served.mkdir()
     (served / "f").write_bytes(b"old")
-    with SrvProcess("-readfile", served, certs=certs) as srv:
+    with SrvProcess("-readfile", str(served), certs=certs) as srv:
         line = cli(srv, certs, home, "-sendfile", "f", "--no-clobber").error(FAILED)
         assert line == "'f' exists and --no-clobber was given"
         assert (served / "f").read_bytes() == b"old"
@@ -586,10 +586,10 @@ def test_no_permission(certs: Path, home: Path) -> None:
     (home / "mine").write_bytes(b"x")
     (home / "mine").chmod(0)
     powers = without_root_powers
-    args = ["-s", "127.0.0.1:0", "-serve", served, "-readfile", served]
-    args += ["-certs", certs]
+    args = ["-s", "127.0.0.1:0", "-serve", str(served), "-readfile", str(served)]
+    args += ["-certs", str(certs)]
     with started("srv", *args, cwd=home, preexec=powers) as srv:
-        target = ["-s", ready_address(srv), "-certs", certs]
+        target = ["-s", ready_address(srv), "-certs", str(certs)]
 
         def line(code: int, *args: str) -> str:
             outcome = run("cli", *target, *args, cwd=home, preexec=powers)
@@ -610,7 +610,7 @@ def test_no_permission(certs: Path, home: Path) -> None:
 def test_served_directory_that_does_not_exist(
     certs: Path, home: Path, option: str
 ) -> None:
-    args = ["-s", "127.0.0.1:0", "-certs", certs, option, "nosuch"]
+    args = ["-s", "127.0.0.1:0", "-certs", str(certs), option, "nosuch"]
     outcome = run("srv", *args, cwd=home)
     assert outcome.error(FILES).startswith("cannot open directory 'nosuch': no such")
     assert outcome.stdout == ""

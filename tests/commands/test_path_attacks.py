@@ -141,7 +141,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def srv(world: Path, certs: Path) -> Iterator[SrvProcess]:
     served = world / "served"
-    with SrvProcess("-serve", served, "-readfile", served, certs=certs) as process:
+    with SrvProcess(
+        "-serve", str(served), "-readfile", str(served), certs=certs
+    ) as process:
         yield process
 
 
@@ -244,7 +246,7 @@ def test_attack_is_refused_by_way_of_the_command_line(
     args = [option, attack, "-o", "got"]
     if option == "-sendfile":
         args = [option, "evil", "--to", attack]
-    outcome = run("cli", "-s", srv.address, "-certs", certs, *args, cwd=tmp_path)
+    outcome = run("cli", "-s", srv.address, "-certs", str(certs), *args, cwd=tmp_path)
     assert outcome.error(1).startswith("refused '")
     assert names_in(tmp_path) == ["evil"]
 
@@ -299,7 +301,7 @@ def test_nasty_name_is_stored_as_it_is_and_logged_in_one_line(
     run_with(srv, identity, steps)
     assert os.fsencode(name) in os.listdir(os.fsencode(world / "served"))
     outcome = run(
-        "cli", "-s", srv.address, "-certs", certs, "-download", name, cwd=tmp_path
+        "cli", "-s", srv.address, "-certs", str(certs), "-download", name, cwd=tmp_path
     ).succeed()
     assert len(outcome.lines) == 1
     assert outcome.lines[0].isprintable()
@@ -324,7 +326,9 @@ def swapped(tmp_path: Path, certs: Path) -> Iterator[tuple[SrvProcess, Path, Pat
     (served / "dir" / "f").write_bytes(INSIDE)
     (outside / "f").write_bytes(SECRET)
     before = snapshot(outside, times=True)
-    with SrvProcess("-serve", served, "-readfile", served, certs=certs) as process:
+    with SrvProcess(
+        "-serve", str(served), "-readfile", str(served), certs=certs
+    ) as process:
         yield process, served, outside
         assert process.process.poll() is None
     assert snapshot(outside, times=True) == before
@@ -340,7 +344,7 @@ def test_directory_becomes_a_link_during_an_upload(
     content = os.urandom(8 * MIB)
     (tmp_path / "f").write_bytes(content)
     with Valve(srv.address, up=MIB + MIB // 2) as valve:
-        args = ["-s", valve.address, "-certs", certs, "-sendfile", "f"]
+        args = ["-s", valve.address, "-certs", str(certs), "-sendfile", "f"]
         with started("cli", *args, "--to", "dir/f", cwd=tmp_path) as process:
             wait_for_partial(served / "dir")
             (served / "dir").rename(served / "old-dir")
@@ -357,7 +361,7 @@ def test_target_becomes_a_link_during_an_upload(
     srv, served, outside = swapped
     (tmp_path / "f").write_bytes(os.urandom(8 * MIB))
     with Valve(srv.address, up=MIB + MIB // 2) as valve:
-        args = ["-s", valve.address, "-certs", certs, "-sendfile", "f"]
+        args = ["-s", valve.address, "-certs", str(certs), "-sendfile", "f"]
         with started("cli", *args, "--to", "dir/f", cwd=tmp_path) as process:
             wait_for_partial(served / "dir")
             (served / "dir" / "f").unlink()
@@ -377,7 +381,7 @@ def test_link_that_appears_during_a_download_is_not_followed(
     content = os.urandom(8 * MIB)
     (served / "dir" / "f").write_bytes(content)
     with Valve(srv.address, down=MIB + MIB // 2) as valve:
-        args = ["-s", valve.address, "-certs", certs, "-download", "dir/f"]
+        args = ["-s", valve.address, "-certs", str(certs), "-download", "dir/f"]
         with started("cli", *args, cwd=tmp_path) as process:
             wait_for_partial(tmp_path)
             path = {"file": served / "dir/f", "directory": served / "dir"}.get(
@@ -455,7 +459,7 @@ def test_names_that_a_server_sends_mean_nothing(
         await wire.send(answer(asked, CallType.RPC_REPLY, args=total))
 
     with HostileServer(serve, load_identity(certs, "node", None)) as server:
-        args = ["-s", server.address, "-certs", certs, "-download", "dir/mine"]
+        args = ["-s", server.address, "-certs", str(certs), "-download", "dir/mine"]
         run("cli", *args, cwd=home).succeed()
     assert names_in(home) == ["mine"]
     assert names_in(tmp_path) == ["home"]
@@ -465,7 +469,7 @@ def test_names_that_a_server_sends_mean_nothing(
 def test_download_without_a_name_of_its_own_needs_one(
     srv: SrvProcess, certs: Path, tmp_path: Path, name: str
 ) -> None:
-    args = ["-s", srv.address, "-certs", certs, "-download", name]
+    args = ["-s", srv.address, "-certs", str(certs), "-download", name]
     outcome = run("cli", *args, cwd=tmp_path)
     assert "does not end with a file name" in outcome.error(6)
     assert names_in(tmp_path) == []
