@@ -62,6 +62,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._socket_transport: asyncio.Transport | None = None
         self._over_high_water = False
         self._closing = False
+        self._gone = False
         self._linger_timer: asyncio.TimerHandle | None = None
         self.local_address = ""
         self.remote_address = ""
@@ -115,6 +116,7 @@ class TcpTransport(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
         self._closing = True
+        self._gone = True
         self._over_high_water = False
         if self._linger_timer is not None:
             self._linger_timer.cancel()
@@ -155,7 +157,8 @@ class TcpTransport(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once."""
         assert self._socket_transport is not None
-        self._socket_transport.abort()
+        if not self._gone:  # asyncio's own transport stumbles then
+            self._socket_transport.abort()
 
     def _hang_up(self) -> None:
         """Say that nothing more comes, and drop what still comes until the peer ends.

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,6 +59,7 @@ class Listening:
     """A listener and all that came of its connections."""
 
     address: str = ""
+    close: Callable[[], None] = lambda: None
     accepted: list[Recorder] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
 
@@ -97,7 +98,7 @@ async def listening(
         failed=found.fail,
         handshake_timeout_s=handshake_timeout_s,
     )
-    found.address = listener.address
+    found.address, found.close = listener.address, listener.close
     try:
         yield found
     finally:
