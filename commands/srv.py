@@ -1,7 +1,7 @@
 """The ``srv`` command: serve a directory, take uploads, answer echoes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,7 @@ from ._passphrase import passphrase_options, passphrase_source
 
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Coroutine
 
     from rpc25519_tools.config import Config
     from rpc25519_tools.rpc.registry import Registry
@@ -175,10 +176,11 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     identity = open_identity(config, talk)
 
     async def serve_until_stopped() -> None:
-        stop, hurry = asyncio.Event(), asyncio.Event()
+        # Each further signal is less patient: with transfers, then with slow lines.
+        stop, hurry, end_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         def asked_to_stop() -> None:
-            (hurry if stop.is_set() else stop).set()
+            next((one for one in (stop, hurry) if not one.is_set()), end_now).set()
 
         with contextlib.ExitStack() as roots:
             server = Server(config, _services(job, log, roots), log)
@@ -190,16 +192,23 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 await asyncio.wait_for(stop.wait(), job.seconds or None)
             stop.set()
             server.stop_accepting()
-            waits = [
-                asyncio.create_task(server.wait_until_idle()),
-                asyncio.create_task(hurry.wait()),
-            ]
-            await asyncio.wait(
-                waits, timeout=job.grace_s, return_when=asyncio.FIRST_COMPLETED
+            await first_of(
+                server.wait_until_idle(), hurry.wait(), timeout_s=job.grace_s
             )
-            for wait in waits:
-                wait.cancel()
-            await server.aclose()
+            hurry.set()
+            await first_of(server.aclose(), end_now.wait(), timeout_s=None)
+
+    async def first_of(
+        *steps: "Coroutine[Any, Any, object]", timeout_s: float | None
+    ) -> None:
+        """Wait until one of the steps is done, and cancel the others."""
+        tasks = [asyncio.create_task(step) for step in steps]
+        await asyncio.wait(
+            tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in tasks:
+            if not task.cancel():
+                task.result()  # raises what it failed with
 
     asyncio.run(serve_until_stopped())
 

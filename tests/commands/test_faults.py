@@ -1179,6 +1179,28 @@ def test_second_signal_ends_the_grace(
     assert names_in(served) == []
 
 
+def test_third_signal_does_not_wait_for_a_stalled_line(
+    certs: Path, served: Path, home: Path, cli: Cli
+) -> None:
+    (served / "f").write_bytes(BIG)
+    with (
+        srv_of(certs, served, "--grace", "1h") as srv,
+        Valve(srv.address, down=SOME) as valve,
+        cli.start(valve.address, "-download", "f") as process,
+    ):
+        wait_for_partial(home)
+        srv.process.terminate()
+        wait_until(lambda: refuses(srv.address), what="the end of listening")
+        srv.process.terminate()
+        srv.wait_for(" failed: ")
+        srv.process.terminate()
+        assert srv.process.wait(4) == 0, "it waits 15 s for a line that stalls"
+        assert "Traceback" not in srv.stderr()
+        valve.cut()
+        assert finish(process).error(3)
+    assert names_in(home) == []
+
+
 def test_server_stops_after_its_time(certs: Path, served: Path) -> None:
     with srv_of(certs, served, "-sec", "0.2") as srv:
         assert srv.process.wait(hostile.PATIENCE_S) == 0
