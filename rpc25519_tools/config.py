@@ -38,7 +38,7 @@ def parse_address(text: str, *, default_port: int | None = DEFAULT_PORT) -> Addr
     host, port_text = text, ""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
+        if not bracket or rest == ":" or (rest and not rest.startswith(":")):
             raise ConfigError(f"bad address {text!r}: expected [HOST]:PORT")
         port_text = rest[1:]
         _require_ipv6(host, text)
@@ -54,7 +54,7 @@ def parse_address(text: str, *, default_port: int | None = DEFAULT_PORT) -> Addr
         if default_port is None or not host:
             raise ConfigError(f"bad address {text!r}: expected HOST:PORT")
         return Address(host, default_port)
-    if not (port_text.isascii() and port_text.isdigit() and int(port_text) < 1 << 16):
+    if not re.fullmatch("[0-9]{1,5}", port_text) or int(port_text) >= 1 << 16:
         raise ConfigError(f"bad address {text!r}: the port must be 0 to 65535")
     return Address(host, int(port_text))
 
@@ -162,4 +162,6 @@ class Config:
             "reply_timeout_s",
         ):
             if not 0 < getattr(self, name) <= _LONGEST_S:
-                raise ConfigError(f"{name} must be above zero")
+                raise ConfigError(f"{name} must be above zero and below 100 years")
+        if not 0 <= self.idle_timeout_s <= _LONGEST_S:
+            raise ConfigError("idle_timeout_s must be zero, or below 100 years")

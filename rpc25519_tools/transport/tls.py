@@ -355,29 +355,34 @@ class TlsTransport(TcpTransport):
         return HandshakeError(f"TLS handshake failed: {text}")
 
     def _decrypt(self) -> None:
-        problem: SSL.Error | None = None
-        while self._receiver is not None and not self._closing and problem is None:
+        more, ended, failure = True, False, ""
+        while self._receiver is not None and not self._closing and more:
             # Several records at a time: each step up into Python costs as much as
             # decrypting a quarter of a record.
             buffer = self._receiver.get_buffer()
             filled = 0
+            # An exception kept in a variable would hold this frame, and the buffer
+            # with it, until the garbage collector comes by.
             try:
                 while filled < len(buffer):
                     filled += self._ssl.recv_into(buffer[filled:], _RECORD_LEN)
+            except SSL.WantReadError:
+                more = False
+            except SSL.ZeroReturnError:
+                more, ended = False, True
             except SSL.Error as exc:
-                problem = exc
+                more, failure = False, _alert_text(exc)
             if filled:
                 self._receiver.buffer_updated(filled)
-        if isinstance(problem, SSL.ZeroReturnError):
+        if failure:
+            self._end_with(failure)
+        elif ended:
             self.close()
-        elif problem is not None and not isinstance(problem, SSL.WantReadError):
-            self._end_with(problem)
         else:
             self._send_encrypted()  # an answer to a key update, say
 
-    def _end_with(self, exc: SSL.Error) -> None:
+    def _end_with(self, text: str) -> None:
         """End an open connection that TLS declares broken or refused."""
-        text = _alert_text(exc)
         error: Exception = ConnectionLostError(f"TLS error: {text}")
         if "alert" in text:
             error = PeerNotTrustedError(
