@@ -80,8 +80,10 @@ class Driver:
         self._unpacking: asyncio.Task[None] | None = None
         self._holds = 0
         self._holding_for_output = False
+        self._end_after_inbox: Exception | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._close_error: Exception | None = None
+        self._lost_error: Exception | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._close_timer: asyncio.TimerHandle | None = None
         self._last_moved_s = self._loop.time()
@@ -89,7 +91,7 @@ class Driver:
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be sent any more."""
-        return self._close_error is not None
+        return self._close_error is not None or self._lost_error is not None
 
     @property
     def idle_s(self) -> float:
@@ -137,7 +139,12 @@ class Driver:
         else:
             reason = ConnectionLostError(f"the connection broke: {error}")
             reason.__cause__ = error
-        self._finish(reason)
+        if self._unpacking is None or self._close_error is not None:
+            self._finish(reason)
+        else:
+            # What came before the end still counts: _unpack_inbox goes first.
+            self._lost_error = reason
+            self.writable()
         if not self._closed.done():
             self._closed.set_result(None)
 
@@ -177,7 +184,7 @@ class Driver:
         For cancels and refusals. A peer that causes refusals without reading them is
         not read from either.
         """
-        if self._close_error is not None:
+        if self.is_closed:
             return
         self.transport.write(encode_frame(message, codec))
         too_much = self.transport.unsent_len > WRITE_HIGH_WATER_LEN
@@ -188,14 +195,14 @@ class Driver:
     def hold_reading(self) -> None:
         """Stop reading until ``release_reading`` is called as often as this."""
         self._holds += 1
-        if self._holds == 1 and self._close_error is None:
+        if self._holds == 1 and not self.is_closed:
             self.transport.pause_reading()
 
     def release_reading(self) -> None:
         """Take back one ``hold_reading``."""
         assert self._holds > 0
         self._holds -= 1
-        if self._holds == 0 and self._close_error is None:
+        if self._holds == 0 and not self.is_closed:
             self.transport.resume_reading()
 
     def abort(self, error: Exception) -> None:
@@ -216,8 +223,9 @@ class Driver:
     # Inside.
 
     def _require_open(self) -> None:
-        if self._close_error is not None:
-            raise self._close_error
+        error = self._close_error or self._lost_error
+        if error is not None:
+            raise error
 
     def _finish(self, reason: Exception) -> None:
         """Note the end, once; wake everybody who waits."""
@@ -271,3 +279,7 @@ class Driver:
             self.abort(exc)
         finally:
             self._unpacking = None
+            if self._end_after_inbox is not None:
+                self._finish(self._end_after_inbox)
+            if self._lost_error is not None:
+                self._finish(self._lost_error)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import threading
 import time
 from collections.abc import Iterator
 
@@ -23,7 +24,8 @@ from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
 from rpc25519_tools.rpc.streams import OutgoingStream
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.codecs import Codec, codec_name
-from rpc25519_tools.wire.constants import MAGIC, MIB
+from rpc25519_tools.wire.constants import MAGIC, MAX_PLAIN_LEN, MIB
+from rpc25519_tools.wire.framing import Frame, decode_frame
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until
 from tests.rpc.memory import Plan, RawPeer
@@ -337,6 +339,73 @@ async def test_a_connection_that_ends_between_messages_says_that(net: Net) -> No
         seen.open[0].close()
         with pytest.raises(ConnectionLostError, match="the peer closed the connection"):
             await call
+
+
+def slow_unpacking(patch: pytest.MonkeyPatch) -> threading.Event:
+    """Let worker threads unpack nothing until the returned event is set."""
+    go = threading.Event()
+
+    def wait_and_decode(frame: Frame, max_plain_len: int = MAX_PLAIN_LEN) -> Message:
+        if threading.current_thread() is not threading.main_thread():
+            assert go.wait(10)
+        return decode_frame(frame, max_plain_len)
+
+    patch.setattr(driver, "decode_frame", wait_and_decode)
+    return go
+
+
+@pytest.mark.parametrize("codec", REAL_CODECS, ids=codec_name)
+async def test_what_came_before_the_end_of_the_connection_counts(
+    memory: Net, monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
+    go = slow_unpacking(monkeypatch)
+    payload = random.Random(4).randbytes(100_000)
+    async with raw_server(memory) as (peer, client):
+        stream = await client.stream(CallKind.DOWNLOAD, "d")
+        await until(lambda: peer.received)
+        opening = peer.messages[0].header
+        for part, call_type in enumerate(
+            (
+                CallType.DOWNLOAD_BEGIN,
+                CallType.DOWNLOAD_MORE,
+                CallType.DOWNLOAD_END,
+                CallType.RPC_REPLY,
+            )
+        ):
+            header = Header(
+                call_type=call_type,
+                call_id=opening.call_id,
+                seqno=opening.seqno,
+                stream_part=part % 3,
+            )
+            peer.send(Message(header=header, payload=payload), codec=codec)
+        peer.transport.close()
+        await until(lambda: peer.lost, what="the end of the connection")
+        with pytest.raises(ConnectionLostError):
+            await client.send_one_way("note", b"")
+        go.set()
+        assert await parts_of(stream) == [payload] * 3
+        assert (await stream.reply()).payload == payload
+
+
+async def test_what_waits_behind_the_last_message_fails(
+    memory: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = slow_unpacking(monkeypatch)
+    async with raw_server(memory) as (peer, client):
+        calls = [asyncio.create_task(client.call("echo", b"")) for _ in range(2)]
+        await until(lambda: len(peer.received) == 2)
+        first = peer.messages[0].header
+        reply = Header(
+            call_type=CallType.RPC_REPLY, call_id=first.call_id, seqno=first.seqno
+        )
+        peer.send(Message(header=reply, payload=bytes(100_000)), codec=Codec.S2)
+        peer.transport.close()
+        await until(lambda: peer.lost)
+        go.set()
+        assert len((await calls[0]).payload) == 100_000
+        with pytest.raises(ConnectionLostError, match="the peer closed"):
+            await calls[1]
 
 
 # Closing.
