@@ -13,6 +13,7 @@ from typing import Final, Self
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
     CallCancelledError,
+    ConnectionLostError,
     DeadlineError,
     IncompleteTransferError,
     LocalProtocolError,
@@ -345,7 +346,12 @@ class ClientStream:
         part = self._client.core.next_part(
             self._call_id, now_ns=now_ns(), payload=payload, args=args, last=last
         )
-        await self._client.send(part)
+        try:
+            await self._client.send(part)
+        except ConnectionLostError:
+            if self._reply.done():
+                self._reply.result()  # the server may have said why before it left
+            raise
 
     async def reply(self) -> Message:
         """Wait for the reply.

@@ -80,7 +80,6 @@ class Driver:
         self._unpacking: asyncio.Task[None] | None = None
         self._holds = 0
         self._holding_for_output = False
-        self._end_after_inbox: Exception | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._close_error: Exception | None = None
         self._lost_error: Exception | None = None
@@ -279,7 +278,5 @@ class Driver:
             self.abort(exc)
         finally:
             self._unpacking = None
-            if self._end_after_inbox is not None:
-                self._finish(self._end_after_inbox)
             if self._lost_error is not None:
                 self._finish(self._lost_error)

@@ -36,7 +36,7 @@ from rpc25519_tools.wire.message import Message
 _log = logging.getLogger(__name__)
 
 #: How long cancelled handlers may take to clean up, in seconds.
-_CLEANUP_TIMEOUT_S: Final = 5.0
+_CLEANUP_TIMEOUT_S: Final = 2.0
 _SHUTTING_DOWN: Final = "the server is shutting down"
 #: The wire's own words for a cancelled call.
 _CANCELLED: Final = "context canceled"
@@ -217,7 +217,9 @@ class _Connection:
         for task in tasks:
             task.cancel(_SHUTTING_DOWN)
         if tasks:
-            await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
+            _, stuck = await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
+            if stuck:  # behind a peer that does not read
+                self.driver.abort(ConnectionLostError(_SHUTTING_DOWN))
         await self.driver.aclose()
 
     def _message(self, message: Message, codec: Codec) -> None:

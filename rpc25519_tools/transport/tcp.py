@@ -135,6 +135,8 @@ class TcpTransport(asyncio.BufferedProtocol):
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Queue ``buffers`` in order."""
         assert self._socket_transport is not None
+        if self._closing:
+            return
         for buffer in buffers:
             self._socket_transport.write(buffer)
 

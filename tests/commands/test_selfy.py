@@ -569,7 +569,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    assert run("--version").stdout.startswith("selfy, version ")
+    assert run("--version").stdout.startswith("selfy of rpc25519-tools ")
 
 
 def test_a_source_that_cannot_ask_is_a_pass_phrase_error(
