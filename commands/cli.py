@@ -141,11 +141,14 @@ def cli(
     with reporting_errors("cli"):
         from rpc25519_tools.config import Config, parse_address, parse_duration
         from rpc25519_tools.errors import ConfigError
+        from rpc25519_tools.files.jail import split_remote_name
         from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="cli", quiet=quiet)
         _check_combination(download, sendfile, echofile, out, to, passphrase_file)
         codec_from_name(press)
+        if to is not None:
+            split_remote_name(to)
         wait_s = parse_duration(wait)
         if not wait_s:
             raise ConfigError("-wait must be above zero")
@@ -212,6 +215,7 @@ def _check_combination(
 def _run(config: "Config", job: _Job, talk: Talk) -> None:
     import asyncio
 
+    from rpc25519_tools.errors import DeadlineError
     from rpc25519_tools.rpc.client import Client
 
     from ._logging import log_to
@@ -228,6 +232,14 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 # Interrupted: do not wait until a slow line has taken what is queued.
                 client.transport.abort()
                 raise
+            except DeadlineError as exc:
+                if client.has_heard:
+                    raise
+                client.transport.abort()
+                hint = "it may speak TLS: drop -tcp"
+                if config.network == "tls":
+                    hint = "it may not let our key in"
+                raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
     run_to_end("cli", main)
 
@@ -355,7 +367,8 @@ async def _echo_calls(client: "Client", job: _Job, talk: Talk) -> None:
             reply = await client.call(ECHO_CALL_SERVICE, ECHO_REQUEST.encode())
         except NoSuchServiceError as exc:
             raise NoSuchServiceError(
-                "the server does not offer echo calls (--no-echo-service)"
+                "the server does not offer echo calls (ours: --no-echo-service; "
+                "Go's: -readfile)"
             ) from exc
         seconds.append(time.perf_counter() - start)
         if not talk.quiet and not job.json:

@@ -146,7 +146,7 @@ class Config:
     compression: str = "s2"
     connect_timeout_s: float = 10.0
     call_timeout_s: float = 10.0
-    stall_timeout_s: float = 60.0
+    stall_timeout_s: float = 30.0
     reply_timeout_s: float = 600.0
     idle_timeout_s: float = 0.0
     local_address: Address | None = None

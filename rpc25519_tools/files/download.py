@@ -69,7 +69,7 @@ async def download_file(
     )
     async with await opening as stream:
         with naming_service("downloads", "-serve"):
-            parts = await next_parts(client, stream)
+            parts = await next_parts(client, stream, client.call_timeout_s)
         if not parts:
             raise IncompleteTransferError("the server sent no part of the file")
         size_bytes = parse_size(parts[0].args, ARG_DOWNLOAD_LEN)
@@ -97,15 +97,23 @@ async def download_file(
     )
 
 
-async def next_parts(client: Client, stream: ClientStream) -> list[Part]:
+async def next_parts(
+    client: Client, stream: ClientStream, timeout_s: float | None = None
+) -> list[Part]:
     """Return the parts that have come down; wait for one; none after the last one.
+
+    Args:
+        client: whose stall limit holds if ``timeout_s`` is None.
+        stream: the open call.
+        timeout_s: how long to wait, in seconds.
 
     Raises:
         DeadlineError: nothing came for too long.
         Rpc25519Error: what ended the stream early.
     """
     incoming = aiter(stream)
-    part = await within(client.stall_timeout_s, _SILENT, anext(incoming, None))
+    limit_s = client.stall_timeout_s if timeout_s is None else timeout_s
+    part = await within(limit_s, _SILENT, anext(incoming, None))
     return [] if part is None else [part, *incoming.take_ready()]
 
 

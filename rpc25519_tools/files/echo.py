@@ -110,10 +110,12 @@ async def _receive_echo(
     progress: Progress | None,
 ) -> None:
     async with PartWriter(open_sink) as writer:
-        while parts := await next_parts(client, stream):
+        parts = await next_parts(client, stream, client.call_timeout_s)
+        while parts:
             await writer.take(parts)
             if progress is not None:
                 progress(writer.received_bytes, reader.size_bytes)
+            parts = await next_parts(client, stream)
         step = stream.reply()
         await within(client.stall_timeout_s, "the server did not answer", step)
         if writer.total_sum != reader.total_sum:

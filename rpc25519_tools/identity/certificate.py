@@ -14,7 +14,7 @@ a certificate at all), nothing else.
 """
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeVar
@@ -38,6 +38,7 @@ USAGES: tuple[Usage, ...] = ("client", "server")
 # A selfy certificate has about 530 bytes; ten times the largest that anyone has seen
 # still leaves room, and a bound keeps a wrong path from reading a film into memory.
 MAX_CERTIFICATE_BYTES = 256 * 1024
+MAX_AUTHORITIES = 100
 
 _KEY_ID_VERSION = b"\xff"  # version byte 255; SECURITY-WIRE 4, vector base58check.json
 
@@ -127,6 +128,66 @@ def parse_certificate(pem_or_der: bytes | bytearray | memoryview) -> x509.Certif
         raise KeyFileError("not a certificate (neither PEM nor DER)") from exc
 
 
+def parse_certificates(pem_or_der: bytes) -> tuple[x509.Certificate, ...]:
+    """Read all certificates of a PEM bundle, or a single one in DER; at least one.
+
+    Raises:
+        KeyFileError: the bytes are anything else, or hold too many certificates.
+    """
+    first = parse_certificate(pem_or_der)
+    if b"-----BEGIN " not in pem_or_der:
+        return (first,)
+    try:
+        found = tuple(x509.load_pem_x509_certificates(pem_or_der))
+    except MALFORMED as exc:
+        raise KeyFileError("not a list of certificates in PEM") from exc
+    if len(found) > MAX_AUTHORITIES:
+        raise KeyFileError(f"not usable: more than {MAX_AUTHORITIES} certificates")
+    return found
+
+
+def issuer_among(
+    leaf: x509.Certificate, authorities: Sequence[x509.Certificate]
+) -> x509.Certificate:
+    """Return the authority that signed ``leaf``.
+
+    Raises:
+        PeerNotTrustedError: none of them did; the text is about the first one whose
+            name is right, or else about the first one.
+    """
+    errors = []
+    for authority in authorities:
+        try:
+            check_issued_by(leaf, authority)
+        except PeerNotTrustedError as exc:
+            errors.append((leaf.issuer != authority.subject, exc))
+        else:
+            return authority
+    raise min(errors, key=lambda error: error[0])[1]
+
+
+def verify_peer(
+    leaf: x509.Certificate,
+    authorities: Sequence[x509.Certificate],
+    *,
+    usage: Usage,
+    now: datetime,
+    host_name: str | None,
+) -> PeerIdentity:
+    """Check `leaf` against whichever of our authorities signed it.
+
+    Raises:
+        PeerNotTrustedError: as `verify_peer_certificate`, or nobody of ours signed it.
+    """
+    try:
+        issuer = issuer_among(leaf, authorities)
+    except PeerNotTrustedError as exc:
+        raise PeerNotTrustedError(f"certificate refused: {exc}") from exc
+    return verify_peer_certificate(
+        leaf, issuer, usage=usage, now=now, host_name=host_name
+    )
+
+
 def raw_public_key(certificate: x509.Certificate) -> bytes:
     """Return the 32 raw key bytes.
 
@@ -201,6 +262,12 @@ def verify_peer_certificate(
 
 def check_authority(ca: x509.Certificate, *, now: datetime) -> None:
     """Check that `ca` may issue certificates, and may do so now."""
+    check_may_issue(ca)
+    check_dates(ca, now=now)
+
+
+def check_may_issue(ca: x509.Certificate) -> None:
+    """Check that `ca` is made to issue certificates."""
     constraints = _extension(ca, x509.BasicConstraints)
     if constraints is None or not constraints.ca:
         raise PeerNotTrustedError("it is not a certificate authority")
@@ -208,7 +275,6 @@ def check_authority(ca: x509.Certificate, *, now: datetime) -> None:
     if key_usage is not None and not key_usage.key_cert_sign:
         raise PeerNotTrustedError("its key usage does not allow issuing certificates")
     check_critical_extensions(ca)
-    check_dates(ca, now=now)
 
 
 def check_issued_by(leaf: x509.Certificate, ca: x509.Certificate) -> None:

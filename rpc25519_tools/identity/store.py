@@ -35,8 +35,10 @@ from rpc25519_tools.identity.certificate import (
     MAX_CERTIFICATE_BYTES,
     check_authority,
     check_dates,
-    check_issued_by,
+    check_may_issue,
+    issuer_among,
     parse_certificate,
+    parse_certificates,
     raw_public_key,
 )
 from rpc25519_tools.identity.keyfile import (
@@ -55,12 +57,26 @@ _MAX_NAME_BYTES = 200  # leaves room for suffixes below the 255 of most file sys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedIdentity:
-    """A checked certificate with its private key, and the authority behind it."""
+    """A checked certificate with its private key, and the authorities we trust.
+
+    Attributes:
+        name: the identity's name, such as ``client``.
+        certificate: our own certificate.
+        private_key: its key.
+        ca: the authority that signed it.
+        other_authorities: what else stands in ``ca.crt``; trusted just as much.
+    """
 
     name: str
     certificate: x509.Certificate
     private_key: Ed25519PrivateKey
     ca: x509.Certificate
+    other_authorities: tuple[x509.Certificate, ...] = ()
+
+    @property
+    def authorities(self) -> tuple[x509.Certificate, ...]:
+        """All authorities whose certificates we accept."""
+        return (self.ca, *self.other_authorities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +150,19 @@ def load_certificate(path: str | os.PathLike[str]) -> x509.Certificate:
         raise KeyFileError(f"{printable(os.fspath(path))} is {exc}") from exc
 
 
+def load_authorities(path: str | os.PathLike[str]) -> tuple[x509.Certificate, ...]:
+    """Read the certificates of all authorities that we trust.
+
+    Raises:
+        KeyFileError: with the path in its text.
+    """
+    content = read_bounded(path, MAX_CERTIFICATE_BYTES)
+    try:
+        return parse_certificates(content)
+    except KeyFileError as exc:
+        raise KeyFileError(f"{printable(os.fspath(path))} is {exc}") from exc
+
+
 def load_private_key(
     path: str | os.PathLike[str], passphrase: Callable[[], bytes] | None
 ) -> Ed25519PrivateKey:
@@ -184,19 +213,27 @@ def load_identity(
     key_path = directory / f"{name}.key"
     for path in (ca_path, certificate_path, key_path):
         _require(path, "there is no", hint)
-    ca = load_certificate(ca_path)
+    authorities = load_authorities(ca_path)
     certificate = load_certificate(certificate_path)
     moment = datetime.now(UTC) if now is None else now
     with _naming(ca_path):
-        check_authority(ca, now=moment)
+        for authority in authorities:
+            check_may_issue(authority)
     with _naming(certificate_path):
         raw_public_key(certificate)
-        check_issued_by(certificate, ca)
+        ca = issuer_among(certificate, authorities)
+    with _naming(ca_path):
+        check_authority(ca, now=moment)
+    with _naming(certificate_path):
         check_dates(certificate, now=moment)
     private_key = load_private_key(key_path, passphrase)
     check_key_matches(certificate, private_key, f"{key_path}", f"{certificate_path}")
     return LoadedIdentity(
-        name=name, certificate=certificate, private_key=private_key, ca=ca
+        name=name,
+        certificate=certificate,
+        private_key=private_key,
+        ca=ca,
+        other_authorities=tuple(one for one in authorities if one != ca),
     )
 
 

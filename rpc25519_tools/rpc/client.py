@@ -48,7 +48,8 @@ class Client:
 
     def __init__(self, config: Config, transport: Transport) -> None:
         self._codec = codec_from_name(config.compression)
-        self._call_timeout_s = config.call_timeout_s
+        #: Limit for the first answer to a call, in seconds.
+        self.call_timeout_s = config.call_timeout_s
         #: A transfer fails when nothing moves for this long, in seconds.
         self.stall_timeout_s = config.stall_timeout_s
         #: Limit for storing an upload after its last part, in seconds.
@@ -117,6 +118,11 @@ class Client:
         """The connection: addresses and who the server proved to be."""
         return self._driver.transport
 
+    @property
+    def has_heard(self) -> bool:
+        """Whether anything at all has come from the server since the handshake."""
+        return self._driver.has_received
+
     async def call(
         self,
         service_name: str,
@@ -140,7 +146,7 @@ class Client:
             ConnectionLostError, SecurityError: the connection is over.
         """
         if timeout_s is None:
-            timeout_s = self._call_timeout_s
+            timeout_s = self.call_timeout_s
         start_ns = now_ns()
         stream = self._open(
             CallKind.RPC,

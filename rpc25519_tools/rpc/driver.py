@@ -57,6 +57,12 @@ def now_ns() -> int:
     return time.time_ns()
 
 
+def _words(error: Exception) -> str:
+    """Return a system error's own words, without its number."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error) or type(error).__name__).lower()
+
+
 class Driver:
     """A Receiver that turns a transport's bytes into messages, and back.
 
@@ -86,6 +92,8 @@ class Driver:
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._close_timer: asyncio.TimerHandle | None = None
         self._last_moved_s = self._loop.time()
+        #: Whether anything has come from the peer.
+        self.has_received = False
 
     @property
     def is_closed(self) -> bool:
@@ -106,6 +114,7 @@ class Driver:
     def buffer_updated(self, count: int) -> None:
         """Take bytes; a peer that breaks the protocol loses the connection."""
         self._last_moved_s = self._loop.time()
+        self.has_received = True
         if self._close_error is not None:
             return
         try:
@@ -136,7 +145,7 @@ class Driver:
         elif isinstance(error, SecurityError | ConnectionLostError):
             reason = error
         else:
-            reason = ConnectionLostError(f"the connection broke: {error}")
+            reason = ConnectionLostError(f"the connection broke: {_words(error)}")
             reason.__cause__ = error
         if self._unpacking is None or self._close_error is not None:
             self._finish(reason)

@@ -105,8 +105,13 @@ def _client_protocol(
     if tls is None:
         return TcpTransport(announce)
     context = tls_context(tls.identity, side="client", verify=tls.verify)
-    ca = tls.identity.ca if tls.verify else None
-    return TlsTransport(context, ca=ca, side="client", accept=announce, failed=fail)
+    return TlsTransport(
+        context,
+        authorities=tls.identity.authorities if tls.verify else None,
+        side="client",
+        accept=announce,
+        failed=fail,
+    )
 
 
 class Listener:
@@ -154,7 +159,7 @@ async def listen(
     factory: Callable[[], TcpTransport] = plain
     if tls is not None:
         context = tls_context(tls.identity, side="server", verify=tls.verify)
-        ca = tls.identity.ca if tls.verify else None
+        authorities = tls.identity.authorities if tls.verify else None
 
         def secure() -> TlsTransport:
             def proven(transport: Transport) -> Receiver:
@@ -166,7 +171,11 @@ async def listen(
                 failed(error, address)
 
             made = TlsTransport(
-                context, ca=ca, side="server", accept=proven, failed=not_proven
+                context,
+                authorities=authorities,
+                side="server",
+                accept=proven,
+                failed=not_proven,
             )
             unproven.add(made)
             reason = HandshakeError(

@@ -135,7 +135,7 @@ class TcpTransport(asyncio.BufferedProtocol):
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Queue ``buffers`` in order."""
         assert self._socket_transport is not None
-        if self._closing:
+        if self._closing or self._socket_transport.is_closing():
             return
         for buffer in buffers:
             self._socket_transport.write(buffer)

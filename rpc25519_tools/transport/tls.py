@@ -27,7 +27,7 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
     SecurityError,
 )
-from rpc25519_tools.identity.certificate import PeerIdentity, verify_peer_certificate
+from rpc25519_tools.identity.certificate import PeerIdentity, verify_peer
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
@@ -45,6 +45,10 @@ SERVER_NAME: Final = "localhost"
 _SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
 #: pyOpenSSL allocates as much as it is asked for; one record never holds more.
 _RECORD_LEN: Final = 16 * 1024
+#: SSL_MODE_NO_AUTO_CHAIN of OpenSSL's ssl.h: send our own certificate alone. OpenSSL
+#: would add the authority's, and a Go peer takes each certificate sent for an identity:
+#: the authority's key would come into its file of known keys and let everybody in.
+_NO_AUTO_CHAIN: Final = 8
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL switches on.
 _ENABLE_PARTIAL_WRITE: Final = 1
 #: Room for CHUNK_LEN bytes in records, each with its header and tag.
@@ -86,6 +90,7 @@ def tls_context(identity: LoadedIdentity, *, side: Side, verify: bool) -> SSL.Co
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_tls13_ciphersuites(_SUITE)
     context.set_options(SSL.OP_NO_TICKET)
+    context.set_mode(_NO_AUTO_CHAIN)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # A write into memory never has to stop half-way; this saves a call per record.
     context.clear_mode(_ENABLE_PARTIAL_WRITE)
@@ -94,7 +99,8 @@ def tls_context(identity: LoadedIdentity, *, side: Side, verify: bool) -> SSL.Co
     if verify:
         store = context.get_cert_store()
         assert store is not None
-        store.add_cert(crypto.X509.from_cryptography(identity.ca))
+        for authority in identity.authorities:
+            store.add_cert(crypto.X509.from_cryptography(authority))
         context.set_verify(
             SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify_callback
         )
@@ -143,7 +149,7 @@ class TlsTransport(TcpTransport):
 
     Args:
         context: from ``tls_context`` for the same side.
-        ca: the authority whose certificates are accepted; None accepts anyone.
+        authorities: whose certificates are accepted; None accepts anyone.
         side: which end of the connection we are.
         accept: called when the handshake is done and the peer is trusted.
         failed: called with the reason and the peer's address when it never comes to
@@ -154,7 +160,7 @@ class TlsTransport(TcpTransport):
         self,
         context: SSL.Context,
         *,
-        ca: x509.Certificate | None,
+        authorities: Sequence[x509.Certificate] | None,
         side: Side,
         accept: Accept,
         failed: Callable[[Exception, str], None],
@@ -162,7 +168,7 @@ class TlsTransport(TcpTransport):
         super().__init__(accept)
         self._ssl = SSL.Connection(context, None)
         self._ssl.set_app_data(self)
-        self._ca = ca
+        self._authorities = authorities
         self._side: Side = side
         self._failed = failed
         self._peer: PeerIdentity | None = None
@@ -193,11 +199,11 @@ class TlsTransport(TcpTransport):
 
     def judge(self, certificate: x509.Certificate, openssl_error: int | None) -> bool:
         """Decide about the peer's own certificate, inside the handshake."""
-        assert self._ca is not None
+        assert self._authorities is not None
         try:
-            self._peer = verify_peer_certificate(
+            self._peer = verify_peer(
                 certificate,
-                self._ca,
+                self._authorities,
                 usage="client" if self._side == "server" else "server",
                 now=datetime.now(UTC),
                 host_name=SERVER_NAME if self._side == "client" else None,
@@ -415,6 +421,8 @@ class TlsTransport(TcpTransport):
 
     def _send_encrypted(self) -> None:
         assert self._socket_transport is not None
+        if self._socket_transport.is_closing():
+            return  # asyncio would complain of each write to a socket that is gone
         try:
             while True:
                 encrypted = self._ssl.bio_read(_ENCRYPTED_LEN)
