@@ -163,7 +163,8 @@ def issuer_among(
             errors.append((leaf.issuer != authority.subject, exc))
         else:
             return authority
-    raise min(errors, key=lambda error: error[0])[1]
+    _, error = min(errors, key=lambda error: error[0])
+    raise PeerNotTrustedError(f"{error}; ours is in ca.crt") from error
 
 
 def verify_peer(

@@ -454,7 +454,11 @@ def test_server_that_never_answers(certs: Path, home: Path) -> None:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         for option, text in (
             ([], f"no answer from {address} within 0.3 s"),
-            (["-tcp"], "no reply from 'customEcho' within 0.3 s"),
+            (
+                ["-tcp"],
+                "no reply from 'customEcho' within 0.3 s; "
+                "not one byte came: it may speak TLS: drop -tcp",
+            ),
         ):
             args = ["-s", address, "-certs", str(certs), "-wait", "300ms", *option]
             assert run("cli", *args, cwd=home).error(NETWORK) == text
