@@ -456,8 +456,10 @@ def test_server_that_never_answers(certs: Path, home: Path) -> None:
             ([], f"no answer from {address} within 0.3 s"),
             (
                 ["-tcp"],
-                "no reply from 'customEcho' within 0.3 s; "
-                "not one byte came: it may speak TLS: drop -tcp",
+                (
+                    "no reply from 'customEcho' within 0.3 s; "
+                    "not one byte came: it may speak TLS: drop -tcp"
+                ),
             ),
         ):
             args = ["-s", address, "-certs", str(certs), "-wait", "300ms", *option]
