@@ -89,20 +89,13 @@ def parse_duration(text: str) -> float:
         ConfigError: the text is no duration, or is negative or absurdly long.
     """
     position, total = 0, 0.0
-    try:
-        total = float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) else -1.0
-    except ValueError:
-        total = -1.0
-    if total < 0:
-        total = 0.0
-        while position < len(text):
-            match = _DURATION.match(text, position)
-            if match is None:
-                break
-            total += float(match[1]) * _UNIT_S[match[2]]
-            position = match.end()
-        if not text or position < len(text):
-            raise ConfigError(f"bad duration {text!r}: write 10s, 1m30s or 500ms")
+    if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+        position, total = len(text), float(text)
+    while match := _DURATION.match(text, position):
+        total += float(match[1]) * _UNIT_S[match[2]]
+        position = match.end()
+    if not text or position < len(text):
+        raise ConfigError(f"bad duration {text!r}: write 10s, 1m30s or 500ms")
     if total > _LONGEST_S:
         raise ConfigError(f"bad duration {text!r}: too long")
     return total
