@@ -663,7 +663,7 @@ async def test_a_lost_connection_leaves_nothing(
             }
             with pytest.raises(ConnectionLostError):
                 await transfers[way]()
-        await until(lambda: place.records, what="the server to notice")
+        await until(lambda: place.names() == ["f"], what="partial files to go")
     assert place.names() == ["f"]
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ from rpc25519_tools.errors import (
     IncompleteTransferError,
     LocalProtocolError,
     NoSuchServiceError,
+    PeerNotTrustedError,
     RemoteCallError,
     TransferError,
 )
+from rpc25519_tools.identity.store import load_identity
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client, ClientStream
 from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
@@ -24,6 +28,7 @@ from rpc25519_tools.wire.constants import MAX_PAYLOAD_LEN
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until
 from tests.rpc.nets import Net, Seen, raw_client, raw_server
+from tests.transport.peers import Authority
 
 
 class Waiting:
@@ -665,3 +670,16 @@ async def test_a_client_that_goes_cancels_its_handlers(net: Net) -> None:
             await call
         await until(lambda: waiting.cancelled, what="the handler's cancellation")
         await client.aclose()
+
+
+async def test_a_refused_client_hears_why_at_its_first_call(certs: Path) -> None:
+    net, seen = Net("tls", certs), Seen()
+    async with net.server(services(), seen) as server:
+        ours = load_identity(certs, "client", None)
+        stranger = replace(Authority.make().identity(), ca=ours.ca)
+        config = net.config(server.address, "client")
+        async with await Client.connect(config, stranger) as client:
+            with pytest.raises(PeerNotTrustedError, match="refused our certificate"):
+                await client.call("echo", b"")
+        assert isinstance(seen.refusals[0], PeerNotTrustedError)
+        assert not seen.closed

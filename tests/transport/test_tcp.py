@@ -7,6 +7,7 @@ import pytest
 
 from rpc25519_tools.config import Address, parse_address
 from rpc25519_tools.errors import ConnectFailedError, DeadlineError
+from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
     WRITE_HIGH_WATER_LEN,
@@ -86,6 +87,25 @@ async def test_ending_a_connection_that_is_over_does_nothing(ending: str) -> Non
             getattr(theirs.transport, ending)()
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_peer_that_does_not_hang_up_is_left(
+    secure: bool,
+    node: LoadedIdentity,
+    client: LoadedIdentity,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rpc25519_tools.transport.tcp.LINGER_S", 0.05)
+    async with (
+        listening(node if secure else None) as found,
+        dialled(found.address, client if secure else None) as ours,
+    ):
+        await until(lambda: found.accepted)
+        ours.transport.pause_reading()
+        found.accepted[0].transport.close()
+        await until(lambda: found.accepted[0].lost, what="our end")
+        assert not ours.lost
 
 
 async def test_the_kernel_watches_over_a_silent_peer() -> None:
