@@ -16,6 +16,7 @@ from ._options import (
 )
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
+from ._startup import begin_imports, end_imports
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
@@ -138,6 +139,7 @@ def cli(
     Without -download, -sendfile or -echofile, cli makes echo calls and prints the
     replies and how long they took.
     """
+    begin_imports()
     with reporting_errors("cli"):
         from rpc25519_tools.config import Config, parse_address, parse_duration
         from rpc25519_tools.errors import ConfigError
@@ -241,6 +243,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                     hint = "it may not let our key in"
                 raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
+    end_imports()
     run_to_end("cli", main)
 
 

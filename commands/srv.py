@@ -16,6 +16,7 @@ from ._options import (
 )
 from ._output import Talk
 from ._passphrase import passphrase_options, passphrase_source
+from ._startup import begin_imports, end_imports
 
 if TYPE_CHECKING:
     import contextlib
@@ -127,6 +128,7 @@ def srv(
     Nothing is given out or written unless -serve or -readfile says where. Clients
     need a certificate of the authority in ca.crt.
     """
+    begin_imports()
     with reporting_errors("srv"):
         from rpc25519_tools.config import Config, parse_address, parse_duration
         from rpc25519_tools.wire.codecs import codec_from_name
@@ -210,6 +212,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
             if not task.cancel():
                 task.result()  # raises what it failed with
 
+    end_imports()
     asyncio.run(serve_until_stopped())
 
 
