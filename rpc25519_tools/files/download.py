@@ -178,7 +178,7 @@ class DownloadService:
                     await out.send(payload, args={**args, ARG_PART_SUM: part_sum})
                     last = False
                     while not last:
-                        record.size_bytes = source.read_bytes
+                        record.size_bytes = reader.taken_bytes
                         payload, part_sum = await reader.next()
                         last = not payload
                         part_args = {**args, ARG_PART_SUM: part_sum}

@@ -79,7 +79,7 @@ async def echo_file(
                 await _both(sending, receiving)
     return TransferSummary(
         name=name,
-        size_bytes=reader.read_bytes,
+        size_bytes=reader.taken_bytes,
         seconds=clock.seconds,
         digest=reader.total_sum,
         verified_by_peer=True,

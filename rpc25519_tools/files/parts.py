@@ -12,6 +12,7 @@ Source: recorded exchanges ``upload-*``, ``download-*``, ``bistream-echo``.
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,12 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.files.sink import PlainSink, Sink
 from rpc25519_tools.files.source import SourceFile
-from rpc25519_tools.files.workers import AbandonableThread, in_worker, open_in_worker
+from rpc25519_tools.files.workers import (
+    AbandonableThread,
+    finished,
+    in_worker,
+    open_in_worker,
+)
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.wire.constants import PART_LEN
 from rpc25519_tools.wire.digest import RunningDigest, digest_hex, digest_text
@@ -44,6 +50,10 @@ ARG_DOWNLOAD_REQUEST: Final = "downloadRequestedPath"
 ARG_DOWNLOAD_LEN: Final = "pathsize"
 ARG_DOWNLOAD_PATH: Final = "path"
 ARG_DOWNLOAD_NAME: Final = "filename"
+
+#: How many parts of a file are read at a time, since each change of threads costs as
+#: much as hashing a quarter of a part.
+_PARTS_AHEAD: Final = 2
 
 #: Our own additions, which Go programs do not look at: the sum of the whole file on an
 #: upload's last part, the refusal to replace on its first, and its acknowledgement.
@@ -97,7 +107,7 @@ class Stopwatch:
 
 
 class PartReader:
-    """The parts of a source, each read and hashed while the one before is sent.
+    """The parts of a source, read and hashed while the ones before are sent.
 
     Used as an asynchronous context manager, inside the source's own: leaving it waits
     until no thread reads the source any more.
@@ -107,8 +117,10 @@ class PartReader:
         self._source = source
         self._total = RunningDigest()
         self._thread = AbandonableThread() if source.size_bytes is None else None
-        self._run = in_worker if self._thread is None else self._thread.run
-        self._ahead: asyncio.Task[tuple[bytes, str]] | None = None
+        self._ready: deque[tuple[bytes, str]] = deque()
+        self._ahead: asyncio.Future[list[tuple[bytes, str]]] | None = None
+        #: Payload bytes handed out so far.
+        self.taken_bytes = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,18 +131,12 @@ class PartReader:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._ahead is not None:
-            self._ahead.cancel()
-            await asyncio.wait([self._ahead])
-            if not self._ahead.cancelled():
-                self._ahead.exception()  # nobody asks for this part any more
         if self._thread is not None:
             self._thread.close()
-
-    @property
-    def read_bytes(self) -> int:
-        """Payload bytes read so far."""
-        return self._source.read_bytes
+        if self._ahead is not None:
+            if self._thread is not None:
+                self._ahead.cancel()  # it may block for ever
+            await finished(self._ahead)
 
     @property
     def size_bytes(self) -> int | None:
@@ -139,7 +145,7 @@ class PartReader:
 
     @property
     def total_sum(self) -> str:
-        """The BLAKE3 sum of what was read so far."""
+        """The BLAKE3 sum of all that was read; of everything, after the last part."""
         return self._total.text()
 
     async def next(self) -> tuple[bytes, str]:
@@ -149,18 +155,34 @@ class PartReader:
             LocalFileError: reading failed.
             FileChangedError: the file is not what it was at the beginning.
         """
-        if self._ahead is None:
-            self._ahead = asyncio.create_task(self._run(self._read))
-        payload, part_sum = await asyncio.shield(self._ahead)
-        self._ahead = asyncio.create_task(self._run(self._read)) if payload else None
+        if not self._ready:
+            if self._ahead is None:
+                self._ahead = self._begin_reading()
+            batch = await asyncio.shield(self._ahead)
+            self._ahead = self._begin_reading() if batch[-1][0] else None
+            self._ready.extend(batch)
+        payload, part_sum = self._ready.popleft()
+        self.taken_bytes += len(payload)
         return payload, part_sum
 
-    def _read(self) -> tuple[bytes, str]:
-        payload = self._source.read_part(PART_LEN)
-        if not payload:
-            self._source.check_unchanged()
-        self._total.update(payload)
-        return payload, digest_text(payload)
+    def _begin_reading(self) -> "asyncio.Future[list[tuple[bytes, str]]]":
+        if self._thread is not None:
+            return asyncio.ensure_future(self._thread.run(self._read, 1))
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(None, self._read, _PARTS_AHEAD)
+
+    def _read(self, count: int) -> list[tuple[bytes, str]]:
+        """Read up to ``count`` parts; the last one of all is empty."""
+        batch = []
+        for _ in range(count):
+            payload = self._source.read_part(PART_LEN)
+            if not payload:
+                self._source.check_unchanged()
+            self._total.update(payload)
+            batch.append((payload, digest_text(payload)))
+            if not payload:
+                break
+        return batch
 
 
 class PartWriter:

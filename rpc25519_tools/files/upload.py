@@ -75,7 +75,7 @@ async def upload_file(
     args = reply.header.args
     return TransferSummary(
         name=remote_name,
-        size_bytes=reader.read_bytes,
+        size_bytes=reader.taken_bytes,
         seconds=clock.seconds,
         digest=reader.total_sum,
         verified_by_peer=check_total(args, ARG_SERVER_TOTAL_SUM, reader.total_sum),
@@ -103,7 +103,7 @@ async def send_other_parts(
     payload = b"more"
     while payload:
         if progress is not None:
-            progress(reader.read_bytes, reader.size_bytes)
+            progress(reader.taken_bytes, reader.size_bytes)
         payload, part_sum = await _next_unless_over(reader, stream)
         args = {ARG_PART_SUM: part_sum}
         if not payload:

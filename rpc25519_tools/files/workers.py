@@ -30,11 +30,17 @@ async def in_worker(
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        while not future.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([future])
-        future.exception()  # seen, though nobody is left to be told
+        await finished(future)
         raise
+
+
+async def finished(future: asyncio.Future[T]) -> None:
+    """Wait until ``future`` is done, even when cancelled; drop its result or error."""
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()
 
 
 async def open_in_worker(opener: Callable[[], T], closer: Callable[[T], None]) -> T:

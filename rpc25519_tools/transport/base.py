@@ -18,7 +18,7 @@ from rpc25519_tools.wire.greenpack import Buffer
 #: Most bytes taken from the network at a time; also the largest piece encrypted at
 #: once. Large enough to make system calls cheap, small enough to stay in a core's
 #: cache on the way through decryption.
-CHUNK_LEN: Final = 262144
+CHUNK_LEN: Final = 512 * 1024
 
 #: A writer is asked to wait while more than this is still unsent.
 WRITE_HIGH_WATER_LEN: Final = 1 << 20

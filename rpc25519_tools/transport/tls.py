@@ -36,6 +36,7 @@ from rpc25519_tools.transport.base import (
     scratch_buffer,
 )
 from rpc25519_tools.transport.tcp import TcpTransport
+from rpc25519_tools.transport.tls_read import RECORD_LEN, record_reader
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: The name in every certificate, and the server name that every client asks for,
@@ -43,8 +44,6 @@ from rpc25519_tools.wire.greenpack import Buffer
 SERVER_NAME: Final = "localhost"
 
 _SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
-#: pyOpenSSL allocates as much as it is asked for; one record never holds more.
-_RECORD_LEN: Final = 16 * 1024
 #: SSL_MODE_NO_AUTO_CHAIN of OpenSSL's ssl.h: send our own certificate alone. OpenSSL
 #: would add the authority's, and a Go peer takes each certificate sent for an identity:
 #: the authority's key would come into its file of known keys and let everybody in.
@@ -52,7 +51,7 @@ _NO_AUTO_CHAIN: Final = 8
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL switches on.
 _ENABLE_PARTIAL_WRITE: Final = 1
 #: Room for CHUNK_LEN bytes in records, each with its header and tag.
-_ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // _RECORD_LEN * 64
+_ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // RECORD_LEN * 64
 #: X509_V_ERR_INVALID_PURPOSE of OpenSSL's x509_vfy.h.
 _INVALID_PURPOSE: Final = 26
 
@@ -168,6 +167,7 @@ class TlsTransport(TcpTransport):
         super().__init__(accept)
         self._ssl = SSL.Connection(context, None)
         self._ssl.set_app_data(self)
+        self._read_record = record_reader(self._ssl)
         self._authorities = authorities
         self._side: Side = side
         self._failed = failed
@@ -371,7 +371,7 @@ class TlsTransport(TcpTransport):
             # with it, until the garbage collector comes by.
             try:
                 while filled < len(buffer):
-                    filled += self._ssl.recv_into(buffer[filled:], _RECORD_LEN)
+                    filled += self._read_record(buffer[filled:])
             except SSL.WantReadError:
                 more = False
             except SSL.ZeroReturnError:

@@ -74,7 +74,7 @@ async def test_a_source_is_read_in_parts_with_their_sums(
                     break
         assert b"".join(parts) == content
         assert all(len(one) == PART_LEN for one in parts[:-2])
-        assert reader.read_bytes == length
+        assert reader.taken_bytes == length
         assert reader.total_sum == digest_text(content)
 
 

@@ -643,7 +643,8 @@ async def test_a_lost_connection_leaves_nothing(
     memory: Net, place: Place, way: str, end: str
 ) -> None:
     source = place.served if way == "down" else place.local
-    (source / "f").write_bytes(bytes(6 * PART_LEN))
+    # More than fits into all buffers on the way when the cut comes.
+    (source / "f").write_bytes(bytes(24 * PART_LEN))
     assert memory.memory is not None
 
     network = memory.memory
