@@ -16,7 +16,7 @@ from ._options import (
 )
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
-from ._startup import begin_imports, end_imports
+from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
@@ -244,6 +244,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
     end_imports()
+    limit_heaps()
     run_to_end("cli", main)
 
 

@@ -16,7 +16,7 @@ from ._options import (
 )
 from ._output import Talk
 from ._passphrase import passphrase_options, passphrase_source
-from ._startup import begin_imports, end_imports
+from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
     import contextlib
@@ -213,6 +213,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 task.result()  # raises what it failed with
 
     end_imports()
+    limit_heaps()
     asyncio.run(serve_until_stopped())
 
 

@@ -11,7 +11,7 @@ byte  name      sent                            accepted
 1     s2        a Snappy stream (`s2` tells     S2 and Snappy streams
                 why that is an S2 stream)
 2     lz4       one frame, content checksum,    one frame, any block size, linked
-                independent blocks of 4 MiB,    or not, either kind of block
+                independent blocks of 1 MiB,    or not, either kind of block
                 no block checksums              checksum
 3..6  zstd      one frame, checksum and         one frame, with or without either,
                 content size                    window up to 64 MiB
@@ -137,7 +137,7 @@ def compress(codec: Codec, data: Buffer) -> Buffer:
     if codec is Codec.LZ4:
         packed: bytes = lz4.frame.compress(
             data,
-            block_size=lz4.frame.BLOCKSIZE_MAX4MB,
+            block_size=lz4.frame.BLOCKSIZE_MAX1MB,
             block_linked=False,
             content_checksum=True,
             block_checksum=False,
