@@ -1,8 +1,8 @@
-"""Which services a server offers (sans-IO).
+"""Which services a server offers.
 
-A service has a kind, a name and a handler. Handlers are coroutine functions; what each
-kind is called with stands in ``Handlers``. A handler's Rpc25519Error goes to its caller
-as text; any other exception is logged here and reported there as an internal error.
+A service has a kind, a name and a handler. Handlers are coroutine functions, one type
+for each kind. A handler's Rpc25519Error goes to its caller as text; any other exception
+is logged by the server, and its caller learns of an internal error.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
