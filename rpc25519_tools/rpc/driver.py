@@ -43,6 +43,8 @@ _INLINE_LEN: Final = 4 * 1024
 _INLINE_PLAIN_LEN: Final = 64 * 1024
 #: Reading pauses while this much packed data waits for a worker.
 _INBOX_HIGH_LEN: Final = 1 << 20
+#: What a frame takes beside its body.
+_FRAME_COST: Final = 256
 #: How long a closing connection may take to send what is queued, in seconds.
 CLOSE_TIMEOUT_S: Final = 10.0
 
@@ -61,6 +63,11 @@ def _words(error: Exception) -> str:
     """Return a system error's own words, without its number."""
     text = error.strerror if isinstance(error, OSError) else None
     return (text or str(error) or type(error).__name__).lower()
+
+
+def _cost(frame: Frame) -> int:
+    """Return about how much memory a packed frame takes."""
+    return len(frame.body) + _FRAME_COST
 
 
 class Driver:
@@ -84,8 +91,12 @@ class Driver:
         self._inbox: deque[Frame] = deque()
         self._inbox_len = 0
         self._unpacking: asyncio.Task[None] | None = None
+        #: How many readers of streams have fallen behind.
         self._holds = 0
-        self._holding_for_output = False
+        self._inbox_full = False
+        self._output_full = False
+        self._reading = True
+        self._released: asyncio.Future[None] | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._close_error: Exception | None = None
         self._lost_error: Exception | None = None
@@ -125,9 +136,8 @@ class Driver:
 
     def writable(self) -> None:
         """Let waiting senders go on."""
-        if self._holding_for_output:
-            self._holding_for_output = False
-            self.release_reading()
+        self._output_full = False
+        self._pause_or_resume()
         while self._writers:
             writer = self._writers.popleft()
             if not writer.done():
@@ -195,23 +205,33 @@ class Driver:
         if self.is_closed:
             return
         self.transport.write(encode_frame(message, codec))
-        too_much = self.transport.unsent_len > WRITE_HIGH_WATER_LEN
-        if too_much and not self._holding_for_output:
-            self._holding_for_output = True
-            self.hold_reading()
+        if self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
+            self._output_full = True
+            self._pause_or_resume()
 
     def hold_reading(self) -> None:
-        """Stop reading until ``release_reading`` is called as often as this."""
+        """Deliver nothing until ``release_reading`` is called as often as this."""
         self._holds += 1
-        if self._holds == 1 and not self.is_closed:
-            self.transport.pause_reading()
+        self._pause_or_resume()
 
     def release_reading(self) -> None:
         """Take back one ``hold_reading``."""
         assert self._holds > 0
         self._holds -= 1
-        if self._holds == 0 and not self.is_closed:
+        self._pause_or_resume()
+        if self._holds == 0 and self._released is not None:
+            self._released.set_result(None)
+            self._released = None
+
+    def _pause_or_resume(self) -> None:
+        wanted = not (self._holds or self._inbox_full or self._output_full)
+        if wanted == self._reading or self.is_closed:
+            return
+        self._reading = wanted
+        if wanted:
             self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
 
     def abort(self, error: Exception) -> None:
         """End the connection at once, for the reason given."""
@@ -241,21 +261,28 @@ class Driver:
             return
         self._close_error = reason
         self._inbox.clear()
+        if self._released is not None:
+            self._released.set_result(None)
+            self._released = None
         self.writable()
         self._on_closed(reason)
 
     def _take(self, frame: Frame) -> None:
         if self._unpacking is None:
-            message = self._unpack_inline(frame)
+            # While a reader is behind, what has come stays packed: a few packed bytes
+            # can be a mebibyte.
+            message = None if self._holds else self._unpack_inline(frame)
             if message is not None:
                 self._on_message(message, frame.codec)
                 return
             self._unpacking = self._loop.create_task(self._unpack_inbox())
         self._inbox.append(frame)
-        before = self._inbox_len
-        self._inbox_len += len(frame.body)
-        if before <= _INBOX_HIGH_LEN < self._inbox_len:
-            self.hold_reading()
+        self._change_inbox(_cost(frame))
+
+    def _change_inbox(self, difference: int) -> None:
+        self._inbox_len += difference
+        self._inbox_full = self._inbox_len > _INBOX_HIGH_LEN
+        self._pause_or_resume()
 
     @staticmethod
     def _unpack_inline(frame: Frame) -> Message | None:
@@ -273,16 +300,17 @@ class Driver:
         """Unpack waiting frames in worker threads, in order, until none is left."""
         try:
             while self._inbox:
+                if self._holds:
+                    self._released = self._loop.create_future()
+                    await self._released
+                    continue
                 frame = self._inbox[0]
                 message = await self._loop.run_in_executor(None, decode_frame, frame)
                 if self._close_error is not None:
                     return
                 self._inbox.popleft()
-                before = self._inbox_len
-                self._inbox_len -= len(frame.body)
+                self._change_inbox(-_cost(frame))
                 self._on_message(message, frame.codec)
-                if before > _INBOX_HIGH_LEN >= self._inbox_len:
-                    self.release_reading()
         except ProtocolError as exc:
             self.abort(exc)
         finally:

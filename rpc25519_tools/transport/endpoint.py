@@ -213,4 +213,6 @@ def _reason(exc: Exception) -> str:
     }
     if number in known:
         return known[number]
+    if "could not bind on any address" in str(exc):  # asyncio since Python 3.12
+        return known[errno.EADDRNOTAVAIL]
     return (exc.args[1] if len(exc.args) > 1 else str(exc)) or type(exc).__name__

@@ -644,7 +644,7 @@ async def test_a_lost_connection_leaves_nothing(
 ) -> None:
     source = place.served if way == "down" else place.local
     # More than fits into all buffers on the way when the cut comes.
-    (source / "f").write_bytes(bytes(24 * PART_LEN))
+    (source / "f").write_bytes(random.Random(1).randbytes(24 * PART_LEN))
     assert memory.memory is not None
 
     network = memory.memory

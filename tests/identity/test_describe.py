@@ -76,11 +76,11 @@ def test_validity(after: timedelta, status: str, days: int, shown: str) -> None:
 
 def test_hostile_names_are_escaped_in_rows() -> None:
     leaf = odd_certificate(
-        (x509.SubjectAlternativeName([x509.RFC822Name("a\x1b[31m\n@b")]), False)
+        (x509.SubjectAlternativeName([x509.RFC822Name("a\x1bc\x01@b")]), False)
     )
     details = describe_certificate(leaf)
-    assert details.emails == ("a\x1b[31m\n@b",)
-    assert dict(details.rows(NOW))["E-mail"] == "a\\x1b[31m\\n@b"
+    assert details.emails == ("a\x1bc\x01@b",)
+    assert dict(details.rows(NOW))["E-mail"] == "a\\x1bc\\x01@b"
 
 
 def test_other_keys_and_usages_are_shown_too() -> None:

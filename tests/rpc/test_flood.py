@@ -1,14 +1,18 @@
-"""A client that causes answers and never reads them."""
+"""Clients that make the server collect more than it can hold."""
 
 import asyncio
 from pathlib import Path
 
 from rpc25519_tools.config import Config, parse_address
-from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
 from rpc25519_tools.rpc.server import Server
+from rpc25519_tools.rpc.streams import IncomingStream
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.framing import encode_frame
 from rpc25519_tools.wire.message import CallType, Header, Message
+from tests.helpers import until
 
 #: Far more than the kernel's buffers and our own high-water mark together.
 FLOOD_LEN = 96 << 20
@@ -41,3 +45,46 @@ async def test_refusals_that_nobody_reads_stop_the_reading(certs: Path) -> None:
     writer.transport.abort()
     await server.aclose()
     assert sent < FLOOD_LEN, "the server took all of it"
+
+
+async def test_parts_that_unpack_to_much_more_stay_packed_until_they_are_read(
+    certs: Path,
+) -> None:
+    parts_sent, part_len = 400, 1 << 20
+    may_read = asyncio.Event()
+    waiting_len, received = 0, 0
+
+    async def slow(context: CallContext, parts: IncomingStream) -> Reply:
+        nonlocal waiting_len, received
+        await may_read.wait()
+        waiting_len = sum(len(part.payload) for part in parts._parts)
+        async for part in parts:
+            received += len(part.payload)
+        return Reply()
+
+    registry = Registry()
+    registry.add_upload("slow", slow)
+    config = Config(address=parse_address("127.0.0.1:0"), network="tcp")
+    server = Server(config, registry)
+    await server.start()
+    client_config = Config(
+        address=parse_address(server.address), network="tcp", compression="zstd:01"
+    )
+    async with await Client.connect(client_config) as client:
+        payload = bytes(part_len)
+        async with await client.stream(CallKind.UPLOAD, "slow", payload) as stream:
+            await until(lambda: server._connections)
+            (connection,) = server._connections
+            driver = connection.driver
+            # Let everything arrive at once: it is packed into some kilobytes.
+            driver.hold_reading()
+            for number in range(1, parts_sent):
+                await stream.send(payload, last=number == parts_sent - 1)
+            driver.release_reading()
+            await until(lambda: len(driver._inbox) > parts_sent // 2)
+            await until(lambda: driver._holds)
+            may_read.set()
+            await stream.reply()
+    await server.aclose()
+    assert received == parts_sent * part_len
+    assert waiting_len <= 4 * part_len
