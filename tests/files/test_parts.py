@@ -80,7 +80,8 @@ async def test_a_source_is_read_in_parts_with_their_sums(
 
 async def test_a_source_that_changes_is_noticed_at_its_end(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    path.write_bytes(bytes(3 * PART_LEN))
+    # More than is read ahead, so that the end has not been seen yet.
+    path.write_bytes(bytes(12 * PART_LEN))
     with open_local_source(str(path)) as source:
         async with PartReader(source) as reader:
             await reader.next()
