@@ -6,6 +6,10 @@ import os
 from ._errors import DEBUG_VARIABLE
 from ._output import Talk
 
+#: The same warning is shown once in so many seconds; asyncio repeats some endlessly.
+_REPEAT_S = 10.0
+_REMEMBERED = 100
+
 
 class TalkHandler(logging.Handler):
     """Prints log records as warnings; tracebacks only when debugging."""
@@ -13,11 +17,17 @@ class TalkHandler(logging.Handler):
     def __init__(self, talk: Talk) -> None:
         super().__init__(logging.WARNING)
         self._talk = talk
+        self._last: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         # asyncio describes the objects involved on further lines.
         text = record.getMessage().split("\n", 1)[0]
+        if record.created - self._last.get(text, -_REPEAT_S) < _REPEAT_S:
+            return
+        if len(self._last) > _REMEMBERED:
+            self._last.clear()
+        self._last[text] = record.created
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             text += f" ({type(error).__name__}: {error})"

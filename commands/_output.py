@@ -5,6 +5,7 @@ by `click.echo`. Anything that came from a peer, a file or the file system goes 
 `printable` first.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import click
@@ -29,11 +30,20 @@ class Talk:
     def say(self, text: str) -> None:
         """Write a line unless quiet; control characters are escaped."""
         if not self.quiet:
-            click.echo(printable(text), err=True)
+            _write(printable(text))
 
     def warn(self, text: str) -> None:
         """Write a warning line, quiet or not; control characters are escaped."""
-        click.echo(f"{self.prog}: warning: {printable(text)}", err=True)
+        _write(f"{self.prog}: warning: {printable(text)}")
+
+
+def _write(line: str) -> None:
+    """Write to standard error; where that is a full disk or a closed pipe, nowhere.
+
+    What is said here is for people. That nobody can be told is no reason to fail.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(line, err=True)
 
 
 def human_bytes(count: float) -> str:

@@ -15,6 +15,10 @@ def rate_mb_s(size_bytes: int, seconds: float) -> float:
     return size_bytes / 1e6 / seconds if seconds > 0 else 0.0
 
 
+#: Characters of a file's name that are logged; names from the wire can be any length.
+_NAME_LEN = 300
+
+
 class ServerLog:
     """Observes a server and its file services.
 
@@ -50,7 +54,7 @@ class ServerLog:
         rate = rate_mb_s(record.size_bytes, record.seconds)
         self._line(
             f"{_who(context.remote_address, context.peer)} {record.kind} "
-            f"{printable(record.name)[:300]!r} {record.size_bytes} bytes "
+            f"{printable(record.name[:_NAME_LEN])!r} {record.size_bytes} bytes "
             f"{record.seconds:.3f} s {rate:.1f} MB/s {result}"
         )
 

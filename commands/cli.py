@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "127.0.0.1:8443"
 STREAM = "-"
+#: Bytes of an echo reply that are printed.
+_SHOWN_LEN = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,9 +240,9 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 if client.has_heard:
                     raise
                 client.transport.abort()
-                hint = "it may speak TLS: drop -tcp"
+                hint = "perhaps it speaks TLS (then drop -tcp)"
                 if config.network == "tls":
-                    hint = "it may not let our key in"
+                    hint = "perhaps it does not let our key in"
                 raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
     end_imports()
@@ -376,7 +378,8 @@ async def _echo_calls(client: "Client", job: _Job, talk: Talk) -> None:
             ) from exc
         seconds.append(time.perf_counter() - start)
         if not talk.quiet and not job.json:
-            for line in bytes(reply.payload).decode("utf-8", "replace").split("\n"):
+            shown = bytes(reply.payload[:_SHOWN_LEN]).decode("utf-8", "replace")
+            for line in shown.split("\n"):
                 click.echo(printable(line))
     summary = latency_summary(seconds)
     if job.json:
@@ -388,4 +391,4 @@ async def _echo_calls(client: "Client", job: _Job, talk: Talk) -> None:
     figures = ", ".join(
         f"{name.removesuffix('_us')} {value:g} us" for name, value in summary.items()
     )
-    talk.say(f"{count} echo call{'s' if count > 1 else ''}: {figures}")
+    click.echo(f"{count} echo call{'s' if count > 1 else ''}: {figures}")

@@ -33,6 +33,8 @@ from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
 
 _NS_PER_S: Final = 1_000_000_000
+#: Characters of a server's error text that are kept.
+_ERROR_LEN: Final = 2000
 
 
 @dataclass(slots=True)
@@ -262,13 +264,15 @@ class Client:
                 assert incoming is not None
                 incoming.feed(Part.of(part, last=last))
             case client_core.CallRefused(call_id, reason):
-                self._fail(call_id, NoSuchServiceError(f"not offered: {reason}"))
+                self._fail(
+                    call_id, NoSuchServiceError(f"not offered: {reason[:_ERROR_LEN]}")
+                )
             case client_core.StreamBroken(call_id, reason):
                 self._fail(call_id, IncompleteTransferError(reason))
 
     def _finish(self, call_id: str, message: Message) -> None:
         if message.error:
-            self._fail(call_id, RemoteCallError(message.error))
+            self._fail(call_id, RemoteCallError(message.error[:_ERROR_LEN]))
             return
         pending = self._pending.pop(call_id)
         if pending.incoming is not None:

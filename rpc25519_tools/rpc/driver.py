@@ -14,6 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias
 
 from rpc25519_tools.errors import (
@@ -47,6 +48,10 @@ _INBOX_HIGH_LEN: Final = 1 << 20
 _FRAME_COST: Final = 256
 #: How long a closing connection may take to send what is queued, in seconds.
 CLOSE_TIMEOUT_S: Final = 10.0
+
+#: Unpacking has threads of its own: what a peer packed can be made to take long, and
+#: files and answers of others must not wait behind it.
+_UNPACKERS: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="unpack")
 
 OnMessage: TypeAlias = Callable[[Message, Codec], None]
 OnClosed: TypeAlias = Callable[[Exception], None]
@@ -169,7 +174,7 @@ class Driver:
     # Called from above.
 
     async def send(self, message: Message, codec: Codec) -> None:
-        """Pack and queue ``message``; wait while too much is unsent.
+        """Pack ``message``, wait while too much is unsent, and queue it.
 
         Messages of one caller that awaits each ``send`` go out in that order.
 
@@ -188,13 +193,13 @@ class Driver:
                 None, encode_frame, message, codec
             )
         self._require_open()
-        self._last_moved_s = self._loop.time()
-        self.transport.write(buffers)
         while self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
             writer: asyncio.Future[None] = self._loop.create_future()
             self._writers.append(writer)
             await writer
             self._require_open()
+        self._last_moved_s = self._loop.time()
+        self.transport.write(buffers)
 
     def send_now(self, message: Message, codec: Codec) -> None:
         """Queue a short message without waiting; dropped when the connection is over.
@@ -305,7 +310,9 @@ class Driver:
                     await self._released
                     continue
                 frame = self._inbox[0]
-                message = await self._loop.run_in_executor(None, decode_frame, frame)
+                message = await self._loop.run_in_executor(
+                    _UNPACKERS, decode_frame, frame
+                )
                 if self._close_error is not None:
                     return
                 self._inbox.popleft()

@@ -6,7 +6,7 @@ error and harms nothing else; a peer that breaks the protocol loses its connecti
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 #: How long cancelled handlers may take to clean up, in seconds.
 _CLEANUP_TIMEOUT_S: Final = 2.0
+#: A connection is not read from while its running calls hold more than this.
+_HIGH_HELD_LEN: Final = 32 << 20
 _SHUTTING_DOWN: Final = "the server is shutting down"
 #: The wire's own words for a cancelled call.
 _CANCELLED: Final = "context canceled"
@@ -60,12 +62,14 @@ class _Running:
     """A call that is running: its task and, for streams, what comes in.
 
     A task that is cancelled before it has begun runs nothing at all, not even what
-    answers the call; ``begun`` tells.
+    answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
+    and only its answer is on the way.
     """
 
     task: asyncio.Task[None]
     incoming: IncomingStream | None
     begun: bool = False
+    answering: bool = False
 
 
 class Server:
@@ -142,19 +146,26 @@ class Server:
         if self._stopping:
             # Its handshake took longer than we live; nobody else would close it.
             transport.abort()
-        if self._observer is not None:
-            self._observer.connected(transport)
+        self._tell(lambda observer: observer.connected(transport))
         return connection.driver
 
     def _refused(self, reason: Exception, address: str) -> None:
-        if self._observer is not None:
-            self._observer.refused(address, reason)
+        self._tell(lambda observer: observer.refused(address, reason))
 
     def forget(self, connection: "_Connection", reason: Exception) -> None:
         """Drop a connection that is over."""
         self._connections.discard(connection)
-        if self._observer is not None:
-            self._observer.disconnected(connection.driver.transport, reason)
+        transport = connection.driver.transport
+        self._tell(lambda observer: observer.disconnected(transport, reason))
+
+    def _tell(self, news: Callable[[ServerObserver], None]) -> None:
+        """Tell the observer; a failing one must not cost anybody the connection."""
+        if self._observer is None:
+            return
+        try:
+            news(self._observer)
+        except Exception:  # noqa: BLE001  # whatever a log can fail with
+            _log.exception("the observer of the server failed")
 
     @property
     def registry(self) -> Registry:
@@ -173,7 +184,7 @@ class Server:
 
     @property
     def stopping(self) -> bool:
-        """Whether ``stop`` has been called."""
+        """Whether ``stop_accepting`` has been called."""
         return self._stopping
 
 
@@ -184,6 +195,8 @@ class _Connection:
         self._server = server
         self._running: dict[OpenCall, _Running] = {}
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._held_len = 0
+        self._holding = False
         self.driver = Driver(transport, self._message, self._closed)
         if server.idle_timeout_s:
             self._watch_idleness()
@@ -199,7 +212,10 @@ class _Connection:
         limit_s = self._server.idle_timeout_s
         rest_s = limit_s - self.driver.idle_s
         # A call without a stream moves nothing while its handler works.
-        if rest_s <= 0 and any(call.kind is CallKind.RPC for call in self._running):
+        if rest_s <= 0 and any(
+            one.begun and not one.answering and call.kind is CallKind.RPC
+            for call, one in self._running.items()
+        ):
             rest_s = limit_s
         if rest_s <= 0:
             self.driver.abort(DeadlineError(f"nothing moved for {limit_s:g} s"))
@@ -255,8 +271,24 @@ class _Connection:
             incoming.feed(Part.of(opening, last=False))
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._run(call, opening, incoming))
-        task.add_done_callback(lambda _: self._running.pop(call, None))
+        task.add_done_callback(lambda _: self._ended(call, len(opening.payload)))
         self._running[call] = _Running(task, incoming)
+        self._change_held(len(opening.payload))
+
+    def _ended(self, call: OpenCall, payload_len: int) -> None:
+        self._running.pop(call, None)
+        self._change_held(-payload_len)
+
+    def _change_held(self, difference: int) -> None:
+        """Count what running calls hold; read on only when that is bearable."""
+        self._held_len += difference
+        too_much = self._held_len > _HIGH_HELD_LEN
+        if too_much and not self._holding:
+            self._holding = True
+            self.driver.hold_reading()
+        elif self._holding and not too_much:
+            self._holding = False
+            self.driver.release_reading()
 
     async def _run(
         self, call: OpenCall, opening: Message, incoming: IncomingStream | None
@@ -267,6 +299,7 @@ class _Connection:
             reply = await self._outcome(call, opening, incoming)
             if incoming is not None:
                 incoming.discard()
+            self._running[call].answering = True
             await self._answer(call, reply)
         except (ConnectionLostError, SecurityError):
             pass  # nobody is there to be answered

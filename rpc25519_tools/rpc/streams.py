@@ -19,6 +19,9 @@ from rpc25519_tools.wire.message import Message
 #: and goes on when it holds less than half of it.
 _HIGH_WATER_LEN: Final = 1 << 20
 
+#: What a part takes beside its payload and arguments.
+_PART_COST: Final = 1024
+
 NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -37,6 +40,12 @@ class Part:
     payload: Buffer
     args: Mapping[str, str]
     last: bool
+
+    @property
+    def cost(self) -> int:
+        """About how much memory the part takes, in bytes."""
+        args = sum(len(key) + len(value) for key, value in self.args.items())
+        return len(self.payload) + args + _PART_COST
 
     @classmethod
     def of(cls, message: Message, *, last: bool) -> Self:
@@ -91,7 +100,7 @@ class IncomingStream:
 
     def _pop(self) -> Part:
         part = self._parts.popleft()
-        self._len -= len(part.payload)
+        self._len -= part.cost
         if self._holding and self._len <= _HIGH_WATER_LEN // 2:
             self._holding = False
             self._driver.release_reading()
@@ -102,7 +111,7 @@ class IncomingStream:
         if self._discarded:
             return
         self._parts.append(part)
-        self._len += len(part.payload)
+        self._len += part.cost
         if self._len > _HIGH_WATER_LEN and not self._holding:
             self._holding = True
             self._driver.hold_reading()

@@ -27,7 +27,9 @@ from rpc25519_tools.transport.tls import TlsTransport, tls_context
 #: How long a client may take to prove who it is; the Go server's own limit.
 HANDSHAKE_TIMEOUT_S: Final = 20.0
 #: Connections that the kernel keeps while the loop is busy.
-_BACKLOG: Final = 512
+_BACKLOG: Final = 128
+#: Clients that may be in their handshake at a time; one more ends the oldest one.
+MAX_UNPROVEN: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,9 @@ def _client_protocol(
 class Listener:
     """A listening socket; made by ``listen``."""
 
-    def __init__(self, server: asyncio.Server, unproven: "set[TlsTransport]") -> None:
+    def __init__(
+        self, server: asyncio.Server, unproven: "dict[TlsTransport, None]"
+    ) -> None:
         self._server = server
         self._unproven = unproven
         names = [format_address(sock.getsockname()) for sock in server.sockets]
@@ -151,7 +155,7 @@ async def listen(
         ConnectFailedError: the address cannot be listened on.
     """
     loop = asyncio.get_running_loop()
-    unproven: set[TlsTransport] = set()
+    unproven: dict[TlsTransport, None] = {}  # the oldest one first
 
     def plain() -> TcpTransport:
         return TcpTransport(accept)
@@ -163,11 +167,11 @@ async def listen(
 
         def secure() -> TlsTransport:
             def proven(transport: Transport) -> Receiver:
-                unproven.discard(made)
+                unproven.pop(made, None)
                 return accept(transport)
 
             def not_proven(error: Exception, address: str) -> None:
-                unproven.discard(made)
+                unproven.pop(made, None)
                 failed(error, address)
 
             made = TlsTransport(
@@ -177,7 +181,11 @@ async def listen(
                 accept=proven,
                 failed=not_proven,
             )
-            unproven.add(made)
+            if len(unproven) >= MAX_UNPROVEN:
+                next(iter(unproven)).fail_handshake(
+                    HandshakeError("too many clients in their handshake")
+                )
+            unproven[made] = None
             reason = HandshakeError(
                 f"no TLS handshake within {handshake_timeout_s:g} s"
             )

@@ -256,6 +256,7 @@ class TlsTransport(TcpTransport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on, or report that the handshake never finished."""
+        self._ssl.set_app_data(None)  # we and it held each other
         self._unsent.clear()
         self._unsent_len = 0
         self._closing = True

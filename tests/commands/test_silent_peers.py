@@ -28,7 +28,7 @@ def test_plain_client_of_a_silent_server_is_told_about_tls(
     done = run_program("cli", *arguments, *operation, cwd=tmp_path)
     assert done.returncode == 3
     (line,) = [line for line in done.stderr.splitlines() if "warning" not in line]
-    assert "not one byte came: it may speak TLS: drop -tcp" in line
+    assert "not one byte came: perhaps it speaks TLS (then drop -tcp)" in line
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a//b"])

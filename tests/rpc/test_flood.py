@@ -88,3 +88,83 @@ async def test_parts_that_unpack_to_much_more_stay_packed_until_they_are_read(
     await server.aclose()
     assert received == parts_sent * part_len
     assert waiting_len <= 4 * part_len
+
+
+async def test_calls_whose_answers_nobody_reads_stop_the_reading(certs: Path) -> None:
+    async def echo(context: CallContext) -> Reply:
+        return Reply(payload=context.payload)
+
+    registry = Registry()
+    registry.add_call("echo", echo)
+    config = Config(
+        address=parse_address("127.0.0.1:0"), network="tcp", idle_timeout_s=0.5
+    )
+    server = Server(config, registry)
+    await server.start()
+    host, port = server.address.split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    sent = 0
+    try:
+        for number in range(1000):
+            request = Message(
+                header=Header(
+                    call_type=CallType.RPC,
+                    call_id=f"call {number}",
+                    seqno=number + 2,
+                    service_name="echo",
+                ),
+                payload=bytes(4 << 20),
+            )
+            for buffer in encode_frame(request, Codec.NONE):
+                writer.write(buffer)
+                sent += len(buffer)
+            async with asyncio.timeout(1.0):
+                await writer.drain()
+    except (TimeoutError, ConnectionError):
+        pass
+    assert sent < FLOOD_LEN, "the server took all of it"
+    # Nothing moves, and no handler is at work: -read ends it.
+    await until(lambda: not server._connections)
+    writer.transport.abort()
+    await server.aclose()
+
+
+async def test_arguments_of_parts_count_as_much_as_their_payload(certs: Path) -> None:
+    may_read, waiting = asyncio.Event(), 0
+
+    async def slow(context: CallContext, parts: IncomingStream) -> Reply:
+        nonlocal waiting
+        await may_read.wait()
+        waiting = len(parts._parts)
+        async for _ in parts:
+            pass
+        return Reply()
+
+    registry = Registry()
+    registry.add_upload("slow", slow)
+    config = Config(
+        address=parse_address("127.0.0.1:0"), network="tcp", compression="none"
+    )
+    server = Server(config, registry)
+    await server.start()
+    client_config = Config(
+        address=parse_address(server.address), network="tcp", compression="none"
+    )
+    args = {"padding": "x" * 100_000}
+
+    async def send_all(client: Client) -> None:
+        async with await client.stream(CallKind.UPLOAD, "slow", b"") as stream:
+            for number in range(200):
+                await stream.send(b"", args=args, last=number == 199)
+            await stream.reply()
+
+    async with await Client.connect(client_config) as client:
+        sending = asyncio.create_task(send_all(client))
+        await until(lambda: server._connections)
+        (connection,) = server._connections
+        await until(lambda: connection.driver._holds)
+        may_read.set()
+        await sending
+    await server.aclose()
+    # A mebibyte, and what one read from the kernel brought along.
+    assert 0 < waiting < 40
