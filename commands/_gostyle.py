@@ -11,14 +11,15 @@ take ``-serve``, ``-serve DIR``, ``-serve=DIR`` and, as they are booleans in Go,
 ``-serve=true`` and ``-serve=false``. A directory of that name is ``./true``.
 """
 
+import contextlib
 import copy
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from ._errors import error_line
+from ._errors import error_line, exit_code_for
 
 # The words of Go's strconv.ParseBool.
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
@@ -36,7 +37,58 @@ class OneLineUsageError(click.UsageError):
         click.echo(line, file=file, err=file is None)
 
 
-class GoStyleCommand(click.Command):
+class InterruptibleCommand(click.Command):
+    """A click command that Ctrl-C ends in one line and 130, whenever it comes.
+
+    Click catches it itself, says "Aborted!" and exits with 1; before and after that it
+    would be a traceback.
+    """
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments; see `click.Command.make_context`."""
+        with _aborting():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see `click.Command.invoke`."""
+        with _aborting():
+            return super().invoke(ctx)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,  # noqa: FBT002  (as click has it)
+        **extra: Any,
+    ) -> Any:
+        """Run as a program; see `click.Command.main`."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        try:
+            try:
+                result = super().main(args, prog_name, complete_var, False, **extra)
+            except click.ClickException as exc:
+                exc.show()
+                result = exc.exit_code
+        except (KeyboardInterrupt, click.Abort) as exc:
+            with contextlib.suppress(OSError):
+                click.echo(f"{prog_name or self.name}: {error_line(exc)}", err=True)
+            raise SystemExit(exit_code_for(exc)) from None
+        # What asks to exit, as --help does, has its code returned.
+        raise SystemExit(result if isinstance(result, int) else 0)
+
+
+@contextlib.contextmanager
+def _aborting() -> Iterator[None]:
+    """Turn Ctrl-C into what click passes on without a word."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise click.Abort from exc
+
+
+class GoStyleCommand(InterruptibleCommand):
     """A click command that also takes Go's spellings and reports errors in one line.
 
     Use it as ``@click.command(cls=GoStyleCommand)``; nothing else changes.

@@ -6,7 +6,9 @@ lazy: nothing is read or asked before a protected key really needs it, and then 
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -169,17 +171,59 @@ def _prompt(descriptor: int, text: str) -> bytes:
     silent = list(before)
     silent[3] &= ~termios.ECHO
     silent[3] |= termios.ICANON | termios.ISIG
-    try:
-        # TCSAFLUSH drops what was typed before the prompt: it was echoed.
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
-        _write(descriptor, text.encode("utf-8", "backslashreplace"))
-        line = _read_line(descriptor)
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        _write(descriptor, b"\n")
+    with _exiting_by_signal() as hold_back:
+        try:
+            # TCSAFLUSH drops what was typed before the prompt: it was echoed.
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
+            _write(descriptor, text.encode("utf-8", "backslashreplace"))
+            line = _read_line(descriptor)
+        finally:
+            hold_back()
+            with contextlib.suppress(termios.error):  # the terminal hung up
+                termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            _write(descriptor, b"\n")
     if not line.endswith(b"\n"):
         raise PassphraseError("no pass phrase was typed (end of input)")
     return line[:-1]
+
+
+@contextlib.contextmanager
+def _exiting_by_signal() -> Iterator[Callable[[], None]]:
+    """Let signals that end the process do so as an exception, so that it cleans up.
+
+    Yields a function that makes them wait until the body is left. In other threads
+    than the main one nothing changes; nor for a signal that is ignored, as under nohup.
+
+    Raises:
+        SystemExit: SIGTERM or SIGHUP came; the code is 128 plus its number.
+    """
+    received: list[int] = []
+    held_back = False
+
+    def end(number: int, _frame: object) -> None:
+        received.append(number)
+        if not held_back and len(received) == 1:
+            raise SystemExit(128 + number)
+
+    def hold_back() -> None:
+        nonlocal held_back
+        held_back = True
+
+    old = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):
+                    old[number] = handler
+                    signal.signal(number, end)
+        yield hold_back
+    finally:
+        hold_back()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if received:
+        raise SystemExit(128 + received[0])
 
 
 def _write(descriptor: int, text: bytes) -> None:

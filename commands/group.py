@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ._gostyle import _one_line
+from ._gostyle import InterruptibleCommand, _one_line
 from ._options import version_option
 
 #: Subcommand -> its module, and the line that the group's help shows for it. The help
@@ -19,7 +19,7 @@ _TOOLS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(InterruptibleCommand, click.Group):
     """A group whose subcommands are imported when they are called or completed."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

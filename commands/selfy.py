@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from rpc25519_tools.errors import KeyFileError, Rpc25519Error
+from rpc25519_tools.errors import KeyFileError, PeerNotTrustedError, Rpc25519Error
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
@@ -93,7 +93,8 @@ Example: selfy -k node -e node@example.org
     "--verify",
     type=_FILE,
     metavar="PATH",
-    help="Check a certificate against ca.crt in the -p directory; exits 0 or 1.",
+    help="Check a certificate against ca.crt in the -p directory, with all the "
+    "authorities in it; exits 0 or 1.",
 )
 @click.option(
     "-o",
@@ -317,31 +318,35 @@ def _verify(path: Path, private_dir: Path, out_dir: Path, talk: Talk) -> None:
     import os
     from datetime import UTC, datetime
 
+    from rpc25519_tools.identity.certificate import issuer_among
     from rpc25519_tools.identity.describe import (
         describe_certificate,
         verify_authority,
         verify_for_any_use,
     )
-    from rpc25519_tools.identity.store import load_certificate
+    from rpc25519_tools.identity.store import load_authorities, load_certificate
 
     ca_path = private_dir / "ca.crt"
     if not os.path.exists(ca_path) and os.path.exists(out_dir / "ca.crt"):
         ca_path = out_dir / "ca.crt"  # machines that hold keys only
     now = datetime.now(UTC)
     try:
-        authority = load_certificate(ca_path)
+        authorities = load_authorities(ca_path)
         certificate = load_certificate(path)
-        if certificate == authority:
-            verify_authority(authority, now=now)
-            result = "is the authority itself, self-signed"
+        if certificate in authorities:
+            verify_authority(certificate, now=now)
+            result = f"is the authority itself, self-signed, in {ca_path}"
         else:
-            verdicts = verify_for_any_use(certificate, authority, now=now)
+            issuer = issuer_among(certificate, authorities)
+            verdicts = verify_for_any_use(certificate, issuer, now=now)
             uses = [usage for usage, reason in verdicts.items() if reason is None]
             result = f"was issued by {ca_path}; usable as {' and as '.join(uses)}"
             for usage, reason in verdicts.items():
                 if reason is not None:
                     result += f", not as {usage} ({reason})"
         days = describe_certificate(certificate).days_left(now)
+    except PeerNotTrustedError as exc:
+        _refuse(f"{path}: not valid: {exc} (checked against {ca_path})")
     except Rpc25519Error as exc:
         _refuse(f"{path}: not valid: {exc}")
     if not talk.quiet:

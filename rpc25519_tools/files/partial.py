@@ -55,8 +55,7 @@ def acquire_partial(dir_fd: int, final_name: bytes, shown: str) -> tuple[int, by
                 _reap_leftovers(dir_fd, stem)
             return fd, partial
     raise LocalFileError(
-        f"cannot write {display_name(shown)}: {MAX_PARTIALS} transfers of it are "
-        f"under way, or files named {os.fsdecode(stem)}-* are in the way"
+        f"cannot write {display_name(shown)}: too many transfers of it are under way"
     )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rpc25519_tools.commands._errors import (
 )
 from rpc25519_tools.commands._gostyle import GoStyleCommand, go_to_click
 from rpc25519_tools.commands._output import Talk, human_bytes
+from rpc25519_tools.commands.group import LazyGroup, rpc25519
 
 from rpc25519_tools import errors
 
@@ -287,6 +289,53 @@ def test_reporting(exc: BaseException, code: int, stderr: str) -> None:
     result = CliRunner().invoke(failing(exc))
     assert (result.exit_code, result.stderr) == (code, stderr)
     assert result.stdout == "data\n"
+
+
+def ctrl_c(*_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def assert_interrupted(command: click.Command, *words: str, prog: str) -> None:
+    result = CliRunner().invoke(command, words, prog_name=prog)
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert result.stderr == f"{prog}: interrupted\n"
+
+
+def test_an_interruption_outside_the_body_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @click.command("gadget", cls=GoStyleCommand)
+    @click.option("--early", is_flag=True, callback=ctrl_c)
+    def early(*, early: bool) -> None: ...
+
+    @click.command("gadget", cls=GoStyleCommand)
+    @click.pass_context
+    def late(ctx: click.Context) -> None:
+        ctx.call_on_close(ctrl_c)
+
+    @click.command("gadget", cls=GoStyleCommand)
+    def body() -> None:
+        ctrl_c()
+
+    for command in (early, body):
+        assert_interrupted(command, prog="gadget")
+    result = CliRunner().invoke(late)
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "gadget: interrupted"  # click writes a line end
+    with pytest.raises(click.Abort):
+        early.main([], standalone_mode=False)
+    monkeypatch.setattr(GoStyleCommand, "_main_shell_completion", ctrl_c)
+    assert_interrupted(tool, prog="tool")
+
+
+def test_an_interruption_of_the_group_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LazyGroup, "get_command", ctrl_c)
+    assert_interrupted(rpc25519, "selfy", prog="rpc25519")
+    monkeypatch.setattr(LazyGroup, "parse_args", ctrl_c)
+    assert_interrupted(rpc25519, "selfy", prog="rpc25519")
 
 
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

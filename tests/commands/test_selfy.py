@@ -4,15 +4,20 @@ import contextlib
 import io
 import json
 import os
+import pty
+import select
 import signal
 import stat
 import subprocess
 import sys
+import termios
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -20,6 +25,7 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from rpc25519_tools.commands import _passphrase
 from rpc25519_tools.commands._passphrase import passphrase_source
 from rpc25519_tools.commands.selfy import CA_VARIABLE, selfy
 
@@ -372,6 +378,107 @@ def test_second_thoughts_on_a_terminal_write_nothing(
     assert tree() == []
 
 
+def read_until(terminal: int, text: bytes) -> None:
+    shown = b""
+    while text not in shown:
+        assert select.select([terminal], [], [], 10)[0], shown
+        shown += os.read(terminal, 4096)
+
+
+def echoes(terminal: int) -> bool:
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_the_prompt_brings_the_echo_back(number: signal.Signals) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            program("-ca"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,  # away from the terminal that runs the tests
+        ) as child:
+            try:
+                assert echoes(theirs)
+                read_until(ours, NEW_CA.encode())
+                assert not echoes(theirs)
+                for _ in range(5):  # see `interrupt`
+                    child.send_signal(number)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(2)
+                        break
+            finally:
+                child.kill()
+        assert child.returncode == 128 + number
+        assert echoes(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert tree() == []
+
+
+def test_signals_are_as_before_when_the_prompt_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = pty.openpty()
+    seen: list[object] = []
+
+    def answer_at_once(descriptor: int) -> bytes:
+        assert descriptor == theirs
+        seen.extend(signal.getsignal(each) for each in numbers)
+        return b"sesame\n"
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        usual = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(_passphrase, "_read_line", answer_at_once)
+        assert _passphrase._prompt(theirs, "? ") == b"sesame"
+        assert seen[0] != usual
+        assert seen[1] == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == usual
+        # From another thread handlers cannot be set; asking works all the same.
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(_passphrase._prompt, theirs, "? ")
+            assert asked.result(10) == b"sesame"
+        assert seen[2] == usual
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_second_signal_does_not_stop_the_cleaning_up(
+    monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    genuine = termios.tcsetattr
+
+    def signalled(descriptor: int) -> bytes:
+        if not late:
+            signal.raise_signal(signal.SIGTERM)
+        return b"sesame\n"
+
+    def restore(descriptor: int, when: int, attributes: list[Any]) -> None:
+        if when == termios.TCSADRAIN:
+            signal.raise_signal(signal.SIGHUP)
+        genuine(descriptor, when, attributes)
+
+    monkeypatch.setattr(_passphrase, "_read_line", signalled)
+    monkeypatch.setattr(termios, "tcsetattr", restore)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            _passphrase._prompt(theirs, "? ")
+        assert caught.value.code == 128 + (signal.SIGHUP if late else signal.SIGTERM)
+        assert echoes(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_an_empty_answer_on_a_terminal_is_refused() -> None:
     with on_a_terminal("-ca") as child:
         answer(child, NEW_CA, "")
@@ -547,6 +654,33 @@ def test_bad_certificates_fail_with_the_reason(
     assert result.stdout == ""
     assert result.stderr.startswith("selfy: x.crt: not valid: ")
     assert why in result.stderr
+
+
+@pytest.mark.parametrize("seed", [100, 101])
+def test_verify_trusts_every_authority_of_the_bundle(vault: Path, seed: int) -> None:
+    authorities = [
+        sample_authority(seed=each, now=LONG_AGO, life=CENTURY) for each in (100, 101)
+    ]
+    bundle = vault / "ca.crt"
+    bundle.write_bytes(b"".join(map(pem, authorities)))
+    Path("x.crt").write_bytes(pem(today(ca_seed=seed)))
+    assert f"it was issued by {bundle}; usable" in run("-verify", "x.crt").stdout
+    Path("x.crt").write_bytes(pem(authorities[seed - 100]))
+    shown = run("-verify", "x.crt").stdout
+    assert f"it is the authority itself, self-signed, in {bundle};" in shown
+    Path("x.crt").write_bytes(pem(today(ca_seed=102)))
+    result = run("-verify", "x.crt", code=1)
+    assert "not signed by our certificate authority" in result.stderr
+    assert result.stderr.endswith(f" (checked against {bundle})\n")
+
+
+def test_an_expired_authority_of_the_bundle_vouches_for_nobody(vault: Path) -> None:
+    good = (vault / "ca.crt").read_bytes()
+    expired = sample_authority(seed=101, now=LONG_AGO, life=timedelta(days=1))
+    (vault / "ca.crt").write_bytes(good + pem(expired))
+    Path("x.crt").write_bytes(pem(today(ca_seed=101)))
+    result = run("-verify", "x.crt", code=1)
+    assert "certificate authority refused: it expired on 2016" in result.stderr
 
 
 def test_verify_without_any_authority_fails() -> None:
