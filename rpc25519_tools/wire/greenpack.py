@@ -10,12 +10,15 @@ dialect apart from common msgpack, and why values are packed by hand here:
 * strings may hold any bytes; they travel through Python with ``surrogateescape``.
 
 Decoding goes through the msgpack library with every length bounded by the input and
-nesting bounded by its own stack. This is the only module that imports msgpack.
+nesting bounded by its own stack. A long body is walked through instead: ``members``
+tells where each value lies and builds none of them. This is the only module that
+imports msgpack.
 
 Source: recorded encodings ``gp-ints``, ``gp-lengths``, ``gp-message-full``.
 """
 
 import struct
+from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
@@ -28,8 +31,20 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 TIME_EXT_CODE: Final = 5
 #: Go's zero time, in seconds since 1970: 1 January of the year 1.
 GO_ZERO_TIME_S: Final = -62_135_596_800
-#: Most entries of one map or array; longer ones are refused before allocation.
+#: Most entries of one map; longer ones are refused before they are read.
 MAX_CONTAINER_LEN: Final = 65_536
+#: Most entries of an array that is built. msgpack allocates what an array announces,
+#: on each of about a thousand levels: this keeps all of them together under 1 MiB.
+MAX_ARRAY_LEN: Final = 128
+#: Map keys above this many bytes are not looked at; no known key comes near it.
+MAX_KEY_LEN: Final = 64
+
+#: How much of a body the walk through its members holds at a time.
+_WALK_CHUNK_LEN: Final = 64 * 1024
+_STR_WIDTHS: Final = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+_BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+#: Forms with a length of 32 bits -> bytes in front of the data.
+_LONG_HEADER_LENS: Final = {0xC6: 5, 0xC9: 6, 0xDB: 5}
 
 _NS_PER_S: Final = 1_000_000_000
 _TIME: Final = struct.Struct(">qi")
@@ -146,18 +161,16 @@ def unpack_object(data: Buffer) -> object:
     """Decode the first msgpack object of ``data``; bytes after it are ignored.
 
     Raises:
-        DecodeError: ``data`` is cut short, malformed, nested too deeply, or has a
-            container above MAX_CONTAINER_LEN.
+        DecodeError: ``data`` is cut short, malformed, nested too deeply, or has an
+            array above MAX_ARRAY_LEN or a map above MAX_CONTAINER_LEN.
     """
-    # msgpack allocates what an array announces; a member takes one byte at least.
-    max_len = min(MAX_CONTAINER_LEN, len(data))
     try:
         return msgpack.unpackb(
             data,
             strict_map_key=False,
             unicode_errors="surrogateescape",
-            max_array_len=max_len,
-            max_map_len=max_len,
+            max_array_len=MAX_ARRAY_LEN,
+            max_map_len=MAX_CONTAINER_LEN,
         )
     except msgpack.ExtraData as extra:
         unpacked: object = extra.unpacked
@@ -179,13 +192,12 @@ class PrefixUnpacker:
     """
 
     def __init__(self, data: Buffer, window_len: int) -> None:
-        max_len = min(MAX_CONTAINER_LEN, window_len)
         self._unpacker = msgpack.Unpacker(
             strict_map_key=False,
             unicode_errors="surrogateescape",
             max_buffer_size=window_len,
-            max_array_len=max_len,
-            max_map_len=max_len,
+            max_array_len=MAX_ARRAY_LEN,
+            max_map_len=MAX_CONTAINER_LEN,
         )
         self._unpacker.feed(memoryview(data)[:window_len])
 
@@ -218,7 +230,7 @@ def read_bin_header(data: Buffer, offset: int) -> tuple[int, int]:
     Raises:
         DecodeError: no binary header stands there, or the data is cut short.
     """
-    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(data[offset] if offset < len(data) else 0)
+    width = _BIN_WIDTHS.get(data[offset] if offset < len(data) else 0)
     if width is None:
         raise DecodeError("the payload of a message is not binary")
     start = offset + 1 + width
@@ -226,3 +238,142 @@ def read_bin_header(data: Buffer, offset: int) -> tuple[int, int]:
     if start > len(data) or length > len(data) - start:
         raise DecodeError("the payload of a message is cut short")
     return start, length
+
+
+def is_nil(data: Buffer) -> bool:
+    """Tell whether ``data`` begins with nil."""
+    return len(data) > 0 and data[0] == 0xC0
+
+
+def is_container(data: Buffer) -> bool:
+    """Tell whether ``data`` begins with an array or a map."""
+    return len(data) > 0 and (0x80 <= data[0] <= 0x9F or 0xDC <= data[0] <= 0xDF)
+
+
+def _is_str(form: int) -> bool:
+    return 0xA0 <= form <= 0xBF or form in _STR_WIDTHS
+
+
+def read_str(data: Buffer, max_len: int, name: str) -> str:
+    """Decode the string that ``data`` begins with; nil is the empty one.
+
+    Raises:
+        DecodeError: no whole string stands there, or it has over ``max_len`` bytes.
+    """
+    if is_nil(data):
+        return ""
+    form = data[0] if len(data) > 0 else 0
+    if not _is_str(form):
+        raise DecodeError(f"{name} is not a string")
+    width = _STR_WIDTHS.get(form, 0)
+    start = 1 + width
+    length = int.from_bytes(data[1:start], "big") if width else form & 0x1F
+    if start > len(data) or length > len(data) - start:
+        raise DecodeError(f"{name} is cut short")
+    if length > max_len:
+        raise DecodeError(f"{name} is longer than {max_len} bytes")
+    text = data[start : start + length]
+    return str(text, "utf-8", "surrogateescape")
+
+
+class _Chunks:
+    """A file of a buffer, so that msgpack never copies all of it."""
+
+    def __init__(self, data: memoryview, offset: int) -> None:
+        self._data = data
+        self._offset = offset
+
+    def read(self, size: int) -> bytes:
+        chunk = bytes(self._data[self._offset : self._offset + size])
+        self._offset += len(chunk)
+        return chunk
+
+
+class _Walker:
+    """Goes from object to object, building none."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._start_at(0)
+
+    def _start_at(self, offset: int) -> None:
+        self._base = offset
+        self.offset = offset
+        self._unpacker = msgpack.Unpacker(
+            _Chunks(self._data, offset),
+            read_size=_WALK_CHUNK_LEN,
+            max_buffer_size=max(len(self._data), _WALK_CHUNK_LEN),
+        )
+
+    def enter_map(self) -> int:
+        """Go past a map header; return its number of pairs."""
+        entries = int(self._unpacker.read_map_header())
+        self.offset = self._base + self._unpacker.tell()
+        return entries
+
+    def skip(self) -> None:
+        """Go past one whole object."""
+        header_len = _LONG_HEADER_LENS.get(self.form())
+        if header_len is not None:
+            # Long data is jumped over; anything shorter is not worth a new start.
+            length = int.from_bytes(
+                self._data[self.offset + 1 : self.offset + 5], "big"
+            )
+            end = self.offset + header_len + length
+            if length >= _WALK_CHUNK_LEN:
+                if end > len(self._data):
+                    raise DecodeError("a member of a message is cut short")
+                self._start_at(end)
+                return
+        self._unpacker.skip()
+        self.offset = self._base + self._unpacker.tell()
+
+    def form(self) -> int:
+        """Return the first byte of the next object."""
+        if self.offset >= len(self._data):
+            raise DecodeError("a message is cut short")
+        return self._data[self.offset]
+
+
+def members(
+    data: Buffer, max_key_len: int = MAX_KEY_LEN
+) -> Iterator[tuple[str | None, memoryview]]:
+    """Walk through the map that ``data`` begins with, without building its values.
+
+    Memory stays at a chunk of ``data`` whatever the members hold; only a long string
+    deep inside a container is held whole.
+
+    Yields:
+        Each key, or None for one that is no string or is above ``max_key_len`` bytes,
+        and the bytes of its value, packed as they are.
+
+    Raises:
+        DecodeError: ``data`` is no map, is cut short, malformed or nested too deeply,
+            has too many entries, or has a key that is binary or a container.
+    """
+    view = memoryview(data)
+    try:
+        walker = _Walker(view)
+        entries = walker.enter_map()
+        if entries > MAX_CONTAINER_LEN:
+            raise DecodeError(f"a map has more than {MAX_CONTAINER_LEN} entries")
+        for _ in range(entries):
+            start = walker.offset
+            form = walker.form()
+            if form in _BIN_WIDTHS:
+                raise DecodeError("a key of a message is binary")
+            if is_container(view[start:]):
+                raise DecodeError("a key of a message is a container")
+            walker.skip()
+            key = None
+            packed = view[start : walker.offset]
+            header_len = 1 + _STR_WIDTHS.get(form, 0)
+            if _is_str(form) and len(packed) - header_len <= max_key_len:
+                key = read_str(packed, len(packed), "a key")
+            start = walker.offset
+            walker.skip()
+            yield key, view[start : walker.offset]
+    except (msgpack.OutOfData, ValueError, TypeError, RecursionError) as exc:
+        raise DecodeError(
+            f"malformed greenpack: {str(exc) or type(exc).__name__}"
+        ) from exc

@@ -9,6 +9,9 @@ their defaults, nil counts as unset, bytes after the object are ignored) and as 
 about types, except that an integer is taken in either sign form. What was decoded can
 always be encoded again, so an integer that does not fit its field is refused.
 
+What a body costs is bounded by what a message needs, not by what a peer packs into it:
+a short body may be built as it is; of a longer one only the known members are.
+
 Source: recorded exchanges ``*.c2s.bin`` / ``*.s2c.bin`` and ``gp-message-*.bin``.
 """
 
@@ -22,6 +25,9 @@ from rpc25519_tools.errors import DecodeError
 from rpc25519_tools.wire.greenpack import (
     Buffer,
     PrefixUnpacker,
+    is_container,
+    is_nil,
+    members,
     pack_bin_header,
     pack_map_header,
     pack_signed,
@@ -29,6 +35,7 @@ from rpc25519_tools.wire.greenpack import (
     pack_time,
     pack_unsigned,
     read_bin_header,
+    read_str,
     unpack_object,
     unpack_time,
 )
@@ -37,6 +44,17 @@ from rpc25519_tools.wire.greenpack import (
 SLICE_FROM_LEN: Final = 32 * 1024
 #: How much of a long body is looked at for the header.
 _HEADER_WINDOW_LEN: Final = 16 * 1024
+#: Bodies up to this length are built whole, known or not. Python objects take up to a
+#: hundred times their packed size, which is 8 MiB here.
+BUILD_UP_TO_LEN: Final = 64 * 1024
+#: Most bytes of a packed header.
+MAX_HEADER_LEN: Final = 256 * 1024
+#: Most characters in all texts of a header together, keys and values of Args included.
+#: File names are at most 4 KiB; a hundred kilobytes of Args is far beyond what peers
+#: send. Headers out of BUILD_UP_TO_LEN or _HEADER_WINDOW_LEN bytes cannot exceed it.
+MAX_HEADER_TEXT_LEN: Final = 128 * 1024
+#: Most bytes of ``JobErrs``.
+MAX_ERROR_LEN: Final = 1024 * 1024
 
 _NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -124,6 +142,7 @@ _KEY_HEADER: Final = pack_str("HDR_zid00_rct")
 _KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
 _KEY_ERROR: Final = pack_str("JobErrs_zid02_str")
 _EMPTY_HEADER: Final = _KEY_HEADER + pack_map_header(0)
+_NIL: Final = memoryview(b"\xc0")
 
 
 def _pack_args(args: Mapping[str, str]) -> bytes:
@@ -307,8 +326,74 @@ def _sliced_message(body: Buffer) -> Message | None:
         rest = memoryview(body)[start + length :]
         if bytes(rest[: len(_KEY_ERROR)]) != _KEY_ERROR:
             return None
-        error = _as_str(unpack_object(rest[len(_KEY_ERROR) :]), "JobErrs_zid02_str")
+        rest = rest[len(_KEY_ERROR) :]
+        error = read_str(rest, MAX_ERROR_LEN, "JobErrs_zid02_str")
     return Message(header=_header_of(header), payload=payload, error=error)
+
+
+def _walked_args(packed: memoryview, name: str) -> Mapping[str, str]:
+    if is_nil(packed):
+        return _NO_ARGS
+    args: dict[str, str] = {}
+    for key, value in members(packed, MAX_HEADER_LEN):
+        if key is None or is_nil(value):
+            raise DecodeError(f"{name} holds something that is not a string")
+        args[key] = read_str(value, len(value), name)
+    return args
+
+
+def _walked_header(packed: memoryview) -> Header:
+    """Decode a header; like _header_of, but build the known fields only."""
+    if len(packed) > MAX_HEADER_LEN:
+        raise DecodeError(f"the header of a message has over {MAX_HEADER_LEN} bytes")
+    if is_nil(packed):
+        return Header()
+    found = {key: value for key, value in members(packed) if key in _HEADER_FIELDS}
+    fields: dict[str, object] = {}
+    text_len = 0
+    for key, value in found.items():
+        name, check = _HEADER_FIELDS[key]
+        if name == "args":
+            args = _walked_args(value, key)
+            text_len += sum(len(arg) + len(text) for arg, text in args.items())
+            fields[name] = args
+            continue
+        if is_container(value):
+            raise DecodeError(f"{key} is an array or a map")
+        field_value = check(unpack_object(value), key)
+        if isinstance(field_value, str):
+            text_len += len(field_value)
+        fields[name] = field_value
+    if text_len > MAX_HEADER_TEXT_LEN:
+        raise DecodeError(
+            f"the header of a message has over {MAX_HEADER_TEXT_LEN} characters"
+        )
+    return Header(**fields)  # type: ignore[arg-type]  # each value passed its check
+
+
+def _walked_message(body: Buffer) -> Message:
+    """Decode a body of any form; like _message_of, but build the known members only."""
+    if is_nil(body):
+        return Message(header=Header())
+    header, payload, error = _NIL, _NIL, _NIL
+    for key, value in members(body):
+        if key == "HDR_zid00_rct":
+            header = value
+        elif key == "JobSerz_zid01_bin":
+            payload = value
+        elif key == "JobErrs_zid02_str":
+            error = value
+    data: Buffer = b""
+    if not is_nil(payload):
+        start, length = read_bin_header(payload, 0)
+        data = payload[start : start + length]
+        if length < SLICE_FROM_LEN:
+            data = bytes(data)  # rather than keep a long body for it
+    return Message(
+        header=_walked_header(header),
+        payload=data,
+        error=read_str(error, MAX_ERROR_LEN, "JobErrs_zid02_str"),
+    )
 
 
 def decode_message(body: Buffer) -> Message:
@@ -322,4 +407,13 @@ def decode_message(body: Buffer) -> Message:
         DecodeError: ``body`` is not a well-formed message.
     """
     sliced = _sliced_message(body)
-    return sliced if sliced is not None else _message_of(unpack_object(body))
+    if sliced is not None:
+        return sliced
+    if len(body) > BUILD_UP_TO_LEN:
+        return _walked_message(body)
+    try:
+        value = unpack_object(body)
+    except DecodeError:
+        # It may be an unknown member that is beyond what we build, such as an array.
+        return _walked_message(body)
+    return _message_of(value)

@@ -4,7 +4,6 @@ import contextlib
 import time
 import tracemalloc
 
-import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,8 +12,13 @@ from rpc25519_tools.errors import DecodeError
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.greenpack import (
     GO_ZERO_TIME_S,
+    MAX_ARRAY_LEN,
     MAX_CONTAINER_LEN,
+    MAX_KEY_LEN,
     PrefixUnpacker,
+    is_container,
+    is_nil,
+    members,
     pack_bin_header,
     pack_map_header,
     pack_signed,
@@ -22,6 +26,7 @@ from rpc25519_tools.wire.greenpack import (
     pack_time,
     pack_unsigned,
     read_bin_header,
+    read_str,
     unpack_object,
     unpack_time,
 )
@@ -238,31 +243,47 @@ def test_nesting_without_end_is_refused(opening: bytes) -> None:
         unpack_object(opening * 100_000)
 
 
-def test_containers_above_the_limit_are_refused_before_they_are_read() -> None:
-    too_many = MAX_CONTAINER_LEN + 1
-    for header in (b"\xdd", b"\xdf"):
-        body = header + too_many.to_bytes(4, "big") + bytes(2 * too_many)
-        with pytest.raises(DecodeError):
-            unpack_object(body)
-    assert len(msgpack.unpackb(msgpack.packb([0] * MAX_CONTAINER_LEN))) == (
-        MAX_CONTAINER_LEN
-    )
+@pytest.mark.parametrize(
+    ("header", "most", "member"),
+    [(b"\xdd", MAX_ARRAY_LEN, b"\x00"), (b"\xdf", MAX_CONTAINER_LEN, b"\x00\x00")],
+)
+def test_containers_above_the_limit_are_refused(
+    header: bytes, most: int, member: bytes
+) -> None:
+    unpack_object(header + most.to_bytes(4, "big") + member * most)
+    with pytest.raises(DecodeError, match="exceeds"):
+        unpack_object(header + (most + 1).to_bytes(4, "big") + member * (most + 1))
+
+
+def peak_of_decoding(data: bytes) -> int:
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DecodeError):
+            unpack_object(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_announced_containers_cost_no_more_than_what_was_sent() -> None:
-    # Each header announces 65 536 members and is followed by the next header only.
-    body = b"\xdd\x00\x01\x00\x00" * 1000
-    tracemalloc.start()
-    try:
-        started = time.perf_counter()
-        with pytest.raises(DecodeError):
-            unpack_object(body)
-        elapsed_s = time.perf_counter() - started
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 16 * MIB
-    assert elapsed_s < 1
+    # Each header announces as much as it may and is followed by the next header only.
+    started = time.perf_counter()
+    assert peak_of_decoding(b"\xdc\x00\x80" * 5000) < 2 * MIB
+    assert peak_of_decoding(b"\xde\xff\xff\x01" * 5000) < 2 * MIB
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("unit", [b"\x80", b"\x90", b"\x81\x01\x80", b"\x91\x90"])
+@pytest.mark.parametrize("depth", [0, 120])
+def test_a_short_body_costs_little_however_it_is_packed(
+    unit: bytes, depth: int
+) -> None:
+    unit = b"\x81\x01" * depth + unit
+    block = b"\xdc\x00\x80" + unit * 128
+    blocks = max(1, 64 * 1024 // len(block))
+    assert peak_of_decoding(b"\xdc" + blocks.to_bytes(2, "big") + block * blocks) < (
+        9 * MIB
+    )
 
 
 def test_bytes_after_the_object_are_ignored() -> None:
@@ -333,3 +354,99 @@ def test_a_binary_header_is_found_at_its_offset(data_len: int) -> None:
 def test_what_is_no_whole_binary_data_is_refused(packed: str, offset: int) -> None:
     with pytest.raises(DecodeError, match="payload"):
         read_bin_header(bytes.fromhex(packed), offset)
+
+
+# The walk through a map.
+
+
+def walked(data: bytes) -> list[tuple[str | None, bytes]]:
+    return [(key, bytes(value)) for key, value in members(data)]
+
+
+def test_a_walk_tells_keys_and_where_values_lie() -> None:
+    long = pack_bin_header(200_000) + bytes(200_000)
+    ext = b"\xc9\x00\x01\x00\x00\x05" + bytes(65_536)
+    pairs = [
+        (pack_str("a"), "a", b"\x93\x01\x81\x01\x90\xc0"),
+        (b"\x05", None, pack_signed(-5)),
+        (pack_str("b"), "b", long),
+        (pack_str("k" * MAX_KEY_LEN), "k" * MAX_KEY_LEN, b"\xdd" + bytes(4)),
+        (pack_str("k" * (MAX_KEY_LEN + 1)), None, ext),
+        (pack_str("x" * 70_000), None, pack_str("e" * 70_000)),
+        (b"\xd9\x01\xff", "\udcff", b"\x92" + long + long),
+    ]
+    data = pack_map_header(len(pairs)) + b"".join(key + v for key, _, v in pairs)
+    expected = [(key, value) for _, key, value in pairs]
+    assert walked(data + b"\xc1 rest") == expected
+    for missing in (1, 199_990, 200_010, 400_000, 480_000, len(data) - 3):
+        with pytest.raises(DecodeError):
+            walked(data[:-missing])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x90",
+        b"\xc0",
+        b"\x81",
+        b"\x81\xa1x",
+        b"\x81\xa1x\xc1",
+        b"\x81\xc4\x01x\x01",
+        b"\x81\x90\x01",
+        b"\x81\xdf\xff\xff\xff\xff\x01",
+        b"\x81\xa1x\xc6\xff\xff\xff\xff",
+        b"\x81\xa1x" + b"\x91" * 100_000,
+        b"\x81\xa1x" + b"\x81\x01" * 100_000,
+        b"\xdf\x00\x01\x00\x01" + b"\x01\x01" * 65_537,
+    ],
+)
+def test_a_walk_refuses_what_is_no_well_formed_map(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        walked(data)
+
+
+@given(st.binary(max_size=200))
+def test_a_walk_takes_what_the_decoder_takes(data: bytes) -> None:
+    try:
+        value = unpack_object(data)
+    except DecodeError:
+        value = None
+    if not isinstance(value, dict) or any(isinstance(key, bytes) for key in value):
+        with contextlib.suppress(DecodeError):
+            walked(data)
+        return
+    pairs = {key: unpack_object(packed) for key, packed in members(data)}
+    texts = {
+        key: one
+        for key, one in value.items()
+        if isinstance(key, str)
+        and len(key.encode("utf-8", "surrogateescape")) <= MAX_KEY_LEN
+    }
+    pairs.pop(None, None)
+    assert repr(pairs) == repr(texts)
+
+
+def test_strings_are_read_up_to_a_limit() -> None:
+    for text in ("", "e" * 31, "e" * 255, "e" * 65_535, "e" * 65_536, "\udcff"):
+        packed = pack_str(text)
+        assert read_str(packed + b"rest", 65_536, "text") == text
+        assert read_str(memoryview(packed), 65_536, "text") == text
+        with pytest.raises(DecodeError, match="text is"):
+            read_str(packed[:-1], 65_536, "text")
+    assert read_str(b"\xc0", 0, "text") == ""
+    with pytest.raises(DecodeError, match="longer than 2"):
+        read_str(pack_str("abc"), 2, "text")
+    for packed in (b"", b"\x01", b"\xc4\x00", b"\x90"):
+        with pytest.raises(DecodeError, match="not a string"):
+            read_str(packed, 10, "text")
+
+
+def test_nil_and_containers_are_told_by_their_first_byte() -> None:
+    assert [form for form in range(256) if is_container(bytes((form,)))] == [
+        *range(0x80, 0xA0),
+        *range(0xDC, 0xE0),
+    ]
+    assert [form for form in range(256) if is_nil(bytes((form,)))] == [0xC0]
+    assert not is_nil(b"")
+    assert not is_container(b"")
