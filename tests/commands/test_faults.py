@@ -1129,6 +1129,8 @@ def refuses(address: str) -> bool:
         socket.create_connection((where.host, where.port), timeout=5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # it was just being closed: ask again
     return False
 
 
