@@ -230,7 +230,7 @@ class AtomicFile(FdSink):
         except OSError as exc:
             if exc.errno not in _NO_LINKS:
                 raise
-            self._rename_onto_placeholder()
+            self._rename_onto_claim()
         # The finally of commit unlinks the partial name. Killed before that, the
         # next transfer sees two links and removes the name without touching the file.
 
@@ -242,7 +242,7 @@ class AtomicFile(FdSink):
             dst_dir_fd=self._dir_fd,
         )
 
-    def _rename_onto_placeholder(self) -> None:
+    def _rename_onto_claim(self) -> None:
         """Claim the name with an empty file where the file system has no links."""
         try:
             fd = os.open(self._final, CREATE_FLAGS, 0o600, dir_fd=self._dir_fd)

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import termios
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -498,7 +497,6 @@ def test_a_kill_while_keys_are_protected_leaves_nothing() -> None:
     ) as child:
         assert child.stderr is not None
         assert b"protecting" in child.stderr.readline()
-        time.sleep(0.1)
         assert child.poll() is None
         child.send_signal(signal.SIGKILL)
     assert tree() == []
