@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import signal
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from tests.helpers import issue_certs, open_fds, until, wait_until
 
 #: Longer than any test needs on a busy machine; a test that hangs fails.
 ASYNC_TEST_TIMEOUT_S = 20.0
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C arrive, also where a shell runs the tests in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
