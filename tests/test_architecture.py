@@ -191,7 +191,7 @@ def test_the_linter_knows_the_same_exceptions() -> None:
     ("library", "users"),
     [
         ("msgpack", {"wire.greenpack"}),
-        ("OpenSSL", {"transport.tls", "transport.tls_read"}),
+        ("OpenSSL", {"transport.tls", "transport.tls_records"}),
         ("lz4", {"wire.codecs"}),
         ("zstandard", {"wire.codecs"}),
         ("click", None),

@@ -34,8 +34,10 @@ from rpc25519_tools.files.workers import (
     open_in_worker,
 )
 from rpc25519_tools.rpc.streams import Part
+from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.constants import PART_LEN
 from rpc25519_tools.wire.digest import RunningDigest, digest_hex, digest_text
+from rpc25519_tools.wire.greenpack import Buffer
 
 #: Registered names of the Go programs' services.
 UPLOAD_SERVICE: Final = "__fileUploader"
@@ -115,10 +117,11 @@ class PartReader:
 
     def __init__(self, source: SourceFile) -> None:
         self._source = source
+        self._memory = BufferPool()
         self._total = RunningDigest()
         self._thread = AbandonableThread() if source.size_bytes is None else None
-        self._ready: deque[tuple[bytes, str]] = deque()
-        self._ahead: asyncio.Future[list[tuple[bytes, str]]] | None = None
+        self._ready: deque[tuple[Buffer, str]] = deque()
+        self._ahead: asyncio.Future[list[tuple[Buffer, str]]] | None = None
         #: Payload bytes handed out so far.
         self.taken_bytes = 0
 
@@ -148,8 +151,10 @@ class PartReader:
         """The BLAKE3 sum of all that was read; of everything, after the last part."""
         return self._total.text()
 
-    async def next(self) -> tuple[bytes, str]:
+    async def next(self) -> tuple[Buffer, str]:
         """Return the next part's payload and its sum; at the end, an empty payload.
+
+        The payload's memory is used again once nothing refers to the payload.
 
         Raises:
             LocalFileError: reading failed.
@@ -165,17 +170,20 @@ class PartReader:
         self.taken_bytes += len(payload)
         return payload, part_sum
 
-    def _begin_reading(self) -> "asyncio.Future[list[tuple[bytes, str]]]":
+    def _begin_reading(self) -> "asyncio.Future[list[tuple[Buffer, str]]]":
         if self._thread is not None:
             return asyncio.ensure_future(self._thread.run(self._read, 1))
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(None, self._read, _PARTS_AHEAD)
 
-    def _read(self, count: int) -> list[tuple[bytes, str]]:
+    def _read(self, count: int) -> list[tuple[Buffer, str]]:
         """Read up to ``count`` parts; the last one of all is empty."""
-        batch = []
+        batch: list[tuple[Buffer, str]] = []
         for _ in range(count):
-            payload = self._source.read_part(PART_LEN)
+            # Fresh memory for each part would cost as much as reading it.
+            wanted = self._source.clip(PART_LEN)
+            memory = memoryview(self._memory.allocate(wanted))[:wanted]
+            payload = memory[: self._source.read_into(memory)]
             if not payload:
                 self._source.check_unchanged()
             self._total.update(payload)

@@ -16,9 +16,6 @@ from typing import Self
 from rpc25519_tools.errors import FileChangedError, LocalFileError
 from rpc25519_tools.files.jail import Root, describe_kind, display_name, file_error
 
-PART_BYTES = 1 << 20
-"""How much one part of a transfer carries; the Go programs read as much."""
-
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -88,29 +85,10 @@ class SourceFile:
     ) -> None:
         self.close()
 
-    def read_part(self, max_bytes: int = PART_BYTES) -> bytes:
-        """Read the next ``max_bytes`` bytes; fewer only at the end, ``b""`` after it.
-
-        One system call and no copy for a regular file. Allocates each part; use
-        :meth:`read_into` where one buffer can be reused.
-
-        Raises:
-            LocalFileError: reading failed.
-        """
-        chunk = self._read(self._clip(max_bytes))
-        if not chunk or len(chunk) == max_bytes:
-            return chunk
-        if self.size_bytes is not None and self.read_bytes == self.size_bytes:
-            return chunk
-        pieces = [chunk]
-        wanted = max_bytes - len(chunk)
-        while wanted and (chunk := self._read(self._clip(wanted))):
-            pieces.append(chunk)
-            wanted -= len(chunk)
-        return b"".join(pieces)
-
     def read_into(self, buffer: bytearray | memoryview) -> int:
-        """Fill a reusable buffer with the next bytes; short only at the end.
+        """Fill a buffer with the next bytes; short only at the end.
+
+        One system call for a regular file.
 
         Args:
             buffer: writable, of bytes, contiguous; it is never resized.
@@ -123,9 +101,9 @@ class SourceFile:
         """
         filled = 0
         with memoryview(buffer) as view:
-            while wanted := self._clip(len(view) - filled):
+            while wanted := self.clip(len(view) - filled):
                 with view[filled : filled + wanted] as rest:
-                    got = self._readv(rest)
+                    got = self._read(rest)
                 if not got:
                     break
                 filled += got
@@ -160,26 +138,13 @@ class SourceFile:
         assert self.size_bytes is not None
         return status.st_size < self._end or self.read_bytes < self.size_bytes
 
-    def _clip(self, wanted: int) -> int:
+    def clip(self, wanted: int) -> int:
+        """Return how much of ``wanted`` bytes there can still be to read."""
         if self.size_bytes is None:
             return wanted
         return min(wanted, self.size_bytes - self.read_bytes)
 
-    def _read(self, wanted: int) -> bytes:
-        if not wanted:
-            return b""
-        while True:
-            try:
-                chunk = os.read(self._fd, wanted)
-            except BlockingIOError:
-                self._wait_readable()
-            except OSError as exc:
-                raise file_error(exc, "read", self.name) from exc
-            else:
-                self.read_bytes += len(chunk)
-                return chunk
-
-    def _readv(self, view: memoryview) -> int:
+    def _read(self, view: memoryview) -> int:
         while True:
             try:
                 got = os.readv(self._fd, [view])

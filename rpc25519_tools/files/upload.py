@@ -30,6 +30,7 @@ from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client, ClientStream
 from rpc25519_tools.rpc.registry import CallContext, Reply
 from rpc25519_tools.rpc.streams import IncomingStream, Part
+from rpc25519_tools.wire.greenpack import Buffer
 
 
 async def upload_file(
@@ -100,7 +101,7 @@ async def send_other_parts(
     client: Client, stream: ClientStream, reader: PartReader, progress: Progress | None
 ) -> None:
     """Send all parts after the first, up to the empty last one."""
-    payload = b"more"
+    payload: Buffer = b"more"
     while payload:
         if progress is not None:
             progress(reader.taken_bytes, reader.size_bytes)
@@ -114,7 +115,7 @@ async def send_other_parts(
 
 async def _next_unless_over(
     reader: PartReader, stream: ClientStream
-) -> tuple[bytes, str]:
+) -> tuple[Buffer, str]:
     """Read the next part, but do not wait for a pipe when the call is over already."""
     if reader.size_bytes is not None:
         return await reader.next()

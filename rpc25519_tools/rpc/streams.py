@@ -17,7 +17,7 @@ from rpc25519_tools.wire.message import Message
 
 #: The connection stops reading while a stream holds more than this for its reader,
 #: and goes on when it holds less than half of it.
-_HIGH_WATER_LEN: Final = 3 << 20
+_HIGH_WATER_LEN: Final = 6 << 20
 
 #: What a part takes beside its payload and arguments.
 _PART_COST: Final = 1024

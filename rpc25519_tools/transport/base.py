@@ -20,6 +20,9 @@ from rpc25519_tools.wire.greenpack import Buffer
 #: cache on the way through decryption.
 CHUNK_LEN: Final = 512 * 1024
 
+#: Room for CHUNK_LEN bytes in TLS records of 16 KiB, each with its header and tag.
+ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // (16 * 1024) * 64
+
 #: A writer is asked to wait while more than this is still unsent.
 WRITE_HIGH_WATER_LEN: Final = 1 << 20
 
@@ -45,6 +48,15 @@ def body_pool() -> BufferPool:
     except AttributeError:
         _per_thread.pool = BufferPool()
         return _per_thread.pool  # type: ignore[no-any-return]  # set just above
+
+
+def encrypted_pool() -> BufferPool:
+    """Return this thread's memory for encrypted chunks, ENCRYPTED_LEN bytes each."""
+    try:
+        return _per_thread.encrypted  # type: ignore[no-any-return]  # set just below
+    except AttributeError:
+        _per_thread.encrypted = BufferPool(ENCRYPTED_LEN, kept=2)
+        return _per_thread.encrypted  # type: ignore[no-any-return]  # set just below
 
 
 class Receiver(Protocol):

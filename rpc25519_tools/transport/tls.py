@@ -31,12 +31,18 @@ from rpc25519_tools.identity.certificate import PeerIdentity, verify_peer
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
+    ENCRYPTED_LEN,
     WRITE_HIGH_WATER_LEN,
     Accept,
+    encrypted_pool,
     scratch_buffer,
 )
 from rpc25519_tools.transport.tcp import TcpTransport
-from rpc25519_tools.transport.tls_read import RECORD_LEN, record_reader
+from rpc25519_tools.transport.tls_records import (
+    ReadEnd,
+    alert_text,
+    records_of,
+)
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: The name in every certificate, and the server name that every client asks for,
@@ -50,8 +56,6 @@ _SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
 _NO_AUTO_CHAIN: Final = 8
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL switches on.
 _ENABLE_PARTIAL_WRITE: Final = 1
-#: Room for CHUNK_LEN bytes in records, each with its header and tag.
-_ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // RECORD_LEN * 64
 #: X509_V_ERR_INVALID_PURPOSE of OpenSSL's x509_vfy.h.
 _INVALID_PURPOSE: Final = 26
 
@@ -71,6 +75,9 @@ _VERDICTS: Final = {
     21: "its authority is not ours (ca.crt)",
     26: "its extended key usage does not allow this role",
 }
+
+#: Shorter output is copied, lest a slow peer hold a whole chunk for a few bytes.
+_HOLD_FROM_LEN: Final = 64 * 1024
 
 Side = Literal["client", "server"]
 
@@ -129,17 +136,11 @@ def _verdict(error: int) -> str:
     return _VERDICTS.get(error, f"OpenSSL verify error {error}")
 
 
-def _alert_text(error: SSL.Error) -> str:
-    """Return OpenSSL's reason, such as ``tlsv1 alert unknown ca``."""
-    reasons = [str(item[2]) for item in error.args[0]] if error.args else []
-    return ", ".join(filter(None, reasons)) or "unspecified TLS error"
-
-
 def _speaks_no_tls(error: Exception) -> bool:
     """Tell whether the peer's first bytes were no TLS record."""
     texts = ("wrong version number", "packet length", "http request")
     return isinstance(error, SSL.Error) and any(
-        text in _alert_text(error) for text in texts
+        text in alert_text(error) for text in texts
     )
 
 
@@ -167,7 +168,7 @@ class TlsTransport(TcpTransport):
         super().__init__(accept)
         self._ssl = SSL.Connection(context, None)
         self._ssl.set_app_data(self)
-        self._read_record = record_reader(self._ssl)
+        self._records = records_of(self._ssl)
         self._authorities = authorities
         self._side: Side = side
         self._failed = failed
@@ -356,34 +357,20 @@ class TlsTransport(TcpTransport):
             return HandshakeError(
                 f"the {self._other()} does not speak TLS (give -tcp for plain TCP)"
             )
-        text = _alert_text(exc)
+        text = alert_text(exc)
         if "did not return a certificate" in text:
             return PeerNotTrustedError("the client sent no certificate")
         return HandshakeError(f"TLS handshake failed: {text}")
 
     def _decrypt(self) -> None:
-        more, ended, failure = True, False, ""
-        while self._receiver is not None and not self._closing and more:
-            # Several records at a time: each step up into Python costs as much as
-            # decrypting a quarter of a record.
-            buffer = self._receiver.get_buffer()
-            filled = 0
-            # An exception kept in a variable would hold this frame, and the buffer
-            # with it, until the garbage collector comes by.
-            try:
-                while filled < len(buffer):
-                    filled += self._read_record(buffer[filled:])
-            except SSL.WantReadError:
-                more = False
-            except SSL.ZeroReturnError:
-                more, ended = False, True
-            except SSL.Error as exc:
-                more, failure = False, _alert_text(exc)
+        end = ReadEnd.FULL
+        while self._receiver is not None and not self._closing and end is ReadEnd.FULL:
+            filled, end = self._records.read_into(self._receiver.get_buffer())
             if filled:
                 self._receiver.buffer_updated(filled)
-        if failure:
-            self._end_with(failure)
-        elif ended:
+        if end is ReadEnd.FAILED:
+            self._end_with(self._records.failure)
+        elif end is ReadEnd.CLOSED:
             self.close()
         else:
             self._send_encrypted()  # an answer to a key update, say
@@ -424,14 +411,17 @@ class TlsTransport(TcpTransport):
         assert self._socket_transport is not None
         if self._socket_transport.is_closing():
             return  # asyncio would complain of each write to a socket that is gone
-        try:
-            while True:
-                encrypted = self._ssl.bio_read(_ENCRYPTED_LEN)
-                self._socket_transport.write(encrypted)
-                if len(encrypted) < _ENCRYPTED_LEN:
-                    break
-        except SSL.WantReadError:
-            pass  # nothing more to send
+        # asyncio may keep what the kernel does not take at once, so that the memory
+        # cannot simply be used again: the pool sees who still holds it.
+        while True:
+            encrypted = memoryview(encrypted_pool().allocate(ENCRYPTED_LEN))
+            count = self._records.take_encrypted(encrypted)
+            if count > _HOLD_FROM_LEN:
+                self._socket_transport.write(encrypted[:count])
+            elif count:
+                self._socket_transport.write(bytes(encrypted[:count]))
+            if count < ENCRYPTED_LEN:
+                return
 
     def _say_goodbye(self) -> None:
         with contextlib.suppress(SSL.Error):  # no handshake, nobody to tell

@@ -1,4 +1,4 @@
-"""Memory for the bodies of frames, used again and again.
+"""Memory for large pieces of data, used again and again.
 
 A transfer fills a mebibyte several hundred times a second. Fresh memory each time would
 be zeroed, faulted in and given back, and leaves the heap in pieces.
@@ -11,10 +11,8 @@ from rpc25519_tools.wire.constants import MIB
 
 #: A part of a file with its header fits in.
 POOLED_LEN: Final = MIB + 16 * 1024
-#: Shorter bodies are not worth a pooled buffer.
+#: Shorter pieces are not worth a pooled buffer.
 _POOLED_FROM_LEN: Final = 128 * 1024
-#: What is kept for good, 8 MiB for one event loop.
-_KEPT: Final = 8
 
 #: References to a buffer that nobody uses: the pool's list, the loop's variable, and
 #: the argument of getrefcount. A view of a buffer holds a reference to it.
@@ -22,31 +20,39 @@ _UNUSED_REFERENCES: Final = 3
 
 
 class BufferPool:
-    """Buffers for frame bodies, for the use of one thread.
+    """Buffers for bodies of frames, parts of files and the like.
 
     A buffer is free again when nothing refers to it any more, neither a frame nor the
     payload of a message, in whatever thread that was. Nobody has to give it back.
+    ``allocate`` itself is for one thread at a time.
+
+    Args:
+        pooled_len: length of every pooled buffer.
+        kept: how many buffers are kept for good.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pooled_len: int = POOLED_LEN, *, kept: int = 12) -> None:
+        self._pooled_len = pooled_len
+        self._kept = kept
         self._buffers: list[bytearray] = []
 
-    def allocate(self, body_len: int) -> bytearray:
-        """Return at least the first part of the memory for a body.
+    def allocate(self, wanted_len: int) -> bytearray:
+        """Return memory for ``wanted_len`` bytes, or for the first of them.
 
         Args:
-            body_len: the announced length; memory beyond POOLED_LEN is left to the
-                caller, who adds it when bytes have really come.
+            wanted_len: how much is announced; memory beyond the pooled length is left
+                to the caller, who adds it when bytes have really come.
 
         Returns:
-            A buffer of ``body_len`` bytes, or of POOLED_LEN bytes.
+            A buffer of exactly ``wanted_len`` bytes where that is little, else one of
+            the pooled length. Its content is whatever was there before.
         """
-        if body_len < _POOLED_FROM_LEN:
-            return bytearray(body_len)
+        if wanted_len < _POOLED_FROM_LEN:
+            return bytearray(wanted_len)
         for buffer in self._buffers:
             if sys.getrefcount(buffer) == _UNUSED_REFERENCES:
                 return buffer
-        buffer = bytearray(POOLED_LEN)
-        if len(self._buffers) < _KEPT:
+        buffer = bytearray(self._pooled_len)
+        if len(self._buffers) < self._kept:
             self._buffers.append(buffer)
         return buffer

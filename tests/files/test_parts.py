@@ -96,14 +96,14 @@ async def test_leaving_a_reader_waits_for_its_thread(
     (tmp_path / "f").write_bytes(bytes(3 * PART_LEN))
     go, started = threading.Event(), threading.Event()
     with open_local_source(str(tmp_path / "f")) as source:
-        read_part = source.read_part
+        read_into = source.read_into
 
-        def slow_read(max_bytes: int = PART_LEN) -> bytes:
+        def slow_read(buffer: bytearray | memoryview) -> int:
             started.set()
             assert go.wait(10)
-            return read_part(max_bytes)
+            return read_into(buffer)
 
-        monkeypatch.setattr(source, "read_part", slow_read)
+        monkeypatch.setattr(source, "read_into", slow_read)
         left = asyncio.Event()
 
         async def read_and_leave() -> None:

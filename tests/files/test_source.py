@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from rpc25519_tools.errors import FileChangedError, LocalFileError, UnsafePathError
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.source import (
-    PART_BYTES,
     SourceFile,
     open_local_source,
     open_remote_source,
 )
+from rpc25519_tools.wire.constants import PART_LEN
 
 
 def count_fds() -> int:
@@ -40,20 +40,17 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def read_part(file: SourceFile, part_bytes: int = 100) -> bytes:
+    buffer = bytearray(part_bytes)
+    filled = file.read_into(buffer)
+    assert len(buffer) == part_bytes
+    return bytes(buffer[:filled])
+
+
 def read_all(file: SourceFile, part_bytes: int) -> bytes:
     parts = []
-    while part := file.read_part(part_bytes):
+    while part := read_part(file, part_bytes):
         parts.append(part)
-    assert all(len(part) == part_bytes for part in parts[:-1])
-    return b"".join(parts)
-
-
-def read_all_into(file: SourceFile, part_bytes: int) -> bytes:
-    buffer = bytearray(part_bytes)
-    parts = []
-    while filled := file.read_into(buffer):
-        parts.append(bytes(buffer[:filled]))
-    assert len(buffer) == part_bytes
     assert all(len(part) == part_bytes for part in parts[:-1])
     return b"".join(parts)
 
@@ -65,12 +62,11 @@ def test_parts_join_to_the_file(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "parts"
     path.write_bytes(data)
-    for read in (read_all, read_all_into):
-        with open_local_source(str(path)) as file:
-            assert file.size_bytes == len(data)
-            assert read(file, part_bytes) == data
-            assert file.read_bytes == len(data)
-            file.check_unchanged()
+    with open_local_source(str(path)) as file:
+        assert file.size_bytes == len(data)
+        assert read_all(file, part_bytes) == data
+        assert file.read_bytes == len(data)
+        file.check_unchanged()
 
 
 @settings(deadline=None, max_examples=60)
@@ -79,46 +75,43 @@ def test_parts_join_to_the_file(
     part_bytes=st.integers(1, 50),
 )
 def test_parts_of_a_pipe_are_full(pieces: list[bytes], part_bytes: int) -> None:
-    for read in (read_all, read_all_into):
-        reader, writer = os.pipe()
+    reader, writer = os.pipe()
 
-        def feed(fd: int = writer) -> None:
-            for piece in pieces:
-                os.write(fd, piece)
-            os.close(fd)
+    def feed() -> None:
+        for piece in pieces:
+            os.write(writer, piece)
+        os.close(writer)
 
-        thread = threading.Thread(target=feed)
-        with SourceFile(reader, "pipe") as file:
-            assert file.size_bytes is None
-            thread.start()
-            assert read(file, part_bytes) == b"".join(pieces)
-            file.check_unchanged()
-        thread.join()
+    thread = threading.Thread(target=feed)
+    with SourceFile(reader, "pipe") as file:
+        assert file.size_bytes is None
+        thread.start()
+        assert read_all(file, part_bytes) == b"".join(pieces)
+        file.check_unchanged()
+    thread.join()
 
 
-@pytest.mark.parametrize("call", ["read", "readv"])
 def test_one_system_call_for_each_part(
-    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path.write_bytes(bytes(3 * PART_BYTES + 1))
-    genuine = getattr(os, call)
+    path.write_bytes(bytes(3 * PART_LEN + 1))
+    genuine = os.readv
     calls = []
 
-    def counted(fd: int, what: object) -> object:
+    def counted(fd: int, what: list[memoryview]) -> int:
         calls.append(fd)
         return genuine(fd, what)
 
     with open_local_source(str(path)) as file:
-        monkeypatch.setattr(os, call, counted)
-        read = read_all if call == "read" else read_all_into
-        assert len(read(file, PART_BYTES)) == 3 * PART_BYTES + 1
+        monkeypatch.setattr(os, "readv", counted)
+        assert len(read_all(file, PART_LEN)) == 3 * PART_LEN + 1
     assert len(calls) == 4
 
 
 def test_growing_file_ends_and_is_noticed(path: Path) -> None:
     with open_local_source(str(path)) as file, path.open("ab") as writer:
         sent = b""
-        while part := file.read_part(4):
+        while part := read_part(file, 4):
             sent += part
             writer.write(b"more")
             writer.flush()
@@ -130,7 +123,7 @@ def test_growing_file_ends_and_is_noticed(path: Path) -> None:
 @pytest.mark.parametrize("after_bytes", [0, 4, 10])
 def test_shrinking_file_is_noticed(path: Path, after_bytes: int) -> None:
     with open_local_source(str(path)) as file:
-        file.read_part(after_bytes)
+        read_part(file, after_bytes)
         os.truncate(path, 3)
         read_all(file, 4)
         with pytest.raises(FileChangedError, match="shrank"):
@@ -139,7 +132,7 @@ def test_shrinking_file_is_noticed(path: Path, after_bytes: int) -> None:
 
 def test_file_that_was_not_read_to_the_end_is_noticed(path: Path) -> None:
     with open_local_source(str(path)) as file:
-        file.read_part(4)
+        read_part(file, 4)
         with pytest.raises(FileChangedError):
             file.check_unchanged()
 
@@ -176,7 +169,7 @@ def test_empty_file_has_size_zero(path: Path) -> None:
     path.write_bytes(b"")
     with open_local_source(str(path)) as file:
         assert file.size_bytes == 0
-        assert file.read_part() == b""
+        assert read_part(file) == b""
         file.check_unchanged()
 
 
@@ -194,7 +187,7 @@ def test_fifo_is_a_stream(tmp_path: Path) -> None:
 def test_character_device_is_a_stream() -> None:
     with open_local_source("/dev/null") as file:
         assert file.size_bytes is None
-        assert file.read_part() == b""
+        assert read_part(file) == b""
 
 
 @pytest.fixture
@@ -220,11 +213,8 @@ def test_stdin_from_a_file_starts_where_it_stands(path: Path, stdin: None) -> No
         file.check_unchanged()
 
 
-@pytest.mark.parametrize("read", [read_all, read_all_into])
 def test_non_blocking_stdin_is_waited_for(
-    stdin: None,
-    monkeypatch: pytest.MonkeyPatch,
-    read: Callable[[SourceFile, int], bytes],
+    stdin: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -242,7 +232,7 @@ def test_non_blocking_stdin_is_waited_for(
 
     monkeypatch.setattr(SourceFile, "_wait_readable", feed)
     with open_local_source("-") as file:
-        assert read(file, 100) == b"onetwo"
+        assert read_all(file, 100) == b"onetwo"
 
 
 def test_closed_stdin_is_one_line(stdin: None) -> None:
@@ -301,7 +291,6 @@ def test_no_permission_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("call", "action"),
     [
-        ("read", SourceFile.read_part),
         ("readv", lambda file: file.read_into(bytearray(4))),
         ("fstat", SourceFile.check_unchanged),
     ],
@@ -332,7 +321,7 @@ def test_remote_source_is_opened_beneath_the_root(path: Path) -> None:
         with open_remote_source(root, "file") as file:
             assert file.name == "file"
             assert file.modified_ns == path.stat().st_mtime_ns
-            assert file.read_part() == b"0123456789"
+            assert read_part(file) == b"0123456789"
             file.check_unchanged()
         with pytest.raises(UnsafePathError):
             open_remote_source(root, "../file")

@@ -1,5 +1,7 @@
 """Pooled memory is never lent twice."""
 
+import sys
+
 from rpc25519_tools.wire.buffers import POOLED_LEN, BufferPool
 
 LONG = 1 << 20
@@ -37,3 +39,10 @@ def test_memory_follows_what_is_announced_only_up_to_a_part() -> None:
     assert len(pool.allocate(1000)) == 1000
     assert len(pool.allocate(0)) == 0
     assert len(pool.allocate(64 << 20)) == POOLED_LEN
+
+
+def test_length_and_number_of_kept_buffers_can_be_chosen() -> None:
+    pool = BufferPool(200_000, kept=1)
+    first, second = pool.allocate(LONG), pool.allocate(LONG)
+    assert len(first) == len(second) == 200_000
+    assert sys.getrefcount(first) == sys.getrefcount(second) + 1
