@@ -150,7 +150,9 @@ async def _meet(
 
     from rpc25519_tools.errors import DeadlineError
     from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, echo_call
-    from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+    from rpc25519_tools.rpc.context import CallContext
+    from rpc25519_tools.rpc.handlers import Reply
+    from rpc25519_tools.rpc.registry import Registry
     from rpc25519_tools.rpc.server import Server
 
     from ._transferlog import ServerLog

@@ -185,7 +185,9 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
             next((one for one in (stop, hurry) if not one.is_set()), end_now).set()
 
         with contextlib.ExitStack() as roots:
-            server = Server(config, _services(job, log, roots), log)
+            services = _services(job, log, roots)
+            # What goes wrong inside may name files of ours.
+            server = Server(config, services, log, reveal_errors=False)
             await server.start(identity)
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
@@ -242,7 +244,9 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
         UPLOAD_SERVICE,
     )
     from rpc25519_tools.files.upload import UploadService
-    from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+    from rpc25519_tools.rpc.context import CallContext
+    from rpc25519_tools.rpc.handlers import Reply
+    from rpc25519_tools.rpc.registry import Registry
 
     async def logged_echo_call(context: CallContext) -> Reply:
         log.call(context.remote_address, context.peer, len(context.payload))

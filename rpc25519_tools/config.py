@@ -14,6 +14,9 @@ from rpc25519_tools.errors import ConfigError
 
 DEFAULT_PORT: Final = 8443
 
+#: What can pack the bodies of messages, by the names that users give.
+COMPRESSIONS: Final = ("none", "s2", "lz4", "zstd:01", "zstd:03", "zstd:07", "zstd:11")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -105,49 +108,81 @@ def parse_duration(text: str) -> float:
 Network = Literal["tls", "tcp"]
 
 
+#: Shorter intervals would be noise; each costs a timer that fires twice in it.
+_SHORTEST_INTERVAL_S: Final = 0.001
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """How a client or a server connects and who it is.
 
+    All times are in seconds. One Config can serve for both roles where they share the
+    address; each takes from it what concerns it.
+
     Attributes:
         address: where a client dials to, or a server listens.
         network: ``tls``, or ``tcp`` for plain TCP without any protection.
-        key_name: which pair in ``certs_dir`` is ours, NAME.crt and NAME.key.
+        key_name: which pair in ``certs_dir`` is ours, NAME.crt and NAME.key; empty
+            means ``client`` for a client and ``node`` for a server.
         certs_dir: the directory with our pair and with ca.crt.
         passphrase: asked for the pass phrase when our key is protected.
         verify_peer: False accepts any peer (a loud choice, for tests only).
+        pre_shared_key_path: a file with a key for a second layer of encryption. This
+            version cannot do that yet and refuses rather than go without.
         compression: name of the codec for what we send: ``none``, ``s2``, ``lz4``,
             ``zstd:01``, ``zstd:03``, ``zstd:07`` or ``zstd:11``. A server uses it until
             a client's first message, then follows the client, unless it is ``none``.
-        connect_timeout_s: limit for connecting and the handshake, in seconds.
-        call_timeout_s: limit for one call when the caller names none, in seconds.
-        stall_timeout_s: a client's transfer fails when nothing moves for this long.
-        reply_timeout_s: limit for storing an upload after its last part, in seconds;
-            generous, since the server has to put all of it on its disk.
-        idle_timeout_s: a server closes a connection that moves nothing for this long,
-            unless it is busy with a call; 0 never does. Dead hosts are noticed by
-            TCP keep-alive in any case.
+        http_connect: begin with HTTP's CONNECT, as the other side then must do too;
+            for plain TCP only.
         local_address: where a client dials from; None leaves it to the system.
+        connect_timeout_s: limit for connecting and the handshake.
+        call_timeout_s: limit for one call when the caller names none.
+        read_timeout_s: a connection on which nothing at all arrives for this long is
+            over; 0 waits for ever. Use it with keep-alives on the other side.
+        write_timeout_s: a connection whose peer takes nothing of what is to be sent
+            for this long is over; 0 waits for ever.
+        keepalive_s: send a keep-alive when nothing else was sent for this long; 0
+            never does. Dead hosts are noticed by TCP's own keep-alive in any case.
+        idle_timeout_s: a server closes a connection that moves nothing for this long,
+            unless it is busy with a call; 0 never does.
+        stall_timeout_s: a client's file transfer fails when nothing moves for this
+            long.
+        reply_timeout_s: limit for storing an upload after its last part; generous,
+            since the server has to put all of it on its disk.
     """
 
     address: Address
     network: Network = "tls"
-    key_name: str = "client"
+    key_name: str = ""
     certs_dir: str = "certs"
     passphrase: Callable[[], bytes] | None = None
     verify_peer: bool = True
+    pre_shared_key_path: str | None = None
     compression: str = "s2"
+    http_connect: bool = False
+    local_address: Address | None = None
     connect_timeout_s: float = 10.0
     call_timeout_s: float = 10.0
+    read_timeout_s: float = 0.0
+    write_timeout_s: float = 0.0
+    keepalive_s: float = 0.0
+    idle_timeout_s: float = 0.0
     stall_timeout_s: float = 30.0
     reply_timeout_s: float = 600.0
-    idle_timeout_s: float = 0.0
-    local_address: Address | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything."""
         if self.network not in ("tls", "tcp"):
             raise ConfigError(f"unknown network {self.network!r}: use tls or tcp")
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(
+                f"unknown compression {self.compression!r}; choose from "
+                + ", ".join(COMPRESSIONS)
+            )
+        if self.http_connect and self.network != "tcp":
+            raise ConfigError("http_connect works over plain TCP only (network tcp)")
+        if self.pre_shared_key_path is not None:
+            raise ConfigError("pre_shared_key_path: this version cannot use such keys")
         for name in (
             "connect_timeout_s",
             "call_timeout_s",
@@ -156,5 +191,15 @@ class Config:
         ):
             if not 0 < getattr(self, name) <= _LONGEST_S:
                 raise ConfigError(f"{name} must be above zero and below 100 years")
-        if not 0 <= self.idle_timeout_s <= _LONGEST_S:
-            raise ConfigError("idle_timeout_s must be zero, or below 100 years")
+        for name in (
+            "read_timeout_s",
+            "write_timeout_s",
+            "keepalive_s",
+            "idle_timeout_s",
+        ):
+            value = getattr(self, name)
+            if value and not _SHORTEST_INTERVAL_S <= value <= _LONGEST_S:
+                raise ConfigError(
+                    f"{name} must be zero, or between {_SHORTEST_INTERVAL_S} s and "
+                    "100 years"
+                )

@@ -96,6 +96,14 @@ class RemoteCallError(CallError):
     """The peer's handler returned an error; the text is the peer's own."""
 
 
+class HandlerError(CallError):
+    """Raised by a handler for its caller: the text travels, nothing is logged."""
+
+
+class NotConnectedError(CallError):
+    """No client is connected at the address that was to be reached."""
+
+
 class CallCancelledError(CallError):
     """The call was cancelled before its reply came."""
 

@@ -17,9 +17,19 @@ PACKAGE = "rpc25519_tools"
 FOLDERS = {PACKAGE: PROJECT / PACKAGE, f"{PACKAGE}.commands": PROJECT / "commands"}
 
 #: The layers from top to bottom; each may use those below it, and itself.
-LAYERS = ["commands", "files", "rpc", "transport", "identity", "wire", "config"]
+LAYERS = [
+    "commands",
+    "files",
+    "blocking",
+    "rpc",
+    "transport",
+    "identity",
+    "greenpack",
+    "wire",
+    "config",
+]
 #: What every layer may use.
-BELOW_ALL = {"errors", ""}
+BELOW_ALL = {"errors", "values", ""}
 
 #: What no sans-IO module may use, directly or by way of another of our modules.
 IO_MODULES = {
@@ -44,8 +54,18 @@ WITH_IO = {
     "identity.issue": "writes what it has made, by way of identity.store",
     "identity.store": "reads and writes files",
     "rpc.client": "",
+    "rpc.client_stream": "",
+    "rpc.connection": "",
+    "rpc.context": "reads the monotonic clock, and wakes threads",
+    "rpc.deadlines": "",
     "rpc.driver": "",
-    "rpc.registry": "names the types of streams",
+    "rpc.handlers": "runs plain handlers in threads",
+    "rpc.liveness": "",
+    "rpc.methods": "runs handlers",
+    "rpc.netrpc_client": "",
+    "rpc.pushes": "",
+    "rpc.reconnect": "",
+    "rpc.registry": "names the types of handlers",
     "rpc.server": "",
     "rpc.streams": "",
 }

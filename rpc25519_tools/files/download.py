@@ -32,8 +32,10 @@ from rpc25519_tools.files.sink import Sink
 from rpc25519_tools.files.source import SourceFile, open_remote_source
 from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.rpc.client import Client, ClientStream
-from rpc25519_tools.rpc.registry import CallContext, Reply
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.streams import OutgoingStream, Part
 
 _SILENT = "the server sent nothing"

@@ -23,8 +23,10 @@ from rpc25519_tools.files.sink import Sink
 from rpc25519_tools.files.source import SourceFile
 from rpc25519_tools.files.upload import open_with_first_part, send_other_parts
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.rpc.client import Client, ClientStream
-from rpc25519_tools.rpc.registry import CallContext, Reply
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 
 #: The call service of the Go server; it appends a line with the time to the request.

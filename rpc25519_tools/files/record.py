@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from rpc25519_tools.files.parts import Stopwatch
-from rpc25519_tools.rpc.registry import CallContext
+from rpc25519_tools.rpc.context import CallContext
 
 #: Takes a record when its transfer is over.
 TransferLog: TypeAlias = "Callable[[TransferRecord], None]"

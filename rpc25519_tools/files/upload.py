@@ -27,8 +27,10 @@ from rpc25519_tools.files.parts import (
 from rpc25519_tools.files.record import TransferLog, TransferRecord
 from rpc25519_tools.files.source import SourceFile
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.rpc.client import Client, ClientStream
-from rpc25519_tools.rpc.registry import CallContext, Reply
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
 

@@ -5,6 +5,7 @@ of type RPC_REPLY (or refused with ERROR). In between, parts may flow, numbered 
 
     kind       opened by          parts up       parts down
     RPC        RPC                -              -
+    NET_RPC    NET_RPC            -              -
     ONE_WAY    ONE_WAY            -              - (and no reply)
     UPLOAD     UPLOAD_BEGIN (0)   MORE.. END     -
     DOWNLOAD   REQUEST_DOWNLOAD   -              BEGIN (0) MORE.. END
@@ -32,6 +33,7 @@ class CallKind(Enum):
     """One way of calling; the value is the call type that opens such a call."""
 
     RPC = CallType.RPC
+    NET_RPC = CallType.NET_RPC
     ONE_WAY = CallType.ONE_WAY
     UPLOAD = CallType.UPLOAD_BEGIN
     DOWNLOAD = CallType.REQUEST_DOWNLOAD
@@ -48,7 +50,8 @@ class CallKind(Enum):
         return self in (CallKind.DOWNLOAD, CallKind.BISTREAM)
 
 
-#: What a Go server says in front of ``ServiceName='...'`` when a name is unknown.
+#: What a Go server says in front of ``ServiceName='...'`` when a name is unknown. A
+#: NET_RPC call is never refused so: its own reply says that there is no such method.
 REFUSAL_TEXTS: Final = {
     CallKind.RPC: "error! CallRPC begin received but no server side upcall "
     "registered for ",

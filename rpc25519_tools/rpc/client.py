@@ -1,6 +1,7 @@
 """The client: one connection, any number of calls on it at the same time.
 
-A lost connection fails every waiting call at once, with the reason.
+A lost connection fails every waiting call at once, with the reason. The deadline of the
+call that a handler is working on holds for the calls that it makes itself.
 """
 
 import asyncio
@@ -13,18 +14,23 @@ from typing import Final, Self
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
     CallCancelledError,
-    ConnectionLostError,
     DeadlineError,
     IncompleteTransferError,
-    LocalProtocolError,
     NoSuchServiceError,
     RemoteCallError,
 )
+from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc import client_core
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.context import time_left_s
+from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
+from rpc25519_tools.rpc.netrpc_client import NetRpc
+from rpc25519_tools.rpc.pushes import Pushes, PushListener
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, Part
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect
@@ -35,6 +41,8 @@ from rpc25519_tools.wire.message import Message
 _NS_PER_S: Final = 1_000_000_000
 #: Characters of a server's error text that are kept.
 _ERROR_LEN: Final = 2000
+#: Which pair of keys is a client's own where its Config names none.
+DEFAULT_KEY_NAME: Final = "client"
 
 
 @dataclass(slots=True)
@@ -42,14 +50,22 @@ class _Pending:
     """What waits for one call's messages."""
 
     reply: asyncio.Future[Message]
+    service_name: str
     incoming: IncomingStream | None
+    limit_s: float | None
 
 
 class Client:
-    """A connection to a server. Make it with ``Client.connect``; close it when done."""
+    """A connection to a server. Make it with ``Client.connect``; close it when done.
 
-    def __init__(self, config: Config, transport: Transport) -> None:
+    As an asynchronous context manager it is closed on leaving.
+    """
+
+    def __init__(self, config: Config, transport: Transport, name: str = "") -> None:
         self._codec = codec_from_name(config.compression)
+        self._loop = asyncio.get_running_loop()
+        #: What the user calls this client.
+        self.name = name
         #: Limit for the first answer to a call, in seconds.
         self.call_timeout_s = config.call_timeout_s
         #: A transfer fails when nothing moves for this long, in seconds.
@@ -57,38 +73,50 @@ class Client:
         #: Limit for storing an upload after its last part, in seconds.
         self.reply_timeout_s = config.reply_timeout_s
         self._pending: dict[str, _Pending] = {}
+        self._deadlines: Deadlines[str] = Deadlines(self._expire)
         self._driver = Driver(transport, self._message, self._closed)
+        self._pushes = Pushes(self._driver)
         self._core = ClientCore(
             local=f"{transport.network}://{transport.local_address}",
             remote=f"{transport.network}://{config.address}",
             random_bytes=secrets.token_bytes,
         )
+        self._liveness = Liveness(
+            self._driver, config, send_keepalive=self._send_keepalive
+        )
+        #: Calls in the net/rpc style.
+        self.netrpc = NetRpc(self)
 
     @classmethod
     async def connect(
-        cls, config: Config, identity: LoadedIdentity | None = None
+        cls, config: Config, identity: LoadedIdentity | None = None, *, name: str = ""
     ) -> Self:
         """Load our keys, connect, and authenticate both ends.
 
         Args:
             config: where to and who we are.
             identity: our keys, where the caller has loaded them already.
+            name: for the user's own bookkeeping.
 
         Raises:
             KeyFileError: our keys or certificates are missing or do not fit.
-            ConnectFailedError, HandshakeError, DeadlineError: see ``connect``.
+            ConnectFailedError, HandshakeError, DeadlineError: see ``connect`` of
+                ``transport.endpoint``.
         """
         tls = None
         if config.network == "tls":
             if identity is None:
                 identity = await asyncio.to_thread(
-                    load_identity, config.certs_dir, config.key_name, config.passphrase
+                    load_identity,
+                    config.certs_dir,
+                    config.key_name or DEFAULT_KEY_NAME,
+                    config.passphrase,
                 )
             tls = TlsSettings(identity=identity, verify=config.verify_peer)
         made: list[Self] = []
 
         def accept(transport: Transport) -> Receiver:
-            made.append(cls(config, transport))
+            made.append(cls(config, transport, name))
             return made[0]._driver
 
         await connect(
@@ -97,6 +125,7 @@ class Client:
             accept=accept,
             timeout_s=config.connect_timeout_s,
             local=config.local_address,
+            http_connect=config.http_connect,
         )
         return made[0]
 
@@ -121,6 +150,21 @@ class Client:
         return self._driver.transport
 
     @property
+    def local_address(self) -> str:
+        """Our end of the connection, such as ``127.0.0.1:50000``."""
+        return self.transport.local_address
+
+    @property
+    def peer(self) -> PeerIdentity | None:
+        """Who the server proved to be; None where nothing was proved."""
+        return self.transport.peer
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the connection is over, so that every call fails at once."""
+        return self._driver.is_closed
+
+    @property
     def has_heard(self) -> bool:
         """Whether anything at all has come from the server since the handshake."""
         return self._driver.has_received
@@ -128,18 +172,25 @@ class Client:
     async def call(
         self,
         service_name: str,
-        payload: Buffer,
+        payload: Buffer = b"",
         *,
         args: Mapping[str, str] = NO_ARGS,
+        subject: str = "",
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> Message:
         """Call a service and wait for its reply.
+
+        Cancelling the call cancels the handler on the server.
 
         Args:
             service_name: the name that the server registered.
             payload: what to send.
             args: small named strings to send along.
-            timeout_s: when to give up and cancel; None takes the Config's.
+            subject: free text to send along.
+            timeout_s: when both sides give up; None takes the Config's. A handler's
+                calls get no more than its own call has left.
+            compress: False sends this one message without compression.
 
         Raises:
             RemoteCallError: the handler returned an error.
@@ -147,40 +198,96 @@ class Client:
             DeadlineError: no reply in time; the server has been told.
             ConnectionLostError, SecurityError: the connection is over.
         """
-        if timeout_s is None:
-            timeout_s = self.call_timeout_s
-        start_ns = now_ns()
-        stream = self._open(
+        limit_s = self.call_timeout_s if timeout_s is None else timeout_s
+        return await self.round_trip(
             CallKind.RPC,
             service_name,
             payload,
-            args,
-            deadline_ns=start_ns + int(timeout_s * _NS_PER_S),
+            args=args,
+            subject=subject,
+            timeout_s=limit_s,
+            compress=compress,
         )
-        async with stream:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await stream.begin()
-                    return await stream.reply()
-            except TimeoutError as exc:
-                if isinstance(exc, DeadlineError):
-                    raise
-                raise DeadlineError(
-                    f"no reply from {service_name!r} within {timeout_s:g} s"
-                ) from exc
 
     async def send_one_way(
-        self, service_name: str, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
+        self,
+        service_name: str,
+        payload: Buffer = b"",
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        call_id: str = "",
+        compress: bool = True,
     ) -> None:
         """Send a message that gets no answer.
+
+        Args:
+            service_name: the name that the server registered.
+            payload: what to send.
+            args: small named strings to send along.
+            call_id: the conversation that it belongs to; a fresh one where empty.
+            compress: False sends this one message without compression.
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over.
         """
         message = self._core.start(
-            CallKind.ONE_WAY, service_name, now_ns=now_ns(), payload=payload, args=args
+            CallKind.ONE_WAY,
+            service_name,
+            now_ns=now_ns(),
+            payload=payload,
+            args=args,
+            call_id=call_id,
+            compress=compress,
         )
         await self._driver.send(message, self._codec)
+
+    def upload(
+        self,
+        service_name: str,
+        payload: Buffer = b"",
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        timeout_s: float | None = None,
+    ) -> ClientStream:
+        """Return an upload, which ``async with`` opens: ``send`` parts, then ``reply``.
+
+        Args:
+            service_name: the name that the server registered.
+            payload: the first part.
+            args: small named strings to send along.
+            timeout_s: limit for the whole call; None for none, but for that of a
+                handler's own call.
+        """
+        return self._open(CallKind.UPLOAD, service_name, payload, args, timeout_s)
+
+    def download(
+        self,
+        service_name: str,
+        payload: Buffer = b"",
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        timeout_s: float | None = None,
+    ) -> ClientStream:
+        """Return a download, which ``async with`` opens: iterate over its parts.
+
+        The arguments are those of ``upload``.
+        """
+        return self._open(CallKind.DOWNLOAD, service_name, payload, args, timeout_s)
+
+    def bistream(
+        self,
+        service_name: str,
+        payload: Buffer = b"",
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        timeout_s: float | None = None,
+    ) -> ClientStream:
+        """Return a bistream, which ``async with`` opens: send parts and iterate.
+
+        The arguments are those of ``upload``. Read while you send: a peer whose own
+        parts nobody reads may stop reading yours.
+        """
+        return self._open(CallKind.BISTREAM, service_name, payload, args, timeout_s)
 
     async def stream(
         self,
@@ -189,50 +296,25 @@ class Client:
         payload: Buffer = b"",
         *,
         args: Mapping[str, str] = NO_ARGS,
-    ) -> "ClientStream":
-        """Open an upload, a download or a bistream.
-
-        Args:
-            kind: UPLOAD, DOWNLOAD or BISTREAM.
-            service_name: the name that the server registered.
-            payload: the first part of an upload or bistream.
-            args: small named strings to send along.
+    ) -> ClientStream:
+        """Open an upload, a download or a bistream at once.
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over.
         """
-        stream = self._open(kind, service_name, payload, args)
-        try:
-            await stream.begin()
-        except BaseException:
-            stream.cancel()
-            raise
+        stream = self._open(kind, service_name, payload, args, None)
+        await stream.begin()
         return stream
 
-    def _open(
-        self,
-        kind: CallKind,
-        service_name: str,
-        payload: Buffer,
-        args: Mapping[str, str],
-        deadline_ns: int | None = None,
-    ) -> "ClientStream":
-        opening = self._core.start(
-            kind,
-            service_name,
-            now_ns=now_ns(),
-            payload=payload,
-            args=args,
-            deadline_ns=deadline_ns,
-        )
-        incoming = IncomingStream(self._driver) if kind.receives_parts else None
-        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        # A stream may be left without anybody asking for its reply.
-        reply.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self._pending[opening.header.call_id] = _Pending(reply, incoming)
-        return ClientStream(self, opening, reply, incoming)
+    def listen(self, call_id: str | None = None) -> PushListener:
+        """Listen for messages that the server sends of its own accord.
 
-    # For ClientStream.
+        Args:
+            call_id: listen only for those that carry this call id.
+        """
+        return self._pushes.listen(call_id)
+
+    # For calls of all kinds.
 
     @property
     def core(self) -> ClientCore:
@@ -243,6 +325,49 @@ class Client:
         """Pack and send with our codec."""
         await self._driver.send(message, self._codec)
 
+    async def round_trip(
+        self,
+        kind: CallKind,
+        service_name: str,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        subject: str = "",
+        timeout_s: float,
+        compress: bool = True,
+    ) -> Message:
+        """Make one call without streams; ``call`` says the rest."""
+        limit_s = _inherited(timeout_s)
+        assert limit_s is not None
+        start_ns = now_ns()
+        opening = self._core.start(
+            kind,
+            service_name,
+            now_ns=start_ns,
+            payload=payload,
+            args=args,
+            subject=subject,
+            deadline_ns=start_ns + int(limit_s * _NS_PER_S),
+            compress=compress,
+        )
+        call_id = opening.header.call_id
+        reply: asyncio.Future[Message] = self._loop.create_future()
+        self._pending[call_id] = _Pending(reply, service_name, None, limit_s)
+        self._deadlines.add(call_id, self._loop.time() + limit_s)
+        try:
+            await self._driver.send(
+                opening, self._codec, at_once=len(self._pending) == 1
+            )
+            return await reply
+        except BaseException:
+            # Cancelled, or it could not be sent, or the answer is an error.
+            if call_id in self._pending:
+                reply.cancel()
+                self.cancel(call_id)
+            elif not reply.cancelled():
+                reply.exception()  # or asyncio would say that nobody asked for it
+            raise
+
     def cancel(self, call_id: str) -> None:
         """Forget a call and tell the server, unless it is over."""
         if call_id in self._pending:
@@ -251,30 +376,64 @@ class Client:
         if message is not None:
             self._driver.send_now(message, self._codec)
 
-    # Called by the driver.
+    def _open(
+        self,
+        kind: CallKind,
+        service_name: str,
+        payload: Buffer,
+        args: Mapping[str, str],
+        timeout_s: float | None,
+    ) -> ClientStream:
+        limit_s = _inherited(timeout_s)
+        start_ns, deadline_ns = now_ns(), None
+        if limit_s is not None:
+            deadline_ns = start_ns + int(limit_s * _NS_PER_S)
+        opening = self._core.start(
+            kind,
+            service_name,
+            now_ns=start_ns,
+            payload=payload,
+            args=args,
+            deadline_ns=deadline_ns,
+        )
+        call_id = opening.header.call_id
+        incoming = IncomingStream(self._driver) if kind.receives_parts else None
+        reply: asyncio.Future[Message] = self._loop.create_future()
+        # A stream may be left without anybody asking for its reply.
+        reply.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._pending[call_id] = _Pending(reply, service_name, incoming, limit_s)
+        if limit_s is not None:
+            self._deadlines.add(call_id, self._loop.time() + limit_s)
+        return ClientStream(self, opening, reply, incoming)
+
+    # Called by the driver, by timers and by liveness.
 
     def _message(self, message: Message, codec: Codec) -> None:
-        match self._core.receive(message):
-            case None | client_core.PushReceived():
-                pass  # nobody listens to pushes
-            case client_core.ReplyReceived(call_id, reply):
-                self._finish(call_id, reply)
-            case client_core.PartReceived(call_id, part, last):
-                incoming = self._pending[call_id].incoming
+        event = self._core.receive(message)
+        match event:
+            case None:
+                pass
+            case client_core.ReplyReceived():
+                self._finish(event.call_id, event.message)
+            case client_core.PartReceived():
+                incoming = self._pending[event.call_id].incoming
                 assert incoming is not None
-                incoming.feed(Part.of(part, last=last))
-            case client_core.CallRefused(call_id, reason):
-                self._fail(
-                    call_id, NoSuchServiceError(f"not offered: {reason[:_ERROR_LEN]}")
-                )
-            case client_core.StreamBroken(call_id, reason):
-                self._fail(call_id, IncompleteTransferError(reason))
+                incoming.feed(Part.of(event.message, last=event.last))
+            case client_core.PushReceived():
+                self._pushes.feed(event.message)
+            case client_core.CallRefused():
+                reason = f"not offered: {event.reason[:_ERROR_LEN]}"
+                self._fail(event.call_id, NoSuchServiceError(reason))
+            case client_core.StreamBroken():
+                self._fail(event.call_id, IncompleteTransferError(event.reason))
 
     def _finish(self, call_id: str, message: Message) -> None:
         if message.error:
             self._fail(call_id, RemoteCallError(message.error[:_ERROR_LEN]))
             return
         pending = self._pending.pop(call_id)
+        if pending.limit_s is not None:
+            self._deadlines.discard(call_id)
         if pending.incoming is not None:
             pending.incoming.end()
         if not pending.reply.done():
@@ -282,97 +441,39 @@ class Client:
 
     def _fail(self, call_id: str, error: Exception) -> None:
         pending = self._pending.pop(call_id)
+        if pending.limit_s is not None:
+            self._deadlines.discard(call_id)
         if pending.incoming is not None:
             pending.incoming.end(error)
         if not pending.reply.done():
             pending.reply.set_exception(error)
 
+    def _expire(self, call_id: str) -> None:
+        pending = self._pending[call_id]
+        text = f"no reply from {pending.service_name!r} within {pending.limit_s:.3g} s"
+        self._fail(call_id, DeadlineError(text))
+        self.cancel(call_id)
+
+    def _send_keepalive(self) -> None:
+        self._driver.send_now(KEEP_ALIVE, self._codec)
+
     def _closed(self, reason: Exception) -> None:
+        self._liveness.stop()
+        self._deadlines.stop()
         for call_id in list(self._pending):
             self._fail(call_id, reason)
+        self._pushes.end(reason)
 
 
-class ClientStream:
-    """One open call: parts up, parts down, and in the end a reply.
+def _inherited(timeout_s: float | None) -> float | None:
+    """Return the limit for a call that is made now: the shorter of two.
 
-    Iterate over it for the parts that come down. As an asynchronous context manager it
-    cancels the call on leaving, unless the reply has come.
+    Raises:
+        DeadlineError: the handler that makes the call has no time left.
     """
-
-    def __init__(
-        self,
-        client: Client,
-        opening: Message,
-        reply: asyncio.Future[Message],
-        incoming: IncomingStream | None,
-    ) -> None:
-        self._client = client
-        self._opening = opening
-        self._call_id = opening.header.call_id
-        self._reply = reply
-        self._incoming = incoming
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-    def __aiter__(self) -> IncomingStream:
-        assert self._incoming is not None, "this kind of call receives no parts"
-        return self._incoming
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the reply, or what came instead of it, is there."""
-        return self._reply.done()
-
-    async def begin(self) -> None:
-        """Send the opening message."""
-        await self._client.send(self._opening)
-
-    async def send(
-        self,
-        payload: Buffer,
-        *,
-        args: Mapping[str, str] = NO_ARGS,
-        last: bool = False,
-    ) -> None:
-        """Send the next part; wait while the server falls behind.
-
-        Raises:
-            RemoteCallError, NoSuchServiceError: the server ended the call early.
-            LocalProtocolError: it did so without an error, or takes no parts.
-            ConnectionLostError, SecurityError: the connection is over.
-        """
-        if self._reply.done():
-            self._reply.result()
-            raise LocalProtocolError("the server ended the call before its last part")
-        part = self._client.core.next_part(
-            self._call_id, now_ns=now_ns(), payload=payload, args=args, last=last
-        )
-        try:
-            await self._client.send(part)
-        except ConnectionLostError:
-            if self._reply.done():
-                self._reply.result()  # the server may have said why before it left
-            raise
-
-    async def reply(self) -> Message:
-        """Wait for the reply.
-
-        Raises:
-            RemoteCallError: the handler returned an error.
-            NoSuchServiceError: the server does not offer the service.
-            ConnectionLostError, SecurityError: the connection is over.
-        """
-        return await asyncio.shield(self._reply)
-
-    def cancel(self) -> None:
-        """Give the call up; the server is told. Does nothing when it is over."""
-        self._client.cancel(self._call_id)
+    left_s = time_left_s()
+    if left_s is None:
+        return timeout_s
+    if left_s <= 0:
+        raise DeadlineError("no time is left for this call")
+    return left_s if timeout_s is None else min(left_s, timeout_s)

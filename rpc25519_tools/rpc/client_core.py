@@ -17,13 +17,14 @@ from rpc25519_tools.rpc.calls import (
     new_call_id,
     serial_numbers,
 )
+from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
 
 _NO_ARGS: Final[Mapping[str, str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ReplyReceived:
     """The call is over; the message is its reply, with an error text or without."""
 
@@ -31,7 +32,7 @@ class ReplyReceived:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class PartReceived:
     """The next part of a stream has come, in order."""
 
@@ -40,7 +41,7 @@ class PartReceived:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class CallRefused:
     """The call is over: the server does not offer the service."""
 
@@ -48,7 +49,7 @@ class CallRefused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StreamBroken:
     """The call is over: the peer's parts are missing or out of order."""
 
@@ -56,7 +57,7 @@ class StreamBroken:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class PushReceived:
     """The server sent a one-way message of its own accord."""
 
@@ -100,6 +101,12 @@ class ClientCore:
         """How many calls wait for their reply."""
         return len(self._open)
 
+    def take_seqno(self) -> int:
+        """Use up one call number; a net/rpc request carries it as its own."""
+        seqno = self._next_seqno
+        self._next_seqno += 1
+        return seqno
+
     def start(
         self,
         kind: CallKind,
@@ -108,7 +115,10 @@ class ClientCore:
         now_ns: int,
         payload: Buffer = b"",
         args: Mapping[str, str] = _NO_ARGS,
+        subject: str = "",
         deadline_ns: int | None = None,
+        call_id: str = "",
+        compress: bool = True,
     ) -> Message:
         """Open a call; return the message that has to be sent.
 
@@ -118,19 +128,26 @@ class ClientCore:
             now_ns: the clock, nanoseconds since 1970 UTC.
             payload: what to send along.
             args: small named strings to send along.
+            subject: free text to send along.
             deadline_ns: when the caller gives up, on the same clock.
+            call_id: of a ONE_WAY message that belongs to some conversation; every
+                other kind has a fresh one.
+            compress: False sends this one message without compression.
         """
+        assert not call_id or kind is CallKind.ONE_WAY, "call ids must be unique"
         header = Header(
             created_ns=now_ns,
             sender=self._local,
             recipient=self._remote,
+            subject=subject,
             seqno=self._next_seqno,
             call_type=kind.value,
-            call_id=new_call_id(self._random_bytes),
+            call_id=call_id or new_call_id(self._random_bytes),
             serial=self._serial(),
             deadline_ns=deadline_ns,
             service_name=service_name,
             args=args,
+            no_system_compression=not compress,
         )
         self._next_seqno += 1
         if kind is not CallKind.ONE_WAY:
@@ -148,6 +165,7 @@ class ClientCore:
         payload: Buffer,
         args: Mapping[str, str] = _NO_ARGS,
         last: bool = False,
+        compress: bool = True,
     ) -> Message:
         """Return the next part of an upload or bistream, to be sent.
 
@@ -169,6 +187,7 @@ class ClientCore:
             stream_part=call.sent.advance(last=last),
             service_name=call.header.service_name,
             args=args,
+            no_system_compression=not compress,
         )
         return Message(header=header, payload=payload)
 

@@ -36,6 +36,7 @@ from rpc25519_tools.wire.framing import (
     decode_frame,
     encode_frame,
 )
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
 
 #: Packing or unpacking more than this is left to a worker thread.
@@ -44,6 +45,10 @@ _INLINE_LEN: Final = 4 * 1024
 _INLINE_PLAIN_LEN: Final = 64 * 1024
 #: Reading pauses while this much packed data waits for a worker.
 _INBOX_HIGH_LEN: Final = 1 << 20
+#: Short messages are gathered up to this length before they are encrypted.
+_OUTBOX_LEN: Final = 64 * 1024
+#: And up to so many: the peer should work on the first ones while we make the others.
+_OUTBOX_COUNT: Final = 8
 #: What a frame takes beside its body.
 _FRAME_COST: Final = 256
 #: How long a closing connection may take to send what is queued, in seconds.
@@ -107,7 +112,13 @@ class Driver:
         self._lost_error: Exception | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._close_timer: asyncio.TimerHandle | None = None
-        self._last_moved_s = self._loop.time()
+        self._outbox: list[Buffer] = []
+        self._outbox_len = 0
+        self._flush_handle: asyncio.Handle | None = None
+        #: When bytes last came from the peer, on the loop's clock.
+        self.last_received_s = self._loop.time()
+        #: When a message other than a keep-alive was last queued, on the same clock.
+        self.last_sent_s = self.last_received_s
         #: Whether anything has come from the peer.
         self.has_received = False
 
@@ -117,9 +128,14 @@ class Driver:
         return self._close_error is not None or self._lost_error is not None
 
     @property
-    def idle_s(self) -> float:
-        """Seconds since anything was received or queued to be sent."""
-        return self._loop.time() - self._last_moved_s
+    def is_reading(self) -> bool:
+        """Whether bytes are taken from the network as they come."""
+        return self._reading
+
+    @property
+    def unsent_len(self) -> int:
+        """Bytes queued that have not left the process."""
+        return self._outbox_len + self.transport.unsent_len
 
     # Called by the transport.
 
@@ -129,7 +145,7 @@ class Driver:
 
     def buffer_updated(self, count: int) -> None:
         """Take bytes; a peer that breaks the protocol loses the connection."""
-        self._last_moved_s = self._loop.time()
+        self.last_received_s = self._loop.time()
         self.has_received = True
         if self._close_error is not None:
             return
@@ -173,10 +189,18 @@ class Driver:
 
     # Called from above.
 
-    async def send(self, message: Message, codec: Codec) -> None:
+    async def send(
+        self, message: Message, codec: Codec, *, at_once: bool = True
+    ) -> None:
         """Pack ``message``, wait while too much is unsent, and queue it.
 
         Messages of one caller that awaits each ``send`` go out in that order.
+
+        Args:
+            message: what to send.
+            codec: what packs it.
+            at_once: False lets a short message wait for others of this turn of the
+                event loop, which then share the cost of encryption and system call.
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over; says why.
@@ -198,8 +222,8 @@ class Driver:
             self._writers.append(writer)
             await writer
             self._require_open()
-        self._last_moved_s = self._loop.time()
-        self.transport.write(buffers)
+        self.last_sent_s = self._loop.time()
+        self._write(buffers, at_once=at_once)
 
     def send_now(self, message: Message, codec: Codec) -> None:
         """Queue a short message without waiting; dropped when the connection is over.
@@ -209,10 +233,37 @@ class Driver:
         """
         if self.is_closed:
             return
-        self.transport.write(encode_frame(message, codec))
+        self._write(encode_frame(message, codec), at_once=True)
         if self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
             self._output_full = True
             self._pause_or_resume()
+
+    def _write(self, buffers: list[Buffer], *, at_once: bool) -> None:
+        length = sum(map(len, buffers))
+        if at_once and not self._outbox:
+            self.transport.write(buffers)
+            return
+        self._outbox += buffers
+        self._outbox_len += length
+        if (
+            at_once
+            or self._outbox_len > _OUTBOX_LEN
+            or len(self._outbox) >= _OUTBOX_COUNT
+        ):
+            self._flush()
+        elif self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Hand the transport what has gathered, short messages in one piece."""
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        buffers, self._outbox = self._outbox, []
+        joinable = self._outbox_len <= 2 * _OUTBOX_LEN
+        self._outbox_len = 0
+        if buffers:
+            self.transport.write([b"".join(buffers)] if joinable else buffers)
 
     def hold_reading(self) -> None:
         """Deliver nothing until ``release_reading`` is called as often as this."""
@@ -247,6 +298,7 @@ class Driver:
         """Send what is queued, close, and wait until the connection is gone."""
         self._finish(ConnectionLostError("this side closed the connection"))
         if not self._closed.done():
+            self._flush()
             self.transport.close()
             self._close_timer = self._loop.call_later(
                 CLOSE_TIMEOUT_S, self.transport.abort

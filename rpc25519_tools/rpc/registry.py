@@ -1,69 +1,53 @@
 """Which services a server offers.
 
-A service has a kind, a name and a handler. Handlers are coroutine functions, one type
-for each kind. A handler's Rpc25519Error goes to its caller as text; any other exception
-is logged by the server, and its caller learns of an internal error.
+A service has a kind, a name and a handler; ``handlers`` says what handlers may be. When
+one raises, its caller gets the text of the error and the server logs it; neither the
+connection nor other calls are harmed.
+
+Methods of objects are a kind of their own, the net/rpc style: ``register``.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from rpc25519_tools.errors import ConfigError
-from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, OutgoingStream
-from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Header
+from rpc25519_tools.rpc.handlers import (
+    BistreamHandler,
+    CallHandler,
+    DownloadHandler,
+    PlainBistreamHandler,
+    PlainCallHandler,
+    PlainDownloadHandler,
+    PlainUploadHandler,
+    UploadHandler,
+    as_bistream_handler,
+    as_call_handler,
+    as_download_handler,
+    as_upload_handler,
+)
+from rpc25519_tools.rpc.methods import Method, methods_of
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallContext:
-    """What a handler knows about its call.
-
-    Attributes:
-        kind: how it was called.
-        header: the header of the opening message; its addresses are the peer's claim.
-        payload: what the opening message carried; for UPLOAD and BISTREAM that is
-            also the first part of the stream.
-        peer: who the peer proved to be; None where nothing was proved.
-        local_address: our end of the connection, such as ``127.0.0.1:8443``.
-        remote_address: the peer's end.
-    """
-
-    kind: CallKind
-    header: Header
-    payload: Buffer
-    peer: PeerIdentity | None
-    local_address: str
-    remote_address: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What a handler returns.
-
-    Attributes:
-        payload: the result.
-        args: small named strings to send along.
-        error: an error text to send beside the payload; empty for success.
-    """
-
-    payload: Buffer = b""
-    args: Mapping[str, str] = field(default_factory=lambda: NO_ARGS)
-    error: str = ""
-
-
-CallHandler: TypeAlias = Callable[[CallContext], Awaitable[Reply]]
-UploadHandler: TypeAlias = Callable[[CallContext, IncomingStream], Awaitable[Reply]]
-DownloadHandler: TypeAlias = Callable[[CallContext, OutgoingStream], Awaitable[Reply]]
-BistreamHandler: TypeAlias = Callable[
-    [CallContext, IncomingStream, OutgoingStream], Awaitable[Reply]
-]
+_Call = TypeVar("_Call", bound=CallHandler | PlainCallHandler)
+_Upload = TypeVar("_Upload", bound=UploadHandler | PlainUploadHandler)
+_Download = TypeVar("_Download", bound=DownloadHandler | PlainDownloadHandler)
+_Bistream = TypeVar("_Bistream", bound=BistreamHandler | PlainBistreamHandler)
 
 
 class Registry:
-    """The services of one server, by kind and name."""
+    """The services of one or more servers, by kind and name.
+
+    Each ``add_...`` has a decorator beside it::
+
+        services = Registry()
+
+        @services.call("greet")
+        async def greet(context: CallContext) -> bytes:
+            return b"hello, " + bytes(context.payload)
+
+    Names that are empty or taken raise ConfigError, and so do handlers that cannot take
+    the arguments of their kind.
+    """
 
     def __init__(self) -> None:
         self.calls: dict[str, CallHandler] = {}
@@ -71,11 +55,14 @@ class Registry:
         self.uploads: dict[str, UploadHandler] = {}
         self.downloads: dict[str, DownloadHandler] = {}
         self.bistreams: dict[str, BistreamHandler] = {}
+        self.methods: dict[str, Method] = {}
 
     def _names(self, kind: CallKind) -> Mapping[str, object]:
         match kind:
             case CallKind.RPC:
                 return self.calls
+            case CallKind.NET_RPC:
+                return self.methods
             case CallKind.ONE_WAY:
                 return self.one_ways
             case CallKind.UPLOAD:
@@ -96,27 +83,96 @@ class Registry:
         if self.offers(kind, name):
             raise ConfigError(f"service {name!r} is registered twice")
 
-    def add_call(self, name: str, handler: CallHandler) -> None:
+    def add_call(self, name: str, handler: CallHandler | PlainCallHandler) -> None:
         """Register a function that answers calls."""
         self.require_free(CallKind.RPC, name)
-        self.calls[name] = handler
+        self.calls[name] = as_call_handler(handler, name)
 
-    def add_one_way(self, name: str, handler: CallHandler) -> None:
+    def call(self, name: str) -> Callable[[_Call], _Call]:
+        """Decorate a function that answers calls."""
+
+        def decorate(handler: _Call) -> _Call:
+            self.add_call(name, handler)
+            return handler
+
+        return decorate
+
+    def add_one_way(self, name: str, handler: CallHandler | PlainCallHandler) -> None:
         """Register a function for messages without an answer."""
         self.require_free(CallKind.ONE_WAY, name)
-        self.one_ways[name] = handler
+        self.one_ways[name] = as_call_handler(handler, name)
 
-    def add_upload(self, name: str, handler: UploadHandler) -> None:
+    def one_way(self, name: str) -> Callable[[_Call], _Call]:
+        """Decorate a function for messages without an answer."""
+
+        def decorate(handler: _Call) -> _Call:
+            self.add_one_way(name, handler)
+            return handler
+
+        return decorate
+
+    def add_upload(
+        self, name: str, handler: UploadHandler | PlainUploadHandler
+    ) -> None:
         """Register a function that reads a stream and then answers."""
         self.require_free(CallKind.UPLOAD, name)
-        self.uploads[name] = handler
+        self.uploads[name] = as_upload_handler(handler, name)
 
-    def add_download(self, name: str, handler: DownloadHandler) -> None:
+    def upload(self, name: str) -> Callable[[_Upload], _Upload]:
+        """Decorate a function that reads a stream and then answers."""
+
+        def decorate(handler: _Upload) -> _Upload:
+            self.add_upload(name, handler)
+            return handler
+
+        return decorate
+
+    def add_download(
+        self, name: str, handler: DownloadHandler | PlainDownloadHandler
+    ) -> None:
         """Register a function that sends a stream."""
         self.require_free(CallKind.DOWNLOAD, name)
-        self.downloads[name] = handler
+        self.downloads[name] = as_download_handler(handler, name)
 
-    def add_bistream(self, name: str, handler: BistreamHandler) -> None:
+    def download(self, name: str) -> Callable[[_Download], _Download]:
+        """Decorate a function that sends a stream."""
+
+        def decorate(handler: _Download) -> _Download:
+            self.add_download(name, handler)
+            return handler
+
+        return decorate
+
+    def add_bistream(
+        self, name: str, handler: BistreamHandler | PlainBistreamHandler
+    ) -> None:
         """Register a function that reads one stream and sends another."""
         self.require_free(CallKind.BISTREAM, name)
-        self.bistreams[name] = handler
+        self.bistreams[name] = as_bistream_handler(handler, name)
+
+    def bistream(self, name: str) -> Callable[[_Bistream], _Bistream]:
+        """Decorate a function that reads one stream and sends another."""
+
+        def decorate(handler: _Bistream) -> _Bistream:
+            self.add_bistream(name, handler)
+            return handler
+
+        return decorate
+
+    def register(self, service: object, name: str | None = None) -> None:
+        """Offer the public methods of an object in the net/rpc style.
+
+        Args:
+            service: each public method with one annotated argument, and optionally a
+                CallContext before it, is served as ``Name.method`` and, for Go
+                callers, as ``Name.Method``.
+            name: the name in front of the dot; the class's name where it is None.
+
+        Raises:
+            ConfigError: the name is taken, an annotation is missing or cannot be
+                encoded, or there is no public method at all.
+        """
+        found = methods_of(service, name or type(service).__name__)
+        for full_name in found:
+            self.require_free(CallKind.NET_RPC, full_name)
+        self.methods.update(found)

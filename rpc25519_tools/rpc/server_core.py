@@ -17,11 +17,14 @@ from rpc25519_tools.rpc.calls import (
     PartCounter,
     serial_numbers,
 )
+from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
 
 _NO_ARGS: Final[Mapping[str, str]] = {}
+
+_KINDS: Final[Mapping[int, CallKind]] = {kind.value: kind for kind in CallKind}
 
 #: Calls that one connection may have running; more are answered with an error.
 MAX_OPEN_CALLS: Final = 1024
@@ -35,16 +38,18 @@ class OpenCall:
         kind: how it was called.
         request: the header of the message that opened it.
         cancelled: whether the client has cancelled it.
+        expired: whether its deadline has passed.
     """
 
     kind: CallKind
     request: Header
     cancelled: bool = False
+    expired: bool = False
     sent: PartCounter = field(default_factory=PartCounter)
     received: PartCounter = field(default_factory=PartCounter)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class CallStarted:
     """A client opened a call; for UPLOAD and BISTREAM the message is also part 0."""
 
@@ -52,7 +57,7 @@ class CallStarted:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class PartReceived:
     """The next part of a client's stream has come, in order."""
 
@@ -61,7 +66,7 @@ class PartReceived:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StreamBroken:
     """The client's parts are missing or out of order; no more of them will come."""
 
@@ -69,14 +74,14 @@ class StreamBroken:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class CallCancelled:
     """The client wants no answer to this call any more."""
 
     call: OpenCall
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class MessageToSend:
     """The core answers by itself."""
 
@@ -140,9 +145,8 @@ class ServerCore:
                 return None
             call.cancelled = True
             return CallCancelled(call)
-        try:
-            kind = CallKind(call_type)
-        except ValueError:
+        kind = _KINDS.get(call_type)
+        if kind is None:
             return None
         return self._start(kind, message, now_ns)
 
@@ -150,7 +154,8 @@ class ServerCore:
         self, kind: CallKind, message: Message, now_ns: int
     ) -> CallStarted | MessageToSend:
         header = message.header
-        if not self._offers(kind, header.service_name):
+        # A net/rpc call names its method inside; its reply says if there is none.
+        if kind is not CallKind.NET_RPC and not self._offers(kind, header.service_name):
             return MessageToSend(self._refusal(kind, header))
         call = OpenCall(kind, header)
         namesake = self._open.get(header.call_id)
@@ -192,6 +197,7 @@ class ServerCore:
         payload: Buffer,
         args: Mapping[str, str] = _NO_ARGS,
         last: bool = False,
+        compress: bool = True,
     ) -> Message:
         """Return the next part of a download or bistream, to be sent.
 
@@ -225,6 +231,31 @@ class ServerCore:
             stream_part=call.sent.advance(last=last),
             service_name=request.service_name,
             args=args,
+            no_system_compression=not compress,
+        )
+        return Message(header=header, payload=payload)
+
+    def push(
+        self,
+        service_name: str,
+        *,
+        now_ns: int,
+        payload: Buffer = b"",
+        args: Mapping[str, str] = _NO_ARGS,
+        call_id: str = "",
+        compress: bool = True,
+    ) -> Message:
+        """Return a one-way message to the client, to be sent at any time."""
+        header = Header(
+            created_ns=now_ns,
+            sender=self._local,
+            recipient=self._remote,
+            call_type=CallType.ONE_WAY,
+            call_id=call_id,
+            serial=self._serial(),
+            service_name=service_name,
+            args=args,
+            no_system_compression=not compress,
         )
         return Message(header=header, payload=payload)
 
@@ -236,6 +267,8 @@ class ServerCore:
         payload: Buffer = b"",
         args: Mapping[str, str] = _NO_ARGS,
         error: str = "",
+        subject: str | None = None,
+        compress: bool = True,
     ) -> Message | None:
         """Close a call; return its reply to be sent, or None if it has none."""
         if self._open.get(call.request.call_id) is call:
@@ -244,7 +277,13 @@ class ServerCore:
         if call.kind is CallKind.ONE_WAY:
             return None
         return self._reply_to(
-            call.request, now_ns, payload=payload, args=args, error=error
+            call.request,
+            now_ns,
+            payload=payload,
+            args=args,
+            error=error,
+            subject=subject,
+            compress=compress,
         )
 
     def _reply_to(
@@ -255,12 +294,14 @@ class ServerCore:
         payload: Buffer = b"",
         args: Mapping[str, str] = _NO_ARGS,
         error: str = "",
+        subject: str | None = None,
+        compress: bool = True,
     ) -> Message:
         header = Header(
             created_ns=now_ns,
             sender=self._local,
             recipient=self._remote,
-            subject=request.subject,
+            subject=request.subject if subject is None else subject,
             seqno=request.seqno,
             call_type=CallType.RPC_REPLY,
             call_id=request.call_id,
@@ -268,6 +309,7 @@ class ServerCore:
             deadline_ns=request.deadline_ns,
             service_name=request.service_name,
             args=args,
+            no_system_compression=not compress,
         )
         return Message(header=header, payload=payload, error=error)
 

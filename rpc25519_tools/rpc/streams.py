@@ -7,11 +7,11 @@ stops reading, and the sender on the other side has to wait.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Self, TypeAlias
 
 from rpc25519_tools.rpc.driver import Driver
+from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
 
@@ -25,7 +25,7 @@ _PART_COST: Final = 1024
 NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Part:
     """One part of a stream.
 
@@ -144,8 +144,8 @@ class IncomingStream:
             self._reader.set_result(None)
 
 
-#: Sends one part: payload, args, and whether it is the last one.
-SendPart: TypeAlias = Callable[[Buffer, Mapping[str, str], bool], Awaitable[None]]
+#: Sends one part: payload, args, whether it is the last one, whether to compress it.
+SendPart: TypeAlias = Callable[[Buffer, Mapping[str, str], bool, bool], Awaitable[None]]
 
 
 class OutgoingStream:
@@ -164,6 +164,7 @@ class OutgoingStream:
         *,
         args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
+        compress: bool = True,
     ) -> None:
         """Send the next part; wait while the peer falls behind.
 
@@ -171,9 +172,10 @@ class OutgoingStream:
             payload: the bytes; they must not change until they have left.
             args: small named strings to send along.
             last: whether no more parts follow.
+            compress: False sends this one part without compression.
 
         Raises:
             LocalProtocolError: the last part has been sent already.
             ConnectionLostError: the connection is over.
         """
-        await self._send_part(payload, args, last)
+        await self._send_part(payload, args, last, compress)

@@ -50,6 +50,15 @@ def body_pool() -> BufferPool:
         return _per_thread.pool  # type: ignore[no-any-return]  # set just above
 
 
+def short_buffer() -> memoryview:
+    """Return 64 KiB of this thread's memory for encrypted output that is copied."""
+    try:
+        return _per_thread.short  # type: ignore[no-any-return]  # set just below
+    except AttributeError:
+        _per_thread.short = memoryview(bytearray(64 * 1024))
+        return _per_thread.short  # type: ignore[no-any-return]  # set just below
+
+
 def encrypted_pool() -> BufferPool:
     """Return this thread's memory for encrypted chunks, ENCRYPTED_LEN bytes each."""
     try:
@@ -101,6 +110,9 @@ class Transport(Protocol):
     @property
     def unsent_len(self) -> int:
         """Bytes accepted by ``write`` that have not left the process."""
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 where there is none."""
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Queue ``buffers`` in order; they must not change until they are sent."""

@@ -1,8 +1,8 @@
 """Dialling and listening: where transports come from.
 
 ``connect`` returns one open, authenticated transport or raises; ``listen`` hands each
-one that a client opens to a callback. Unauthenticated clients cost one socket each for
-at most HANDSHAKE_TIMEOUT_S.
+one that a client opens to a callback. Clients whose handshake (TLS, or HTTP CONNECT on
+plain TCP) is not done cost one socket each for at most HANDSHAKE_TIMEOUT_S.
 """
 
 import asyncio
@@ -10,10 +10,15 @@ import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from rpc25519_tools.config import Address
-from rpc25519_tools.errors import ConnectFailedError, DeadlineError, HandshakeError
+from rpc25519_tools.errors import (
+    ConfigError,
+    ConnectFailedError,
+    DeadlineError,
+    HandshakeError,
+)
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     Accept,
@@ -21,6 +26,7 @@ from rpc25519_tools.transport.base import (
     Transport,
     format_address,
 )
+from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
@@ -40,6 +46,11 @@ class TlsSettings:
     verify: bool = True
 
 
+def _require_plain(tls: TlsSettings | None, *, http_connect: bool) -> None:
+    if http_connect and tls is not None:
+        raise ConfigError("HTTP CONNECT works over plain TCP only, not over TLS")
+
+
 async def connect(
     address: Address,
     *,
@@ -47,6 +58,7 @@ async def connect(
     accept: Accept,
     timeout_s: float,
     local: Address | None = None,
+    http_connect: bool = False,
 ) -> Transport:
     """Open a connection and, with ``tls``, authenticate both ends.
 
@@ -59,15 +71,20 @@ async def connect(
         accept: called with the open transport before anything is received.
         timeout_s: limit for the whole of it, in seconds.
         local: the address to dial from; None leaves it to the system.
+        http_connect: begin with HTTP CONNECT, on plain TCP.
 
     Raises:
+        ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: nobody answers, or the name does not resolve.
-        HandshakeError: TLS failed, or the server is not trusted.
+        HandshakeError: TLS or HTTP CONNECT failed, or the server is not trusted.
         DeadlineError: it took longer than ``timeout_s``.
     """
+    _require_plain(tls, http_connect=http_connect)
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[Transport] = loop.create_future()
-    protocol = _client_protocol(tls, accept, opened)
+    # The caller may be cancelled just when the handshake fails.
+    opened.add_done_callback(lambda done: done.cancelled() or done.exception())
+    protocol = _client_protocol(tls, accept, opened, http_connect=http_connect)
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
@@ -92,7 +109,11 @@ async def connect(
 
 
 def _client_protocol(
-    tls: TlsSettings | None, accept: Accept, opened: "asyncio.Future[Transport]"
+    tls: TlsSettings | None,
+    accept: Accept,
+    opened: "asyncio.Future[Transport]",
+    *,
+    http_connect: bool,
 ) -> TcpTransport:
     def announce(transport: Transport) -> Receiver:
         receiver = accept(transport)
@@ -104,6 +125,8 @@ def _client_protocol(
         if not opened.done():
             opened.set_exception(error)
 
+    if http_connect:
+        return HttpConnectTransport(side="client", accept=announce, failed=fail)
     if tls is None:
         return TcpTransport(announce)
     context = tls_context(tls.identity, side="client", verify=tls.verify)
@@ -116,22 +139,81 @@ def _client_protocol(
     )
 
 
+#: What opens only when the client has gone through a handshake.
+_Shaking: TypeAlias = TlsTransport | HttpConnectTransport
+_Failed: TypeAlias = Callable[[Exception, str], None]
+
+
+class _Handshakes:
+    """Makes the transports of a listener, and watches them until they are open.
+
+    Args:
+        make: makes a transport of what it shall call when open and when failed.
+        name: of the handshake, for errors.
+        timeout_s: how long a handshake may take.
+        accept: called for each open connection.
+        failed: called for each handshake that fails.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Accept, _Failed], _Shaking],
+        *,
+        name: str,
+        timeout_s: float,
+        accept: Accept,
+        failed: _Failed,
+    ) -> None:
+        self._make = make
+        self._name = name
+        self._timeout_s = timeout_s
+        self._accept = accept
+        self._failed = failed
+        self._unproven: dict[_Shaking, None] = {}  # the oldest one first
+
+    def start(self) -> _Shaking:
+        """Make the transport of a new connection."""
+
+        def proven(transport: Transport) -> Receiver:
+            self._unproven.pop(made, None)
+            return self._accept(transport)
+
+        def not_proven(error: Exception, address: str) -> None:
+            self._unproven.pop(made, None)
+            self._failed(error, address)
+
+        made = self._make(proven, not_proven)
+        if len(self._unproven) >= MAX_UNPROVEN:
+            oldest = next(iter(self._unproven))
+            del self._unproven[oldest]
+            oldest.fail_handshake(HandshakeError("too many clients in their handshake"))
+        self._unproven[made] = None
+        reason = HandshakeError(f"no {self._name} within {self._timeout_s:g} s")
+        made.handshake_timer = asyncio.get_running_loop().call_later(
+            self._timeout_s, made.fail_handshake, reason
+        )
+        return made
+
+    def give_up(self) -> None:
+        """End all that run."""
+        for transport in list(self._unproven):
+            transport.give_up()
+
+
 class Listener:
     """A listening socket; made by ``listen``."""
 
-    def __init__(
-        self, server: asyncio.Server, unproven: "dict[TlsTransport, None]"
-    ) -> None:
+    def __init__(self, server: asyncio.Server, handshakes: _Handshakes | None) -> None:
         self._server = server
-        self._unproven = unproven
+        self._handshakes = handshakes
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
 
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""
         self._server.close()
-        for transport in list(self._unproven):
-            transport.give_up()
+        if self._handshakes is not None:
+            self._handshakes.give_up()
 
 
 async def listen(
@@ -139,8 +221,9 @@ async def listen(
     *,
     tls: TlsSettings | None,
     accept: Accept,
-    failed: Callable[[Exception, str], None],
+    failed: _Failed,
     handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    http_connect: bool = False,
 ) -> Listener:
     """Listen, and hand each open, authenticated connection to ``accept``.
 
@@ -149,59 +232,48 @@ async def listen(
         tls: None for plain TCP.
         accept: called for each connection; returns its receiver.
         failed: called with the reason and the client's address when a handshake fails.
-        handshake_timeout_s: how long a client may take to prove who it is.
+        handshake_timeout_s: how long a client may take to prove who it is, or for its
+            HTTP head.
+        http_connect: require HTTP CONNECT of each client, on plain TCP.
 
     Raises:
+        ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: the address cannot be listened on.
     """
-    loop = asyncio.get_running_loop()
-    unproven: dict[TlsTransport, None] = {}  # the oldest one first
+    _require_plain(tls, http_connect=http_connect)
+    handshakes: _Handshakes | None = None
+    if tls is not None or http_connect:
+        handshakes = _Handshakes(
+            _maker(tls),
+            name="TLS handshake" if tls is not None else "HTTP CONNECT",
+            timeout_s=handshake_timeout_s,
+            accept=accept,
+            failed=failed,
+        )
 
-    def plain() -> TcpTransport:
-        return TcpTransport(accept)
+    def factory() -> TcpTransport:
+        return TcpTransport(accept) if handshakes is None else handshakes.start()
 
-    factory: Callable[[], TcpTransport] = plain
-    if tls is not None:
-        context = tls_context(tls.identity, side="server", verify=tls.verify)
-        authorities = tls.identity.authorities if tls.verify else None
-
-        def secure() -> TlsTransport:
-            def proven(transport: Transport) -> Receiver:
-                unproven.pop(made, None)
-                return accept(transport)
-
-            def not_proven(error: Exception, address: str) -> None:
-                unproven.pop(made, None)
-                failed(error, address)
-
-            made = TlsTransport(
-                context,
-                authorities=authorities,
-                side="server",
-                accept=proven,
-                failed=not_proven,
-            )
-            if len(unproven) >= MAX_UNPROVEN:
-                next(iter(unproven)).fail_handshake(
-                    HandshakeError("too many clients in their handshake")
-                )
-            unproven[made] = None
-            reason = HandshakeError(
-                f"no TLS handshake within {handshake_timeout_s:g} s"
-            )
-            made.handshake_timer = loop.call_later(
-                handshake_timeout_s, made.fail_handshake, reason
-            )
-            return made
-
-        factory = secure
     try:
-        server = await loop.create_server(
+        server = await asyncio.get_running_loop().create_server(
             factory, address.host or None, address.port, backlog=_BACKLOG
         )
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server, unproven)
+    return Listener(server, handshakes)
+
+
+def _maker(tls: TlsSettings | None) -> Callable[[Accept, _Failed], _Shaking]:
+    """Return what makes a server's transports; without TLS, those of HTTP CONNECT."""
+    if tls is None:
+        return lambda accept, failed: HttpConnectTransport(
+            side="server", accept=accept, failed=failed
+        )
+    context = tls_context(tls.identity, side="server", verify=tls.verify)
+    authorities = tls.identity.authorities if tls.verify else None
+    return lambda accept, failed: TlsTransport(
+        context, authorities=authorities, side="server", accept=accept, failed=failed
+    )
 
 
 def _reason(exc: Exception) -> str:

@@ -77,6 +77,12 @@ class TcpTransport(asyncio.BufferedProtocol):
         """Say that nothing is protected."""
         return "plain TCP, nothing is protected"
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 where it is closed."""
+        assert self._socket_transport is not None
+        number: int = self._socket_transport.get_extra_info("socket").fileno()
+        return number
+
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

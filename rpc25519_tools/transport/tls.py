@@ -36,6 +36,7 @@ from rpc25519_tools.transport.base import (
     Accept,
     encrypted_pool,
     scratch_buffer,
+    short_buffer,
 )
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls_records import (
@@ -76,6 +77,8 @@ _VERDICTS: Final = {
     26: "its extended key usage does not allow this role",
 }
 
+#: What is encrypted without further ado, in one record.
+_SHORT_LEN: Final = 16 * 1024
 #: Shorter output is copied, lest a slow peer hold a whole chunk for a few bytes.
 _HOLD_FROM_LEN: Final = 64 * 1024
 
@@ -239,9 +242,7 @@ class TlsTransport(TcpTransport):
         """Decrypt what came, straight into the receiver's memory."""
         if self._closing:
             return
-        encrypted = self._scratch[:nbytes]
-        while encrypted:
-            encrypted = encrypted[self._ssl.bio_write(encrypted) :]
+        self._records.feed(self._scratch[:nbytes])
         if self._handshaking:
             self._shake_hands()
         if not self._handshaking:
@@ -283,6 +284,12 @@ class TlsTransport(TcpTransport):
         """Queue ``buffers`` in order."""
         if self._closing:
             return
+        if len(buffers) == 1 and not self._unsent and not self._over_high_water:
+            data = buffers[0]
+            if len(data) <= _SHORT_LEN:
+                self._records.write(data)
+                self._send_encrypted(short=True)
+                return
         for buffer in buffers:
             self._unsent.append(memoryview(buffer))
             self._unsent_len += len(buffer)
@@ -372,8 +379,8 @@ class TlsTransport(TcpTransport):
             self._end_with(self._records.failure)
         elif end is ReadEnd.CLOSED:
             self.close()
-        else:
-            self._send_encrypted()  # an answer to a key update, say
+        # What OpenSSL has to say on receiving, such as an answer to a key update, it
+        # says in front of what we write next.
 
     def _end_with(self, text: str) -> None:
         """End an open connection that TLS declares broken or refused."""
@@ -394,7 +401,7 @@ class TlsTransport(TcpTransport):
             while self._unsent and room:
                 head = self._unsent[0]
                 piece = head[:room]
-                self._ssl.sendall(piece)
+                self._records.write(piece)
                 room -= len(piece)
                 self._unsent_len -= len(piece)
                 if len(piece) == len(head):
@@ -407,10 +414,17 @@ class TlsTransport(TcpTransport):
             # can write again, reports its end twice.
             asyncio.get_running_loop().call_soon(self._say_goodbye)
 
-    def _send_encrypted(self) -> None:
+    def _send_encrypted(self, *, short: bool = False) -> None:
         assert self._socket_transport is not None
         if self._socket_transport.is_closing():
             return  # asyncio would complain of each write to a socket that is gone
+        if short:
+            memory = short_buffer()
+            while count := self._records.take_encrypted(memory):
+                self._socket_transport.write(bytes(memory[:count]))
+                if count < len(memory):
+                    return
+            return
         # asyncio may keep what the kernel does not take at once, so that the memory
         # cannot simply be used again: the pool sees who still holds it.
         while True:

@@ -11,6 +11,8 @@ from typing import Final, Protocol
 
 from OpenSSL import SSL
 
+from rpc25519_tools.wire.greenpack import Buffer
+
 #: One record never holds more, and pyOpenSSL allocates as much as it is asked for.
 RECORD_LEN: Final = 16 * 1024
 
@@ -41,6 +43,12 @@ class Records(Protocol):
             stopped.
         """
 
+    def write(self, data: Buffer) -> None:
+        """Encrypt ``data``; the result waits to be taken."""
+
+    def feed(self, encrypted: memoryview) -> None:
+        """Take bytes that came from the peer."""
+
     def take_encrypted(self, memory: memoryview) -> int:
         """Move encrypted bytes to the front of ``memory``; return how many, or 0."""
 
@@ -69,10 +77,12 @@ class FastRecords:
     def __init__(self, connection: SSL.Connection) -> None:
         library = SSL._lib  # type: ignore[attr-defined]  # see above
         self._ssl_read = library.SSL_read
+        self._ssl_write = library.SSL_write
+        self._bio_write = library.BIO_write
         self._bio_read = library.BIO_read
         self._from_buffer = SSL._ffi.from_buffer  # type: ignore[attr-defined]
         self._ssl = connection._ssl
-        self._output = connection._from_ssl
+        self._input, self._output = connection._into_ssl, connection._from_ssl
         self._raise_error = connection._raise_ssl_error
         self.failure = ""
 
@@ -99,6 +109,22 @@ class FastRecords:
             self.failure = alert_text(exc)
             return ReadEnd.FAILED
         raise AssertionError("OpenSSL failed without a reason")
+
+    def write(self, data: Buffer) -> None:
+        """Encrypt ``data``."""
+        if len(data):
+            count = self._ssl_write(self._ssl, self._from_buffer(data), len(data))
+            if count != len(data):
+                self._raise_error(self._ssl, count)
+                raise AssertionError("OpenSSL took a part of what it was to encrypt")
+
+    def feed(self, encrypted: memoryview) -> None:
+        """Take bytes that came from the peer."""
+        count = self._bio_write(
+            self._input, self._from_buffer(encrypted), len(encrypted)
+        )
+        if count != len(encrypted):
+            raise MemoryError("OpenSSL has no room for what came")
 
     def take_encrypted(self, memory: memoryview) -> int:
         """Move encrypted bytes to the front of ``memory``."""
@@ -129,6 +155,15 @@ class PublicRecords:
             self.failure = alert_text(exc)
             return filled, ReadEnd.FAILED
         return filled, ReadEnd.FULL
+
+    def write(self, data: Buffer) -> None:
+        """Encrypt ``data``."""
+        self._connection.sendall(data)
+
+    def feed(self, encrypted: memoryview) -> None:
+        """Take bytes that came from the peer."""
+        while encrypted:
+            encrypted = encrypted[self._connection.bio_write(encrypted) :]
 
     def take_encrypted(self, memory: memoryview) -> int:
         """Move encrypted bytes to the front of ``memory``."""

@@ -13,7 +13,6 @@ Source: recorded exchanges; the limits are those that a Go peer enforces.
 """
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from rpc25519_tools.errors import (
@@ -22,6 +21,7 @@ from rpc25519_tools.errors import (
     LocalProtocolError,
     RemoteProtocolError,
 )
+from rpc25519_tools.values import value_class
 from rpc25519_tools.wire import codecs
 from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.codecs import Codec
@@ -42,11 +42,14 @@ _JOIN_UP_TO_LEN: Final = 16 * 1024
 
 _HEADER: Final = struct.Struct(">7sBQ")
 _HIGHEST_CODEC: Final = max(Codec)
+_CODECS: Final = tuple(Codec(number) for number in range(_HIGHEST_CODEC + 1))
+#: Frames up to this length are copied out of the received bytes.
+_WHOLE_UP_TO_LEN: Final = 64 * 1024
 #: The first two bytes of a TLS alert record: what a plain client hears from TLS.
 _TLS_ALERT: Final = b"\x15\x03"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Frame:
     """One frame as it arrived: its codec and its still packed body."""
 
@@ -171,6 +174,12 @@ class FrameDecoder:
         position = 0
         end = len(view)
         while position < end:
+            if self._body is None and not self._partial_header:
+                frame = self._whole_frame(view, position, end)
+                if frame is not None:
+                    frames.append(frame)
+                    position += FRAME_HEADER_LEN + len(frame.body)
+                    continue
             if self._body is not None:
                 position += self._fill_body(view[position:])
             else:
@@ -178,6 +187,23 @@ class FrameDecoder:
             if self._body is not None and self._filled == self._body_len:
                 frames.append(self._finish_body())
         return frames
+
+    @staticmethod
+    def _whole_frame(view: memoryview, position: int, end: int) -> Frame | None:
+        """Cut out a short frame that is there in one piece, as most are; else None."""
+        start = position + FRAME_HEADER_LEN
+        if start > end:
+            return None
+        magic, codec, body_len = _HEADER.unpack_from(view, position)
+        stop = start + body_len
+        if (
+            magic != MAGIC
+            or codec > _HIGHEST_CODEC
+            or body_len > _WHOLE_UP_TO_LEN
+            or stop > end
+        ):
+            return None
+        return Frame(_CODECS[codec], bytes(view[start:stop]))
 
     def _read_header(self, view: memoryview, position: int) -> int:
         """Read a frame header, or the part of it that is there."""

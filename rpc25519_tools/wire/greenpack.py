@@ -18,7 +18,7 @@ Source: recorded encodings ``gp-ints``, ``gp-lengths``, ``gp-message-full``.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
@@ -29,6 +29,8 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Extension code of a time.
 TIME_EXT_CODE: Final = 5
+#: Extension code of a duration.
+DURATION_EXT_CODE: Final = 7
 #: Go's zero time, in seconds since 1970: 1 January of the year 1.
 GO_ZERO_TIME_S: Final = -62_135_596_800
 #: Most entries of one map; longer ones are refused before they are read.
@@ -48,6 +50,8 @@ _LONG_HEADER_LENS: Final = {0xC6: 5, 0xC9: 6, 0xDB: 5}
 
 _NS_PER_S: Final = 1_000_000_000
 _TIME: Final = struct.Struct(">qi")
+#: A duration is an int64 in msgpack's own form, inside an extension.
+_DURATION: Final = struct.Struct(">Bq")
 _pack_time: Final = struct.Struct(">BBBqi").pack
 _pack_u16: Final = struct.Struct(">BH").pack
 _pack_u32: Final = struct.Struct(">BI").pack
@@ -129,27 +133,43 @@ def pack_map_header(entries: int) -> bytes:
     return _pack_u32(0xDF, entries)
 
 
+def pack_array_header(entries: int) -> bytes:
+    """Return what goes in front of an array's members."""
+    if entries < 16:
+        return bytes((0x90 | entries,))
+    if entries <= 0xFFFF:
+        return _pack_u16(0xDC, entries)
+    return _pack_u32(0xDD, entries)
+
+
 def pack_time(ns: int) -> bytes:
     """Pack a time given in nanoseconds since 1970 UTC (15 bytes)."""
     seconds, nanoseconds = divmod(ns, _NS_PER_S)
     return _pack_time(0xC7, 12, TIME_EXT_CODE, seconds, nanoseconds)
 
 
+def _extension(code: int, data: bytes) -> object:
+    """Return a time as a tuple, which nothing else is unpacked as."""
+    if code == TIME_EXT_CODE and len(data) == _TIME.size:
+        return _TIME.unpack(data)
+    return msgpack.ExtType(code, data)
+
+
 def unpack_time(value: object, field: str) -> int | None:
     """Return the nanoseconds since 1970 of a decoded time; None when it is unset.
+
+    Args:
+        value: what ``unpack_object`` or PrefixUnpacker made of it.
+        field: its name, for errors.
 
     Raises:
         DecodeError: ``value`` is neither nil nor a time of this dialect.
     """
     if value is None:
         return None
-    if (
-        not isinstance(value, msgpack.ExtType)
-        or value.code != TIME_EXT_CODE
-        or len(value.data) != _TIME.size
-    ):
+    if type(value) is not tuple:
         raise DecodeError(f"{field} is not a time")
-    seconds, nanoseconds = _TIME.unpack(value.data)
+    seconds, nanoseconds = value
     if not 0 <= nanoseconds < _NS_PER_S:
         raise DecodeError(f"{field} has {nanoseconds} nanoseconds in a second")
     if seconds == GO_ZERO_TIME_S and nanoseconds == 0:
@@ -169,6 +189,7 @@ def unpack_object(data: Buffer) -> object:
             data,
             strict_map_key=False,
             unicode_errors="surrogateescape",
+            ext_hook=_extension,
             max_array_len=MAX_ARRAY_LEN,
             max_map_len=MAX_CONTAINER_LEN,
         )
@@ -195,6 +216,7 @@ class PrefixUnpacker:
         self._unpacker = msgpack.Unpacker(
             strict_map_key=False,
             unicode_errors="surrogateescape",
+            ext_hook=_extension,
             max_buffer_size=window_len,
             max_array_len=MAX_ARRAY_LEN,
             max_map_len=MAX_CONTAINER_LEN,
@@ -377,3 +399,94 @@ def members(
         raise DecodeError(
             f"malformed greenpack: {str(exc) or type(exc).__name__}"
         ) from exc
+
+
+class ValueReader:
+    """Read a long or nested value piece by piece, by a plan that the caller has.
+
+    Nothing is allocated for what is only announced: containers are entered by their
+    caller, who reads one member after the other.
+
+    Raises (all methods):
+        DecodeError: the next object is malformed, cut short, or not of the kind asked.
+    """
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = memoryview(data)
+        self._unpacker = msgpack.Unpacker(
+            strict_map_key=False,
+            unicode_errors="surrogateescape",
+            max_buffer_size=max(len(self._data), 1),
+            max_array_len=0,
+            max_map_len=0,
+            ext_hook=_extension,
+        )
+        self._unpacker.feed(self._data)
+
+    def scalar(self) -> object:
+        """Read anything that is no container; times are tuples for unpack_time."""
+        try:
+            value: object = self._unpacker.unpack()
+        except (msgpack.OutOfData, ValueError, TypeError) as exc:
+            raise DecodeError("a single value is wanted, or it is cut short") from exc
+        return value
+
+    def is_nil(self) -> bool:
+        """Tell whether nil comes next; it is not read."""
+        offset = self.offset()
+        return offset < len(self._data) and self._data[offset] == 0xC0
+
+    def array_len(self) -> int:
+        """Enter an array; return how many members follow."""
+        return self._header(self._unpacker.read_array_header, "an array")
+
+    def map_len(self) -> int:
+        """Enter a map; return how many pairs of key and value follow."""
+        return self._header(self._unpacker.read_map_header, "a map")
+
+    def _header(self, read: Callable[[], int], what: str) -> int:
+        try:
+            length = int(read())
+        except (msgpack.OutOfData, ValueError, TypeError) as exc:
+            raise DecodeError(f"{what} is wanted") from exc
+        if length > len(self._data) - self.offset():
+            raise DecodeError(f"{what} of {length} members is cut short")
+        return length
+
+    def skip(self) -> None:
+        """Pass over one object of any kind."""
+        try:
+            self._unpacker.skip()
+        except (msgpack.OutOfData, ValueError, TypeError) as exc:
+            raise DecodeError("an unknown member is malformed") from exc
+
+    def offset(self) -> int:
+        """Return how many bytes have been read."""
+        return int(self._unpacker.tell())
+
+
+def unpack_duration(value: object, field: str) -> int:
+    """Return the nanoseconds of a decoded duration; 0 where it is unset.
+
+    Raises:
+        DecodeError: ``value`` is neither nil nor a duration of this dialect.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, msgpack.ExtType) and value.code == DURATION_EXT_CODE:
+        data = value.data
+        if len(data) == _DURATION.size and data[0] == 0xD3:
+            return int(_DURATION.unpack(data)[1])
+    raise DecodeError(f"{field} is not a duration")
+
+
+def pack_duration(ns: int) -> bytes:
+    """Pack a duration in nanoseconds (12 bytes).
+
+    Raises:
+        OverflowError: ``ns`` does not fit 64 bits.
+    """
+    try:
+        return b"\xc7\x09\x07" + _DURATION.pack(0xD3, ns)
+    except struct.error as exc:
+        raise OverflowError(f"{ns} is no signed 64-bit integer") from exc

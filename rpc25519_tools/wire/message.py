@@ -15,13 +15,15 @@ a short body may be built as it is; of a longer one only the known members are.
 Source: recorded exchanges ``*.c2s.bin`` / ``*.s2c.bin`` and ``gp-message-*.bin``.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, cast
 
 from rpc25519_tools.errors import DecodeError
+from rpc25519_tools.values import keyword_value_class
 from rpc25519_tools.wire.greenpack import (
     Buffer,
     PrefixUnpacker,
@@ -58,6 +60,9 @@ MAX_ERROR_LEN: Final = 1024 * 1024
 
 _NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 
+#: Longer names are packed each time they are sent.
+_CACHED_LEN: Final = 256
+
 
 class CallType(IntEnum):
     """What a message is for; the numbers of the peer's ``CallType``."""
@@ -85,7 +90,7 @@ class CallType(IntEnum):
     RSYNC_STEP4 = 24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_value_class
 class Header:
     """The header of a message; every field has the peer's meaning.
 
@@ -122,7 +127,7 @@ class Header:
     no_system_compression: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_value_class
 class Message:
     """One message.
 
@@ -143,6 +148,7 @@ _KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
 _KEY_ERROR: Final = pack_str("JobErrs_zid02_str")
 _EMPTY_HEADER: Final = _KEY_HEADER + pack_map_header(0)
 _NIL: Final = memoryview(b"\xc0")
+_SIGNED_END: Final = 1 << 63
 
 
 def _pack_args(args: Mapping[str, str]) -> bytes:
@@ -153,14 +159,24 @@ def _pack_args(args: Mapping[str, str]) -> bytes:
     return b"".join(packed)
 
 
+@functools.lru_cache(maxsize=1024)
+def _packed_name(text: str) -> bytes:
+    """Pack a text that comes again and again: addresses and names of services."""
+    return pack_str(text)
+
+
+def _pack_name(text: str) -> bytes:
+    return _packed_name(text) if len(text) <= _CACHED_LEN else pack_str(text)
+
+
 def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a field
     out: list[bytes] = []
     if header.created_ns is not None:
         out.append(b"\xb1Created_zid00_tim" + pack_time(header.created_ns))
     if header.sender:
-        out.append(b"\xaeFrom_zid01_str" + pack_str(header.sender))
+        out.append(b"\xaeFrom_zid01_str" + _pack_name(header.sender))
     if header.recipient:
-        out.append(b"\xacTo_zid02_str" + pack_str(header.recipient))
+        out.append(b"\xacTo_zid02_str" + _pack_name(header.recipient))
     if header.subject:
         out.append(b"\xb1Subject_zid03_str" + pack_str(header.subject))
     if header.seqno:
@@ -178,7 +194,7 @@ def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a fie
     if header.stream_part:
         out.append(b"\xb4StreamPart_zid10_i64" + pack_signed(header.stream_part))
     if header.service_name:
-        out.append(b"\xb5ServiceName_zid11_str" + pack_str(header.service_name))
+        out.append(b"\xb5ServiceName_zid11_str" + _pack_name(header.service_name))
     if header.args:
         out.append(b"\xaeArgs_zid12_map" + _pack_args(header.args))
     if header.no_system_compression:
@@ -267,11 +283,72 @@ _HEADER_FIELDS: Final[dict[str, tuple[str, Callable[[object, str], object]]]] = 
 }
 
 
+def _usual_header(value: dict[str, object]) -> Header | None:
+    """Decode a header that has only known members, each of the type that peers send.
+
+    Returns None for any other, which _header_of then takes or refuses. This is most of
+    what receiving a short message costs.
+    """
+    get = value.get
+    count = len(value)
+    created, deadline = get("Created_zid00_tim"), get("Deadline_zid09_tim")
+    sender, recipient = get("From_zid01_str", ""), get("To_zid02_str", "")
+    subject, seqno = get("Subject_zid03_str", ""), get("Seqno_zid04_u64", 0)
+    call_type, call_id = get("Typ_zid05_rct", 0), get("CallID_zid06_str", "")
+    serial, part = get("Serial_zid07_i64", 0), get("StreamPart_zid10_i64", 0)
+    service_name, args = get("ServiceName_zid11_str", ""), get("Args_zid12_map")
+    plain = get("NoSystemCompression_zid13_boo", False)  # dict.get
+    known = (
+        (created is not None)
+        + (deadline is not None)
+        + (sender != "")
+        + (recipient != "")
+        + (subject != "")
+        + (seqno != 0)
+        + (call_type != 0)
+        + (call_id != "")
+        + (serial != 0)
+        + (part != 0)
+        + (service_name != "")
+        + (args is not None)
+        + (plain is not False)
+    )
+    if known != count or not (
+        type(sender) is type(recipient) is type(subject) is str
+        and type(call_id) is type(service_name) is str
+        and type(seqno) is type(call_type) is type(serial) is type(part) is int
+        and type(plain) is bool
+        and seqno >= 0
+        and call_type < _SIGNED_END
+        and serial < _SIGNED_END
+        and part < _SIGNED_END
+    ):
+        return None
+    return Header(
+        created_ns=unpack_time(created, "Created_zid00_tim"),
+        sender=sender,
+        recipient=recipient,
+        subject=subject,
+        seqno=seqno,
+        call_type=call_type,
+        call_id=call_id,
+        serial=serial,
+        deadline_ns=unpack_time(deadline, "Deadline_zid09_tim"),
+        stream_part=part,
+        service_name=service_name,
+        args=_NO_ARGS if args is None else _as_args(args, "Args_zid12_map"),
+        no_system_compression=plain,
+    )
+
+
 def _header_of(value: object) -> Header:
     if value is None:
         return Header()
     if not isinstance(value, dict):
         raise DecodeError("the header of a message is not a map")
+    usual = _usual_header(value)
+    if usual is not None:
+        return usual
     fields: dict[str, object] = {}
     for key, member in value.items():
         known = _HEADER_FIELDS.get(key) if isinstance(key, str) else None
@@ -288,15 +365,18 @@ def _message_of(value: object) -> Message:
         return Message(header=Header())
     if not isinstance(value, dict):
         raise DecodeError("a message must be a map")
+    payload = value.get("JobSerz_zid01_bin")
+    header = value.get("HDR_zid00_rct")
+    if type(payload) is bytes and len(value) == 2 and header is not None:
+        return Message(header=_header_of(header), payload=payload)
     if any(isinstance(key, bytes) for key in value):
         raise DecodeError("a key of a message is binary")
-    payload = value.get("JobSerz_zid01_bin")
     if payload is None:
         payload = b""
     elif not isinstance(payload, bytes):
         raise DecodeError("JobSerz_zid01_bin is not binary")
     return Message(
-        header=_header_of(value.get("HDR_zid00_rct")),
+        header=_header_of(header),
         payload=payload,
         error=_as_str(value.get("JobErrs_zid02_str"), "JobErrs_zid02_str"),
     )

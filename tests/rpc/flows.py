@@ -87,7 +87,9 @@ def jsonable(value: object) -> object:
         }
     if isinstance(value, dict):
         return {key: jsonable(member) for key, member in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):  # a time, as unpack_object gives it
+        return {"sec": value[0], "nsec": value[1]}
+    if isinstance(value, list):
         return [jsonable(member) for member in value]
     return value
 

@@ -64,6 +64,9 @@ class MemoryTransport:
     def unsent_len(self) -> int:
         return self._unsent_len
 
+    def fileno(self) -> int:
+        return -1
+
     def write(self, buffers: Sequence[Buffer]) -> None:
         if self._closing:
             return
@@ -194,6 +197,7 @@ class MemoryNetwork:
         accept: Accept,
         timeout_s: float,
         local: Address | None = None,
+        http_connect: bool = False,
     ) -> Transport:
         return self.dial(accept)
 
@@ -211,6 +215,7 @@ class MemoryNetwork:
         tls: object,
         accept: Accept,
         failed: Callable[[Exception, str], None],
+        http_connect: bool = False,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self

@@ -52,11 +52,19 @@ class Net:
 
     @contextlib.asynccontextmanager
     async def server(
-        self, registry: Registry, observer: Seen | None = None, **settings: Any
+        self,
+        registry: Registry,
+        observer: Seen | None = None,
+        *,
+        reveal_errors: bool = True,
+        **settings: Any,
     ) -> AsyncIterator[Server]:
         """Run a server; ``settings`` are fields of its Config."""
         server = Server(
-            self.config("127.0.0.1:0", "node", **settings), registry, observer
+            self.config("127.0.0.1:0", "node", **settings),
+            registry,
+            observer,
+            reveal_errors=reveal_errors,
         )
         await server.start()
         try:

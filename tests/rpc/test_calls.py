@@ -21,8 +21,11 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.identity.store import load_identity
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.rpc.client import Client, ClientStream
-from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.wire.constants import MAX_PAYLOAD_LEN
 from rpc25519_tools.wire.message import CallType, Header, Message
@@ -261,8 +264,9 @@ async def test_an_error_text_beside_a_payload_is_an_error(memory: Net) -> None:
             await client.call("fail", b"")
 
 
-async def test_a_crash_of_a_handler_tells_the_caller_no_more_than_its_kind(
-    net: Net, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("reveal", [True, False])
+async def test_a_crash_of_a_handler_is_told_as_far_as_the_server_wants(
+    net: Net, caplog: pytest.LogCaptureFixture, reveal: bool
 ) -> None:
     registry = services()
 
@@ -273,13 +277,19 @@ async def test_a_crash_of_a_handler_tells_the_caller_no_more_than_its_kind(
     registry.add_upload("crash", crash)
     registry.add_download("crash", crash)
     registry.add_bistream("crash", crash)
-    async with net.pair(registry) as (_, client):
+    told = "ValueError: /secret/path"
+    if not reveal:
+        told = "internal error of the handler: ValueError"
+    async with (
+        net.server(registry, reveal_errors=reveal) as server,
+        await net.client(server) as client,
+    ):
         with pytest.raises(RemoteCallError) as caught:
             await client.call("crash", b"")
-        assert str(caught.value) == "internal error of the handler: ValueError"
+        assert str(caught.value) == told
         for kind in (CallKind.UPLOAD, CallKind.DOWNLOAD, CallKind.BISTREAM):
             async with await client.stream(kind, "crash") as stream:
-                with pytest.raises(RemoteCallError, match="internal error"):
+                with pytest.raises(RemoteCallError, match=told):
                     await stream.reply()
         await client.call("echo", b"")
     logged = [one for one in caplog.records if one.levelno == logging.ERROR]

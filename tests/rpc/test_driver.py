@@ -20,7 +20,9 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.rpc import driver
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import OutgoingStream
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.codecs import Codec, codec_name
@@ -490,7 +492,7 @@ async def test_a_client_that_never_reads_cannot_hold_up_the_servers_end(
         await until(
             lambda: seen.open and seen.open[0].unsent_len > WRITE_HIGH_WATER_LEN
         )
-        monkeypatch.setattr("rpc25519_tools.rpc.server._CLEANUP_TIMEOUT_S", 0.1)
+        monkeypatch.setattr("rpc25519_tools.rpc.connection._CLEANUP_TIMEOUT_S", 0.1)
         with quick_close(monkeypatch):
             await server.aclose()
         client.transport.resume_reading()
@@ -531,7 +533,7 @@ async def test_a_server_that_stops_finishes_running_calls_and_starts_no_more(
 async def test_a_handler_that_does_not_stop_cannot_hold_up_the_servers_end(
     memory: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpc25519_tools.rpc.server._CLEANUP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("rpc25519_tools.rpc.connection._CLEANUP_TIMEOUT_S", 0.05)
     registry, go, started = Registry(), asyncio.Event(), asyncio.Event()
 
     async def stubborn(context: CallContext) -> Reply:

@@ -6,7 +6,9 @@ from pathlib import Path
 from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.rpc.streams import IncomingStream
 from rpc25519_tools.wire.codecs import Codec
@@ -87,7 +89,7 @@ async def test_parts_that_unpack_to_much_more_stay_packed_until_they_are_read(
             await stream.reply()
     await server.aclose()
     assert received == parts_sent * part_len
-    assert waiting_len <= 4 * part_len
+    assert waiting_len <= 7 * part_len
 
 
 async def test_calls_whose_answers_nobody_reads_stop_the_reading(certs: Path) -> None:
@@ -166,5 +168,5 @@ async def test_arguments_of_parts_count_as_much_as_their_payload(certs: Path) ->
         may_read.set()
         await sending
     await server.aclose()
-    # A mebibyte, and what one read from the kernel brought along.
-    assert 0 < waiting < 40
+    # Six mebibytes, and what one read from the kernel brought along.
+    assert 0 < waiting < 75

@@ -9,8 +9,10 @@ import pytest
 
 from rpc25519_tools.rpc import driver, streams
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.rpc.client import ClientStream
-from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream, Part
 from rpc25519_tools.transport.base import CHUNK_LEN, WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.codecs import Codec

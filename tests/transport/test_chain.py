@@ -9,7 +9,9 @@ from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.errors import KeyFileError, PeerNotTrustedError
 from rpc25519_tools.identity.store import load_identity
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.transport.tls import TlsTransport

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.registry import CallContext, Registry, Reply
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from tests.helpers import until
 

@@ -1,0 +1,399 @@
+"""One client of a server: feeds its messages to the core and runs the handlers.
+
+Each call runs as a task of its own. Whatever a handler does (it fails, it never ends,
+it sends without end), its caller gets an answer where one is due, and the connection
+goes on; a peer that breaks the protocol loses its connection.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from rpc25519_tools.config import Config
+from rpc25519_tools.errors import (
+    CallCancelledError,
+    ConnectionLostError,
+    DeadlineError,
+    HandlerError,
+    IncompleteTransferError,
+    LocalProtocolError,
+    Rpc25519Error,
+    SecurityError,
+)
+from rpc25519_tools.rpc import methods, server_core
+from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.context import (
+    CallContext,
+    Cancellation,
+    allowance_s,
+    set_handled_until,
+)
+from rpc25519_tools.rpc.deadlines import Deadlines
+from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.handlers import Reply, as_reply
+from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
+from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.server_core import OpenCall, ServerCore
+from rpc25519_tools.rpc.streams import (
+    NO_ARGS,
+    IncomingStream,
+    OutgoingStream,
+    Part,
+)
+from rpc25519_tools.transport.base import Transport
+from rpc25519_tools.wire.codecs import Codec, codec_from_name
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import Message
+
+_log = logging.getLogger(__name__)
+
+#: How long cancelled handlers may take to clean up, in seconds.
+_CLEANUP_TIMEOUT_S: Final = 2.0
+#: A connection is not read from while its running calls hold more than this.
+_HIGH_HELD_LEN: Final = 32 << 20
+#: Characters of an error's text that travel.
+_ERROR_LEN: Final = 2000
+_SHUTTING_DOWN: Final = "the server is shutting down"
+#: The wire's own words for a cancelled call, and for one whose deadline has passed.
+_CANCELLED: Final = "context canceled"
+_EXPIRED: Final = "context deadline exceeded"
+
+
+class Owner(Protocol):
+    """What a connection needs from its server."""
+
+    @property
+    def config(self) -> Config:
+        """The server's settings."""
+
+    @property
+    def registry(self) -> Registry:
+        """The services on offer."""
+
+    @property
+    def reveals_errors(self) -> bool:
+        """Whether callers get the text of any error, or of those meant for them."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no more calls may begin."""
+
+    def forget(self, connection: "Connection", reason: Exception) -> None:
+        """Drop a connection that is over."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A call that is running: its task and, for streams, what comes in.
+
+    A task that is cancelled before it has begun runs nothing at all, not even what
+    answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
+    and only its answer is on the way.
+    """
+
+    task: asyncio.Task[None]
+    incoming: IncomingStream | None
+    cancellation: Cancellation
+    until_s: float | None
+    begun: bool = False
+    answering: bool = False
+
+
+class Connection:
+    """One client's connection.
+
+    Args:
+        owner: the server.
+        transport: the open connection.
+    """
+
+    def __init__(self, owner: Owner, transport: Transport) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[OpenCall, _Running] = {}
+        self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
+        self._held_len = 0
+        self._holding = False
+        self.driver = Driver(transport, self._message, self._closed)
+        self._core = ServerCore(
+            local=f"{transport.network}://{transport.local_address}",
+            remote=f"{transport.network}://{transport.remote_address}",
+            default_codec=codec_from_name(owner.config.compression),
+            offers=owner.registry.offers,
+        )
+        self._liveness = Liveness(
+            self.driver,
+            owner.config,
+            send_keepalive=self._send_keepalive,
+            is_busy=self._is_busy,
+        )
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Return the tasks of all running calls."""
+        return [running.task for running in self._running.values()]
+
+    async def push(
+        self,
+        service_name: str,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        call_id: str = "",
+        compress: bool = True,
+    ) -> None:
+        """Send a one-way message; see ``Server.push``."""
+        message = self._core.push(
+            service_name,
+            now_ns=now_ns(),
+            payload=payload,
+            args=args,
+            call_id=call_id,
+            compress=compress,
+        )
+        await self.driver.send(message, self._core.codec)
+
+    async def aclose(self) -> None:
+        """Cancel what still runs, send what is queued, and close."""
+        tasks = self.tasks()
+        for running in self._running.values():
+            running.cancellation.set()
+            running.task.cancel(_SHUTTING_DOWN)
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
+            if stuck:  # behind a peer that does not read
+                self.driver.abort(ConnectionLostError(_SHUTTING_DOWN))
+        await self.driver.aclose()
+
+    # Called by the driver and by liveness.
+
+    def _message(self, message: Message, codec: Codec) -> None:
+        event = self._core.receive(message, codec, now_ns=now_ns())
+        match event:
+            case None:
+                pass
+            case server_core.CallStarted():
+                self._start(event.call, event.message)
+            case server_core.PartReceived():
+                incoming = self._incoming(event.call)
+                if incoming is not None:
+                    incoming.feed(Part.of(event.message, last=event.last))
+            case server_core.StreamBroken():
+                incoming = self._incoming(event.call)
+                if incoming is not None:
+                    incoming.end(IncompleteTransferError(event.reason))
+            case server_core.CallCancelled():
+                self._stop(event.call, "cancelled by the client")
+            case server_core.MessageToSend():
+                self.driver.send_now(event.message, self._core.codec)
+
+    def _closed(self, reason: Exception) -> None:
+        self._liveness.stop()
+        self._deadlines.stop()
+        for running in list(self._running.values()):
+            if running.incoming is not None:
+                running.incoming.end(reason)
+            running.cancellation.set()
+            running.task.cancel(str(reason))
+        self._owner.forget(self, reason)
+
+    def _send_keepalive(self) -> None:
+        self.driver.send_now(KEEP_ALIVE, self._core.codec)
+
+    def _is_busy(self) -> bool:
+        """Tell whether a call without a stream, which moves nothing, is worked on."""
+        return any(
+            running.begun
+            and not running.answering
+            and call.kind in (CallKind.RPC, CallKind.NET_RPC)
+            for call, running in self._running.items()
+        )
+
+    # Running calls.
+
+    def _incoming(self, call: OpenCall) -> IncomingStream | None:
+        running = self._running.get(call)
+        return running.incoming if running is not None else None
+
+    def _stop(self, call: OpenCall, reason: str) -> None:
+        """Stop a handler: nobody wants its answer any more, or it is too late."""
+        running = self._running.get(call)
+        if running is None:
+            return
+        running.cancellation.set()
+        if running.begun:
+            running.task.cancel(reason)
+
+    def _expire(self, call: OpenCall) -> None:
+        if self._running[call].answering:
+            return
+        call.expired = True
+        self._stop(call, _EXPIRED)
+
+    def _start(self, call: OpenCall, opening: Message) -> None:
+        incoming = None
+        if call.kind.sends_parts:
+            incoming = IncomingStream(self.driver)
+            incoming.feed(Part.of(opening, last=False))
+        until_s = None
+        if call.request.deadline_ns is not None:
+            left_s = allowance_s(call.request, call.request.deadline_ns, now_ns)
+            until_s = self._loop.time() + left_s
+            call.expired = left_s <= 0
+            self._deadlines.add(call, until_s)
+        # Without the loop's own create_task, which costs as much again as the task.
+        task = asyncio.Task(self._run(call, opening), loop=self._loop)
+        self._running[call] = _Running(task, incoming, Cancellation(), until_s)
+        self._change_held(len(opening.payload))
+
+    async def _run(self, call: OpenCall, opening: Message) -> None:
+        """Run the handler of one call and send what it returns."""
+        running = self._running[call]
+        running.begun = True
+        incoming = running.incoming
+        try:
+            reply = await self._outcome(call, opening, running)
+            if incoming is not None:
+                incoming.discard()
+            running.answering = True
+            await self._answer(call, reply)
+        except (ConnectionLostError, SecurityError):
+            pass  # nobody is there to be answered
+        finally:
+            if incoming is not None:
+                incoming.discard()
+            if running.until_s is not None:
+                self._deadlines.discard(call)
+            del self._running[call]
+            self._change_held(-len(opening.payload))
+
+    def _change_held(self, difference: int) -> None:
+        """Count what running calls hold; read on only when that is bearable."""
+        self._held_len += difference
+        too_much = self._held_len > _HIGH_HELD_LEN
+        if too_much and not self._holding:
+            self._holding = True
+            self.driver.hold_reading()
+        elif self._holding and not too_much:
+            self._holding = False
+            self.driver.release_reading()
+
+    async def _outcome(
+        self, call: OpenCall, opening: Message, running: _Running
+    ) -> Reply:
+        if self._owner.stopping:
+            return Reply(error=_SHUTTING_DOWN)
+        transport = self.driver.transport
+        context = CallContext(
+            kind=call.kind,
+            header=call.request,
+            payload=opening.payload,
+            peer=transport.peer,
+            local_address=transport.local_address,
+            remote_address=transport.remote_address,
+            until_s=running.until_s,
+            cancellation=running.cancellation,
+        )
+        try:
+            if call.cancelled:
+                raise CallCancelledError(_CANCELLED)
+            if call.expired:
+                raise DeadlineError(_EXPIRED)
+            if running.until_s is not None:
+                set_handled_until(running.until_s)
+            name = call.request.service_name
+            return as_reply(await self._handle(context, call, running.incoming), name)
+        except asyncio.CancelledError:
+            if self.driver.is_closed:
+                raise
+            return _failure(context, self._why_stopped(call))
+        except Exception as exc:  # noqa: BLE001  # any fault of a handler ends here
+            return _failure(context, self._describe(call, exc))
+
+    @staticmethod
+    def _why_stopped(call: OpenCall) -> str:
+        if call.expired:
+            return _EXPIRED
+        return _CANCELLED if call.cancelled else _SHUTTING_DOWN
+
+    def _describe(self, call: OpenCall, exc: Exception) -> str:
+        """Return what a caller learns of an error; log what nobody foresaw."""
+        if isinstance(exc, Rpc25519Error):
+            if not isinstance(exc, DeadlineError | HandlerError | CallCancelledError):
+                _log.debug("handler of %r: %s", call.request.service_name, exc)
+            return str(exc)[:_ERROR_LEN] or type(exc).__name__
+        _log.error("handler of %r failed", call.request.service_name, exc_info=exc)
+        kind = type(exc).__name__
+        if not self._owner.reveals_errors:
+            return f"internal error of the handler: {kind}"
+        return f"{kind}: {exc}"[:_ERROR_LEN]
+
+    async def _handle(
+        self, context: CallContext, call: OpenCall, incoming: IncomingStream | None
+    ) -> object:
+        registry, name = self._owner.registry, call.request.service_name
+        match call.kind:
+            case CallKind.RPC:
+                return await registry.calls[name](context)
+            case CallKind.NET_RPC:
+                return await methods.answer(
+                    registry.methods, context, lambda exc: self._describe(call, exc)
+                )
+            case CallKind.ONE_WAY:
+                return await registry.one_ways[name](context)
+            case CallKind.UPLOAD:
+                assert incoming is not None
+                return await registry.uploads[name](context, incoming)
+            case CallKind.DOWNLOAD:
+                return await registry.downloads[name](context, self._outgoing(call))
+            case CallKind.BISTREAM:
+                assert incoming is not None
+                out = self._outgoing(call)
+                return await registry.bistreams[name](context, incoming, out)
+
+    def _outgoing(self, call: OpenCall) -> OutgoingStream:
+        async def send_part(
+            payload: Buffer,
+            args: Mapping[str, str],
+            last: bool,  # noqa: FBT001  # the signature of SendPart
+            compress: bool,  # noqa: FBT001
+        ) -> None:
+            part = self._core.part(
+                call,
+                now_ns=now_ns(),
+                payload=payload,
+                args=args,
+                last=last,
+                compress=compress,
+            )
+            await self.driver.send(part, self._core.codec)
+
+        return OutgoingStream(send_part)
+
+    async def _answer(self, call: OpenCall, reply: Reply) -> None:
+        message = self._core.finish(
+            call,
+            now_ns=now_ns(),
+            payload=reply.payload,
+            args=reply.args,
+            error=reply.error,
+            subject=reply.subject,
+            compress=reply.compress,
+        )
+        if message is None:
+            return
+        alone = len(self._running) == 1
+        try:
+            await self.driver.send(message, self._core.codec, at_once=alone)
+        except LocalProtocolError as exc:
+            await self.driver.send(
+                replace(message, payload=b"", error=str(exc)), self._core.codec
+            )
+
+
+def _failure(context: CallContext, error: str) -> Reply:
+    """Return the answer to a call that failed, in the form of its kind."""
+    if context.kind is CallKind.NET_RPC:
+        return methods.failed(context, error)
+    return Reply(error=error)

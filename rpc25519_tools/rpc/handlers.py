@@ -1,0 +1,237 @@
+"""Handlers as users write them, made into the one form that the server runs.
+
+A handler is ``async def`` or plain. A plain one runs in a worker thread, where it may
+block; its streams then are plain iterators and plain calls. What a handler returns may
+be a Reply, a payload, or None for an empty payload.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import field
+from typing import Any, Final, TypeAlias, TypeVar
+
+from rpc25519_tools.errors import ConfigError
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, OutgoingStream, Part
+from rpc25519_tools.values import keyword_value_class
+from rpc25519_tools.wire.greenpack import Buffer
+
+#: Plain handlers that can run at a time; more wait for a thread.
+MAX_THREADS: Final = 64
+
+T = TypeVar("T")
+
+
+@keyword_value_class
+class Reply:
+    """What a handler returns.
+
+    Attributes:
+        payload: the result.
+        args: small named strings to send along.
+        error: an error text to send beside the payload; empty for success.
+        subject: replaces the request's subject; None leaves it.
+        compress: False sends this one message without compression.
+    """
+
+    payload: Buffer = b""
+    args: Mapping[str, str] = field(default_factory=lambda: NO_ARGS)
+    error: str = ""
+    subject: str | None = None
+    compress: bool = True
+
+
+#: What a handler may return.
+Result: TypeAlias = Reply | Buffer | None
+
+
+class PlainIncoming:
+    """An incoming stream for a plain handler: iterate over it in the handler's thread.
+
+    Iteration ends or raises as that of IncomingStream does.
+    """
+
+    def __init__(self, stream: IncomingStream, loop: asyncio.AbstractEventLoop) -> None:
+        self._stream = stream
+        self._loop = loop
+
+    def __iter__(self) -> Iterator[Part]:
+        while True:
+            # StopAsyncIteration cannot pass through a future.
+            step = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
+            part = step.result()
+            if part is None:
+                return
+            yield part
+
+    async def _next(self) -> Part | None:
+        return await anext(self._stream, None)
+
+
+class PlainOutgoing:
+    """An outgoing stream for a plain handler."""
+
+    def __init__(self, stream: OutgoingStream, loop: asyncio.AbstractEventLoop) -> None:
+        self._stream = stream
+        self._loop = loop
+
+    def send(
+        self,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        last: bool = False,
+        compress: bool = True,
+    ) -> None:
+        """Send the next part, as OutgoingStream does; wait while the peer falls behind.
+
+        Raises:
+            LocalProtocolError: the last part has been sent already.
+            ConnectionLostError: the connection is over.
+        """
+        step = self._stream.send(payload, args=args, last=last, compress=compress)
+        asyncio.run_coroutine_threadsafe(step, self._loop).result()
+
+
+CallHandler: TypeAlias = Callable[[CallContext], Awaitable[Result]]
+UploadHandler: TypeAlias = Callable[[CallContext, IncomingStream], Awaitable[Result]]
+DownloadHandler: TypeAlias = Callable[[CallContext, OutgoingStream], Awaitable[Result]]
+BistreamHandler: TypeAlias = Callable[
+    [CallContext, IncomingStream, OutgoingStream], Awaitable[Result]
+]
+
+PlainCallHandler: TypeAlias = Callable[[CallContext], Result]
+PlainUploadHandler: TypeAlias = Callable[[CallContext, PlainIncoming], Result]
+PlainDownloadHandler: TypeAlias = Callable[[CallContext, PlainOutgoing], Result]
+PlainBistreamHandler: TypeAlias = Callable[
+    [CallContext, PlainIncoming, PlainOutgoing], Result
+]
+
+
+def is_async(handler: Callable[..., object]) -> bool:
+    """Tell whether calling ``handler`` gives something to await."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        type(handler).__call__
+    )
+
+
+_threads: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return the threads for plain handlers, which may block for long.
+
+    They are not asyncio's default ones: those do the files and the packing, and must
+    not wait for a handler.
+    """
+    global _threads  # noqa: PLW0603  # one pool for the process, made when needed
+    if _threads is None:
+        _threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="handler")
+    return _threads
+
+
+async def run_in_thread(
+    context: CallContext, function: Callable[..., T], *args: object
+) -> T:
+    """Run a plain handler in a thread that knows its call's deadline.
+
+    Cancelling does not stop the thread, which can watch ``context.cancellation``; its
+    result is dropped then.
+    """
+    carried = copy_context()
+    call = functools.partial(carried.run, function, *args)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_pool(), call)
+    finally:
+        context.cancellation.set()
+
+
+def as_call_handler(handler: Callable[..., Any], name: str) -> CallHandler:
+    """Make any handler of calls or one-way messages an asynchronous one."""
+    _require_parameters(handler, 1, name)
+    if is_async(handler):
+        return handler
+
+    async def run(context: CallContext) -> Result:
+        return await run_in_thread(context, handler, context)
+
+    return run
+
+
+def as_upload_handler(handler: Callable[..., Any], name: str) -> UploadHandler:
+    """Make any handler of uploads an asynchronous one."""
+    _require_parameters(handler, 2, name)
+    if is_async(handler):
+        return handler
+
+    async def run(context: CallContext, parts: IncomingStream) -> Result:
+        plain = PlainIncoming(parts, asyncio.get_running_loop())
+        return await run_in_thread(context, handler, context, plain)
+
+    return run
+
+
+def as_download_handler(handler: Callable[..., Any], name: str) -> DownloadHandler:
+    """Make any handler of downloads an asynchronous one."""
+    _require_parameters(handler, 2, name)
+    if is_async(handler):
+        return handler
+
+    async def run(context: CallContext, out: OutgoingStream) -> Result:
+        plain = PlainOutgoing(out, asyncio.get_running_loop())
+        return await run_in_thread(context, handler, context, plain)
+
+    return run
+
+
+def as_bistream_handler(handler: Callable[..., Any], name: str) -> BistreamHandler:
+    """Make any handler of bistreams an asynchronous one."""
+    _require_parameters(handler, 3, name)
+    if is_async(handler):
+        return handler
+
+    async def run(
+        context: CallContext, parts: IncomingStream, out: OutgoingStream
+    ) -> Result:
+        loop = asyncio.get_running_loop()
+        incoming, outgoing = PlainIncoming(parts, loop), PlainOutgoing(out, loop)
+        return await run_in_thread(context, handler, context, incoming, outgoing)
+
+    return run
+
+
+def _require_parameters(handler: Callable[..., object], count: int, name: str) -> None:
+    """Find a handler with a wrong signature when it is registered, not when called."""
+    try:
+        inspect.signature(handler).bind(*range(count))
+    except ValueError:
+        return  # a built-in that does not tell
+    except TypeError as exc:
+        wanted = ("context", "context and stream", "context, parts and stream")
+        raise ConfigError(
+            f"the handler of {name!r} must take {count} arguments: {wanted[count - 1]}"
+        ) from exc
+
+
+def as_reply(result: object, name: str) -> Reply:
+    """Return what a handler returned as a Reply.
+
+    Raises:
+        TypeError: it is nothing that can be sent.
+    """
+    if isinstance(result, Reply):
+        return result
+    if result is None:
+        return Reply()
+    if isinstance(result, bytes | bytearray | memoryview):
+        return Reply(payload=result)
+    raise TypeError(
+        f"the handler of {name!r} returned {type(result).__name__}; "
+        "return bytes, a Reply or None"
+    )

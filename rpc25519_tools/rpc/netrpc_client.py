@@ -1,0 +1,123 @@
+"""Calls in the net/rpc style, as a client makes them.
+
+They go out one after another. A Go server has one buffer for each connection's net/rpc
+calls and mixes up those that overlap; calls of other kinds run beside them as ever.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+from rpc25519_tools.errors import RemoteCallError, RemoteProtocolError
+from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.client_core import ClientCore
+from rpc25519_tools.rpc.streams import NO_ARGS
+from rpc25519_tools.wire import records
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.netrpc import (
+    NetRequest,
+    decode_response,
+    encode_request,
+)
+
+T = TypeVar("T")
+
+
+class Caller(Protocol):
+    """What is needed of a client."""
+
+    call_timeout_s: float
+
+    @property
+    def core(self) -> ClientCore:
+        """The open calls of the connection."""
+
+    async def round_trip(
+        self,
+        kind: CallKind,
+        service_name: str,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        subject: str = "",
+        timeout_s: float,
+        compress: bool = True,
+    ) -> Message:
+        """Make one call without streams."""
+
+
+class NetRpc:
+    """The net/rpc calls of one client."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._turn = asyncio.Lock()
+
+    async def call(
+        self,
+        service_method: str,
+        argument: object,
+        result_type: type[T],
+        *,
+        argument_type: Any = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        """Call a method of a registered object and wait for its result.
+
+        Args:
+            service_method: such as ``Arith.Add``.
+            argument: a record, or any value that ``argument_type`` describes.
+            result_type: what the result is decoded as.
+            argument_type: how to encode the argument; its class where it is None.
+            timeout_s: when both sides give up, waiting for earlier net/rpc calls of
+                this client not included; None takes the Config's.
+
+        Raises:
+            RemoteCallError: the method returned an error, or there is no such method.
+            LocalProtocolError: the argument cannot be encoded.
+            DecodeError: the result is not what ``result_type`` says.
+            DeadlineError: no reply in time; the server has been told.
+            ConnectionLostError, SecurityError: the connection is over.
+        """
+        packed = records.encode(
+            argument, type(argument) if argument_type is None else argument_type
+        )
+        limit_s = self._caller.call_timeout_s if timeout_s is None else timeout_s
+        async with self._turn:
+            seq = self._caller.core.take_seqno()
+            reply = await self._caller.round_trip(
+                CallKind.NET_RPC,
+                service_method,
+                encode_request(NetRequest(service_method, seq, packed)),
+                timeout_s=limit_s,
+            )
+        response = decode_response(reply.payload)
+        if response.seq != seq:
+            raise RemoteProtocolError("the answer to another net/rpc call came")
+        if response.error:
+            raise RemoteCallError(response.error)
+        return records.decode(result_type, response.result)
+
+    def go(
+        self,
+        service_method: str,
+        argument: object,
+        result_type: type[T],
+        *,
+        argument_type: Any = None,
+        timeout_s: float | None = None,
+    ) -> asyncio.Task[T]:
+        """Start a call; return the task that ends with its result.
+
+        The arguments and errors are those of ``call``.
+        """
+        return asyncio.get_running_loop().create_task(
+            self.call(
+                service_method,
+                argument,
+                result_type,
+                argument_type=argument_type,
+                timeout_s=timeout_s,
+            )
+        )

@@ -1,0 +1,189 @@
+"""A client that connects again when its connection is lost.
+
+Only for calls that may safely run twice: when a connection breaks, nobody can tell
+whether the server has done the work already.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from rpc25519_tools.config import Config
+from rpc25519_tools.errors import (
+    ConfigError,
+    ConnectFailedError,
+    ConnectionLostError,
+    DeadlineError,
+)
+from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.streams import NO_ARGS
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import Message
+
+T = TypeVar("T")
+
+#: What a new connection may cure. A peer that is not trusted stays so.
+_CURABLE: Final = (ConnectionLostError, ConnectFailedError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long to wait between attempts.
+
+    Attributes:
+        first_s: before the second attempt, in seconds.
+        longest_s: no wait is longer.
+        factor: each wait is so many times the one before.
+        jitter: up to this share of each wait is taken off at random, so that many
+            clients do not come back all at once.
+    """
+
+    first_s: float = 0.05
+    longest_s: float = 5.0
+    factor: float = 2.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 < self.first_s <= self.longest_s or self.factor < 1:
+            raise ConfigError("a backoff must start above zero and never shrink")
+        if not 0 <= self.jitter <= 1:
+            raise ConfigError("the jitter of a backoff must be between 0 and 1")
+
+    def wait_s(self, failures: int) -> float:
+        """Return the wait after so many failures, 1 or more."""
+        # The power is bounded first: it overflows long before anybody gives up.
+        power = self.factor ** min(failures - 1, 64)
+        full_s = min(self.first_s * power, self.longest_s)
+        return full_s * (1 - self.jitter * random.random())  # noqa: S311  # no secret
+
+
+class PersistentClient:
+    """A client for idempotent calls, connected whenever there is something to do.
+
+    Made without connecting; used as an asynchronous context manager, or closed.
+
+    Args:
+        config: where to and who we are.
+        identity: our keys, where the caller has loaded them already.
+        backoff: how long to wait between attempts.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        identity: LoadedIdentity | None = None,
+        *,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._backoff = backoff or Backoff()
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+        #: How often a connection was made.
+        self.connections = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection, if there is one, and make no more."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether there is no connection just now."""
+        return self._client is None or self._client.is_down
+
+    async def call(
+        self,
+        service_name: str,
+        payload: Buffer = b"",
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        timeout_s: float | None = None,
+    ) -> Message:
+        """Call a service, again and again until it answers or the time is over.
+
+        The arguments and errors are those of ``Client.call``, except that
+        ``timeout_s`` covers all attempts and the waits between them.
+        """
+
+        async def attempt(client: Client, left_s: float) -> Message:
+            return await client.call(service_name, payload, args=args, timeout_s=left_s)
+
+        return await self._insist(attempt, timeout_s)
+
+    async def netrpc_call(
+        self,
+        service_method: str,
+        argument: object,
+        result_type: type[T],
+        *,
+        argument_type: Any = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        """Call a method in the net/rpc style, in the same way as ``call``."""
+
+        async def attempt(client: Client, left_s: float) -> T:
+            return await client.netrpc.call(
+                service_method,
+                argument,
+                result_type,
+                argument_type=argument_type,
+                timeout_s=left_s,
+            )
+
+        return await self._insist(attempt, timeout_s)
+
+    async def _insist(
+        self,
+        attempt: Callable[[Client, float], Awaitable[T]],
+        timeout_s: float | None,
+    ) -> T:
+        limit_s = self._config.call_timeout_s if timeout_s is None else timeout_s
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + limit_s
+        failures = 0
+        while True:
+            try:
+                client = await self._connected(until_s - loop.time())
+                return await attempt(client, until_s - loop.time())
+            except _CURABLE:
+                failures += 1
+                wait_s = self._backoff.wait_s(failures)
+                if self._closed or loop.time() + wait_s >= until_s:
+                    raise
+            await asyncio.sleep(wait_s)
+
+    async def _connected(self, left_s: float) -> Client:
+        """Return the connection; make one if there is none."""
+        try:
+            async with asyncio.timeout(left_s), self._connecting:
+                if self._closed:
+                    raise ConnectionLostError("this client is closed")
+                if self._client is None or self._client.is_down:
+                    self._client = await Client.connect(self._config, self._identity)
+                    self.connections += 1
+                return self._client
+        except TimeoutError as exc:
+            if isinstance(exc, DeadlineError):
+                raise
+            raise DeadlineError(f"no connection to {self._config.address}") from exc
