@@ -55,6 +55,8 @@ _SUITE: Final = b"TLS_CHACHA20_POLY1305_SHA256"
 #: would add the authority's, and a Go peer takes each certificate sent for an identity:
 #: the authority's key would come into its file of known keys and let everybody in.
 _NO_AUTO_CHAIN: Final = 8
+#: SSL_MODE_RELEASE_BUFFERS of OpenSSL's ssl.h: an idle connection keeps no buffers.
+_RELEASE_BUFFERS: Final = 0x10
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL switches on.
 _ENABLE_PARTIAL_WRITE: Final = 1
 #: X509_V_ERR_INVALID_PURPOSE of OpenSSL's x509_vfy.h.
@@ -99,7 +101,7 @@ def tls_context(identity: LoadedIdentity, *, side: Side, verify: bool) -> SSL.Co
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_tls13_ciphersuites(_SUITE)
     context.set_options(SSL.OP_NO_TICKET)
-    context.set_mode(_NO_AUTO_CHAIN)
+    context.set_mode(_NO_AUTO_CHAIN | _RELEASE_BUFFERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # A write into memory never has to stop half-way; this saves a call per record.
     context.clear_mode(_ENABLE_PARTIAL_WRITE)
