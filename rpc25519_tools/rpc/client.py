@@ -6,7 +6,7 @@ call that a handler is working on holds for the calls that it makes itself.
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -39,6 +39,8 @@ from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
 
 _NS_PER_S: Final = 1_000_000_000
+#: Random bytes that are fetched at a time.
+_STOCK_LEN: Final = 640
 #: Characters of a server's error text that are kept.
 _ERROR_LEN: Final = 2000
 #: Which pair of keys is a client's own where its Config names none.
@@ -79,7 +81,7 @@ class Client:
         self._core = ClientCore(
             local=f"{transport.network}://{transport.local_address}",
             remote=f"{transport.network}://{config.address}",
-            random_bytes=secrets.token_bytes,
+            random_bytes=_random_source(),
         )
         self._liveness = Liveness(
             self._driver, config, send_keepalive=self._send_keepalive
@@ -463,6 +465,20 @@ class Client:
         for call_id in list(self._pending):
             self._fail(call_id, reason)
         self._pushes.end(reason)
+
+
+def _random_source() -> Callable[[int], bytes]:
+    """Return a source of random bytes that asks the system for many at a time."""
+    stock = b""
+
+    def take(count: int) -> bytes:
+        nonlocal stock
+        if len(stock) < count:
+            stock = secrets.token_bytes(_STOCK_LEN + count)
+        taken, stock = stock[:count], stock[count:]
+        return taken
+
+    return take
 
 
 def _inherited(timeout_s: float | None) -> float | None:

@@ -225,12 +225,12 @@ def as_reply(result: object, name: str) -> Reply:
     Raises:
         TypeError: it is nothing that can be sent.
     """
+    if type(result) is bytes or isinstance(result, bytearray | memoryview):
+        return Reply(payload=result)
     if isinstance(result, Reply):
         return result
     if result is None:
         return Reply()
-    if isinstance(result, bytes | bytearray | memoryview):
-        return Reply(payload=result)
     raise TypeError(
         f"the handler of {name!r} returned {type(result).__name__}; "
         "return bytes, a Reply or None"

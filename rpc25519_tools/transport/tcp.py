@@ -7,6 +7,7 @@ the TLS transport, which overrides how bytes pass through.
 import asyncio
 import socket
 from collections.abc import Sequence
+from typing import cast
 
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.transport.base import (
@@ -87,8 +88,8 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn the addresses and open at once."""
-        assert isinstance(transport, asyncio.Transport)
-        self._socket_transport = transport
+        # Other event loops, such as uvloop, have transports that are no subclasses.
+        self._socket_transport = transport = cast("asyncio.Transport", transport)
         self.local_address = format_address(transport.get_extra_info("sockname"))
         self.remote_address = format_address(transport.get_extra_info("peername"))
         enable_keepalive(transport.get_extra_info("socket"))

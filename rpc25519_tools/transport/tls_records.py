@@ -6,6 +6,7 @@ which pyOpenSSL does not promise to keep, a transfer takes an eighth less proces
 time. Where they are gone, the public methods are used; a test tells when that happens.
 """
 
+import struct
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -13,6 +14,8 @@ from OpenSSL import SSL
 
 from rpc25519_tools.wire.greenpack import Buffer
 
+#: Type, version and length in front of each record (RFC 8446, 5.1).
+_RECORD_HEADER: Final = struct.Struct(">BHH")
 #: One record never holds more, and pyOpenSSL allocates as much as it is asked for.
 RECORD_LEN: Final = 16 * 1024
 
@@ -85,6 +88,10 @@ class FastRecords:
         self._input, self._output = connection._into_ssl, connection._from_ssl
         self._raise_error = connection._raise_ssl_error
         self.failure = ""
+        #: Whether OpenSSL has nothing left to read.
+        self._drained = True
+        #: Whether what was fed is one whole record, as short messages are.
+        self._one_record = False
 
     def read_into(self, memory: memoryview) -> tuple[int, ReadEnd]:
         """Decrypt into the front of ``memory``."""
@@ -96,12 +103,17 @@ class FastRecords:
             if count <= 0:
                 return filled, self._end(count)
             filled += count
+            if self._one_record and filled < room:
+                # Asking again would cost as much as decrypting it has.
+                self._one_record, self._drained = False, True
+                return filled, ReadEnd.DRAINED
         return filled, ReadEnd.FULL
 
     def _end(self, result: int) -> ReadEnd:
         try:
             self._raise_error(self._ssl, result)
         except SSL.WantReadError:
+            self._one_record, self._drained = False, True
             return ReadEnd.DRAINED
         except SSL.ZeroReturnError:
             return ReadEnd.CLOSED
@@ -125,6 +137,11 @@ class FastRecords:
         )
         if count != len(encrypted):
             raise MemoryError("OpenSSL has no room for what came")
+        self._one_record = False
+        if self._drained and _RECORD_HEADER.size < count <= RECORD_LEN:
+            _, _, body_len = _RECORD_HEADER.unpack_from(encrypted)
+            self._one_record = body_len == count - _RECORD_HEADER.size
+        self._drained = False
 
     def take_encrypted(self, memory: memoryview) -> int:
         """Move encrypted bytes to the front of ``memory``."""

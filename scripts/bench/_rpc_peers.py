@@ -4,7 +4,7 @@
     _rpc_peers.py call STACK DIR PORT PAYLOAD_LEN IN_FLIGHT CONNECTIONS SECONDS
                                           prints one JSON object
 
-STACK is ``ours``, ``grpc-sync`` or ``grpc-aio``. All use TLS with certificates on both
+STACK is ``ours``, ``ours-uvloop``, ``grpc-sync`` or ``grpc-aio``. All use TLS with certificates on both
 sides, from DIR: ours its own ed25519 ones, grpcio (which takes no ed25519) ECDSA ones.
 The service echoes its payload.
 """
@@ -26,6 +26,11 @@ _WARM_UP_S = 0.3
 def main() -> None:
     """Run one end."""
     what, stack, directory, *rest = sys.argv[1:]
+    if stack == "ours-uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        stack = "ours"
     if what == "serve":
         {"ours": serve_ours, "grpc-sync": serve_grpc, "grpc-aio": serve_grpc_aio}[
             stack
