@@ -22,6 +22,11 @@ from typing import Final
 
 from rpc25519_tools.wire.message import CallType
 
+#: The wire's own words for a call that was cancelled, and for one whose deadline has
+#: passed: those of Go's contexts.
+CANCELLED: Final = "context canceled"
+EXPIRED: Final = "context deadline exceeded"
+
 #: Random bytes in a call id.
 CALL_ID_LEN: Final = 20
 #: The call number of the first call on a connection; the counter starts at 1 and is

@@ -17,7 +17,6 @@ from rpc25519_tools.errors import (
     DeadlineError,
     IncompleteTransferError,
     NoSuchServiceError,
-    RemoteCallError,
 )
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
@@ -29,7 +28,7 @@ from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
-from rpc25519_tools.rpc.netrpc_client import NetRpc
+from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, Part
 from rpc25519_tools.transport.base import Receiver, Transport
@@ -41,8 +40,6 @@ from rpc25519_tools.wire.message import Message
 _NS_PER_S: Final = 1_000_000_000
 #: Random bytes that are fetched at a time.
 _STOCK_LEN: Final = 640
-#: Characters of a server's error text that are kept.
-_ERROR_LEN: Final = 2000
 #: Which pair of keys is a client's own where its Config names none.
 DEFAULT_KEY_NAME: Final = "client"
 
@@ -424,14 +421,14 @@ class Client:
             case client_core.PushReceived():
                 self._pushes.feed(event.message)
             case client_core.CallRefused():
-                reason = f"not offered: {event.reason[:_ERROR_LEN]}"
+                reason = f"not offered: {event.reason[:MAX_ERROR_LEN]}"
                 self._fail(event.call_id, NoSuchServiceError(reason))
             case client_core.StreamBroken():
                 self._fail(event.call_id, IncompleteTransferError(event.reason))
 
     def _finish(self, call_id: str, message: Message) -> None:
         if message.error:
-            self._fail(call_id, RemoteCallError(message.error[:_ERROR_LEN]))
+            self._fail(call_id, error_of(message.error))
             return
         pending = self._pending.pop(call_id)
         if pending.limit_s is not None:

@@ -23,7 +23,7 @@ from rpc25519_tools.errors import (
     SecurityError,
 )
 from rpc25519_tools.rpc import methods, server_core
-from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.calls import CANCELLED, EXPIRED, CallKind
 from rpc25519_tools.rpc.context import (
     CallContext,
     Cancellation,
@@ -56,9 +56,6 @@ _HIGH_HELD_LEN: Final = 32 << 20
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
 _SHUTTING_DOWN: Final = "the server is shutting down"
-#: The wire's own words for a cancelled call, and for one whose deadline has passed.
-_CANCELLED: Final = "context canceled"
-_EXPIRED: Final = "context deadline exceeded"
 
 
 class Owner(Protocol):
@@ -229,7 +226,7 @@ class Connection:
         if self._running[call].answering:
             return
         call.expired = True
-        self._stop(call, _EXPIRED)
+        self._stop(call, EXPIRED)
 
     def _start(self, call: OpenCall, opening: Message) -> None:
         incoming = None
@@ -297,9 +294,9 @@ class Connection:
         )
         try:
             if call.cancelled:
-                raise CallCancelledError(_CANCELLED)
+                raise CallCancelledError(CANCELLED)
             if call.expired:
-                raise DeadlineError(_EXPIRED)
+                raise DeadlineError(EXPIRED)
             if running.until_s is not None:
                 set_handled_until(running.until_s)
             name = call.request.service_name
@@ -314,8 +311,8 @@ class Connection:
     @staticmethod
     def _why_stopped(call: OpenCall) -> str:
         if call.expired:
-            return _EXPIRED
-        return _CANCELLED if call.cancelled else _SHUTTING_DOWN
+            return EXPIRED
+        return CANCELLED if call.cancelled else _SHUTTING_DOWN
 
     def _describe(self, call: OpenCall, exc: Exception) -> str:
         """Return what a caller learns of an error; log what nobody foresaw."""

@@ -6,10 +6,14 @@ calls and mixes up those that overlap; calls of other kinds run beside them as e
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from rpc25519_tools.errors import RemoteCallError, RemoteProtocolError
-from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.errors import (
+    DeadlineError,
+    RemoteCallError,
+    RemoteProtocolError,
+)
+from rpc25519_tools.rpc.calls import EXPIRED, CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire import records
@@ -22,6 +26,18 @@ from rpc25519_tools.wire.netrpc import (
 )
 
 T = TypeVar("T")
+
+
+#: Characters of a server's error text that are kept.
+MAX_ERROR_LEN: Final = 2000
+
+
+def error_of(text: str) -> Exception:
+    """Return the exception for an error text of the server's."""
+    if text == EXPIRED:
+        # Both sides watch the clock, and either may be the first to see it run out.
+        return DeadlineError("the deadline passed at the server")
+    return RemoteCallError(text[:MAX_ERROR_LEN])
 
 
 class Caller(Protocol):
@@ -96,7 +112,7 @@ class NetRpc:
         if response.seq != seq:
             raise RemoteProtocolError("the answer to another net/rpc call came")
         if response.error:
-            raise RemoteCallError(response.error)
+            raise error_of(response.error)
         return records.decode(result_type, response.result)
 
     def go(
