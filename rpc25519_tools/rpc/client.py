@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
@@ -321,8 +321,29 @@ class Client:
         return self._core
 
     async def send(self, message: Message) -> None:
-        """Pack and send with our codec."""
-        await self._driver.send(message, self._codec)
+        """Pack and send a message of an open call; wait while too much is unsent.
+
+        Raises:
+            ConnectionLostError, SecurityError: the connection is over.
+            DeadlineError, CallError: the call was over before there was room.
+        """
+        at_once = len(self._pending) <= 1
+        if self._driver.try_send(message, self._codec, at_once=at_once):
+            return
+        pending = self._pending.get(message.header.call_id)
+        sending = self._loop.create_task(self._driver.send(message, self._codec))
+        waited_for: list[asyncio.Future[Any]] = [sending]
+        if pending is not None:
+            waited_for.append(pending.reply)
+        try:
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not sending.done():
+                sending.cancel()
+        if sending.done():
+            sending.result()
+        elif pending is not None:
+            pending.reply.result()
 
     async def round_trip(
         self,
@@ -354,9 +375,7 @@ class Client:
         self._pending[call_id] = _Pending(reply, service_name, None, limit_s)
         self._deadlines.add(call_id, self._loop.time() + limit_s)
         try:
-            await self._driver.send(
-                opening, self._codec, at_once=len(self._pending) == 1
-            )
+            await self.send(opening)
             return await reply
         except BaseException:
             # Cancelled, or it could not be sent, or the answer is an error.

@@ -8,6 +8,7 @@ goes on; a peer that breaks the protocol loses its connection.
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -109,6 +110,7 @@ class Connection:
     def __init__(self, owner: Owner, transport: Transport) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
         self._running: dict[OpenCall, _Running] = {}
         self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
         self._held_len = 0
@@ -240,7 +242,10 @@ class Connection:
             call.expired = left_s <= 0
             self._deadlines.add(call, until_s)
         # Without the loop's own create_task, which costs as much again as the task.
-        task = asyncio.Task(self._run(call, opening), loop=self._loop)
+        # In a context of its own: reading may go on in that of some handler.
+        task = asyncio.Task(
+            self._run(call, opening), loop=self._loop, context=self._context.copy()
+        )
         self._running[call] = _Running(task, incoming, Cancellation(), until_s)
         self._change_held(len(opening.payload))
 
@@ -297,8 +302,7 @@ class Connection:
                 raise CallCancelledError(CANCELLED)
             if call.expired:
                 raise DeadlineError(EXPIRED)
-            if running.until_s is not None:
-                set_handled_until(running.until_s)
+            set_handled_until(running.until_s)
             name = call.request.service_name
             return as_reply(await self._handle(context, call, running.incoming), name)
         except asyncio.CancelledError:

@@ -49,6 +49,8 @@ _INBOX_HIGH_LEN: Final = 1 << 20
 _OUTBOX_LEN: Final = 64 * 1024
 #: And up to so many: the peer should work on the first ones while we make the others.
 _OUTBOX_COUNT: Final = 8
+#: A message with no more payload than this may overtake longer ones.
+_SHORT_LEN: Final = 16 * 1024
 #: What a frame takes beside its body.
 _FRAME_COST: Final = 256
 #: How long a closing connection may take to send what is queued, in seconds.
@@ -73,6 +75,11 @@ def _words(error: Exception) -> str:
     """Return a system error's own words, without its number."""
     text = error.strerror if isinstance(error, OSError) else None
     return (text or str(error) or type(error).__name__).lower()
+
+
+def _packs_at_once(message: Message, codec: Codec) -> bool:
+    """Tell whether packing takes so little that no worker thread is worth it."""
+    return codec in (Codec.NONE, Codec.NONE_ONCE) or len(message.payload) <= _INLINE_LEN
 
 
 def _cost(frame: Frame) -> int:
@@ -159,10 +166,7 @@ class Driver:
         """Let waiting senders go on."""
         self._output_full = False
         self._pause_or_resume()
-        while self._writers:
-            writer = self._writers.popleft()
-            if not writer.done():
-                writer.set_result(None)
+        self._wake_writer()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Learn that the stream has ended."""
@@ -183,7 +187,7 @@ class Driver:
         else:
             # What came before the end still counts: _unpack_inbox goes first.
             self._lost_error = reason
-            self.writable()
+            self._wake_all_writers()
         if not self._closed.done():
             self._closed.set_result(None)
 
@@ -207,23 +211,70 @@ class Driver:
             LocalProtocolError: the message is over the peer's limit; the connection
                 goes on.
         """
-        if (
-            codec in (Codec.NONE, Codec.NONE_ONCE)
-            or len(message.payload) <= _INLINE_LEN
-        ):
+        if self.try_send(message, codec, at_once=at_once):
+            return
+        if _packs_at_once(message, codec):
             buffers = encode_frame(message, codec)
         else:
             buffers = await self._loop.run_in_executor(
                 None, encode_frame, message, codec
             )
         self._require_open()
-        while self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
-            writer: asyncio.Future[None] = self._loop.create_future()
-            self._writers.append(writer)
-            await writer
-            self._require_open()
+        if not self._has_room(message):
+            await self._wait_for_turn()
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
+        self._wake_writer()
+
+    def try_send(self, message: Message, codec: Codec, *, at_once: bool = True) -> bool:
+        """Do what ``send`` does if that needs no waiting; return whether it was done.
+
+        The errors are those of ``send``.
+        """
+        self._require_open()
+        if not _packs_at_once(message, codec) or not self._has_room(message):
+            return False
+        buffers = encode_frame(message, codec)
+        self.last_sent_s = self._loop.time()
+        self._write(buffers, at_once=at_once)
+        return True
+
+    def _has_room(self, message: Message) -> bool:
+        """Tell whether a message may be queued now; senders take turns.
+
+        A short message does not wait behind long ones: a stream of parts must not hold
+        up the small calls beside it.
+        """
+        unsent_len = self.transport.unsent_len
+        if len(message.payload) <= _SHORT_LEN:
+            return unsent_len <= 2 * WRITE_HIGH_WATER_LEN
+        return not self._writers and unsent_len <= WRITE_HIGH_WATER_LEN
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until it is the caller's turn to queue a message."""
+        writer: asyncio.Future[None] = self._loop.create_future()
+        self._writers.append(writer)
+        try:
+            await writer
+        except asyncio.CancelledError:
+            self._wake_writer()  # it may have been our turn
+            raise
+        self._require_open()
+
+    def _wake_writer(self) -> None:
+        """Let the sender that has waited longest go on, if there is room."""
+        while self._writers and self.transport.unsent_len <= WRITE_HIGH_WATER_LEN:
+            writer = self._writers.popleft()
+            if not writer.done():
+                writer.set_result(None)
+                return
+
+    def _wake_all_writers(self) -> None:
+        """Let everybody learn that the connection is over."""
+        while self._writers:
+            writer = self._writers.popleft()
+            if not writer.done():
+                writer.set_result(None)
 
     def send_now(self, message: Message, codec: Codec) -> None:
         """Queue a short message without waiting; dropped when the connection is over.
@@ -321,7 +372,7 @@ class Driver:
         if self._released is not None:
             self._released.set_result(None)
             self._released = None
-        self.writable()
+        self._wake_all_writers()
         self._on_closed(reason)
 
     def _take(self, frame: Frame) -> None:

@@ -143,7 +143,12 @@ def _verdict(error: int) -> str:
 
 def _speaks_no_tls(error: Exception) -> bool:
     """Tell whether the peer's first bytes were no TLS record."""
-    texts = ("wrong version number", "packet length", "http request")
+    texts = (
+        "wrong version number",
+        "packet length",
+        "http request",
+        "proxy request",
+    )
     return isinstance(error, SSL.Error) and any(
         text in alert_text(error) for text in texts
     )
