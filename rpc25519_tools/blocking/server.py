@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from rpc25519_tools.blocking.loop import run
+from rpc25519_tools.blocking.loop import drop_socket, run, watch_forks
 from rpc25519_tools.config import Config
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.registry import Registry
@@ -35,6 +35,13 @@ class BlockingServer:
             config, registry, observer, reveal_errors=reveal_errors, grace_s=grace_s
         )
         self._grace_s = grace_s
+        watch_forks(self)
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the address and of the clients; the parent serves them."""
+        for number in self._server.filenos():
+            if number >= 0:
+                drop_socket(number)
 
     def __enter__(self) -> Self:
         self.start()

@@ -65,6 +65,10 @@ def allowance_s(request: Header, deadline_ns: int, now_ns: Callable[[], int]) ->
     return (deadline_ns - made_ns) / _NS_PER_S
 
 
+#: Two threads that wait for one call must wait for the same event.
+_making_events: Final = threading.Lock()
+
+
 class Cancellation:
     """Tells a handler that nobody wants its answer any more. Safe from any thread."""
 
@@ -90,8 +94,9 @@ class Cancellation:
 
         An ``async`` handler has no need of this: it is cancelled where it waits.
         """
-        if self._event is None:
-            self._event = threading.Event()
+        with _making_events:
+            if self._event is None:
+                self._event = threading.Event()
         if self._is_set:  # set before anybody could see the event
             self._event.set()
         return self._event.wait(timeout_s)

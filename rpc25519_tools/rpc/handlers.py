@@ -6,6 +6,7 @@ be a Reply, a payload, or None for an empty payload.
 """
 
 import asyncio
+import concurrent.futures
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import field
 from typing import Any, Final, TypeAlias, TypeVar
 
-from rpc25519_tools.errors import ConfigError
+from rpc25519_tools.errors import CallCancelledError, ConfigError
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, OutgoingStream, Part
 from rpc25519_tools.values import keyword_value_class
@@ -22,6 +23,7 @@ from rpc25519_tools.wire.greenpack import Buffer
 
 #: Plain handlers that can run at a time; more wait for a thread.
 MAX_THREADS: Final = 64
+_OVER: Final = "the call is over"
 
 T = TypeVar("T")
 
@@ -49,35 +51,72 @@ class Reply:
 Result: TypeAlias = Reply | Buffer | None
 
 
+class _Steps:
+    """Lets a handler's thread take steps on the loop, one at a time.
+
+    When the call is over, the step that is being taken ends too, and no more can be
+    taken: a thread must not wait for ever, nor send what nobody waits for.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._over = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def take(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Take a step; called in the thread.
+
+        Raises:
+            CallCancelledError: the call is over.
+        """
+        future = asyncio.run_coroutine_threadsafe(self._run(step), self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise CallCancelledError(_OVER) from None
+
+    async def _run(self, step: Callable[[], Awaitable[T]]) -> T:
+        if self._over:
+            raise CallCancelledError(_OVER)
+        self._task = asyncio.current_task()
+        try:
+            return await step()
+        finally:
+            self._task = None
+
+    def end(self) -> None:
+        """Say that the call is over; called on the loop."""
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+
+
 class PlainIncoming:
     """An incoming stream for a plain handler: iterate over it in the handler's thread.
 
-    Iteration ends or raises as that of IncomingStream does.
+    Iteration ends or raises as that of IncomingStream does, and raises
+    CallCancelledError when nobody waits for the call any more.
     """
 
-    def __init__(self, stream: IncomingStream, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, stream: IncomingStream, steps: _Steps) -> None:
         self._stream = stream
-        self._loop = loop
+        self._steps = steps
 
     def __iter__(self) -> Iterator[Part]:
-        while True:
-            # StopAsyncIteration cannot pass through a future.
-            step = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
-            part = step.result()
-            if part is None:
-                return
+        while (part := self._steps.take(self._next)) is not None:
             yield part
 
     async def _next(self) -> Part | None:
+        # StopAsyncIteration cannot pass through a future.
         return await anext(self._stream, None)
 
 
 class PlainOutgoing:
     """An outgoing stream for a plain handler."""
 
-    def __init__(self, stream: OutgoingStream, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, stream: OutgoingStream, steps: _Steps) -> None:
         self._stream = stream
-        self._loop = loop
+        self._steps = steps
 
     def send(
         self,
@@ -91,10 +130,12 @@ class PlainOutgoing:
 
         Raises:
             LocalProtocolError: the last part has been sent already.
+            CallCancelledError: nobody waits for the call any more.
             ConnectionLostError: the connection is over.
         """
-        step = self._stream.send(payload, args=args, last=last, compress=compress)
-        asyncio.run_coroutine_threadsafe(step, self._loop).result()
+        self._steps.take(
+            lambda: self._stream.send(payload, args=args, last=last, compress=compress)
+        )
 
 
 CallHandler: TypeAlias = Callable[[CallContext], Awaitable[Result]]
@@ -145,11 +186,31 @@ async def run_in_thread(
     result is dropped then.
     """
     carried = copy_context()
-    call = functools.partial(carried.run, function, *args)
+    call = functools.partial(carried.run, _run_function, function, *args)
     try:
         return await asyncio.get_running_loop().run_in_executor(_pool(), call)
     finally:
         context.cancellation.set()
+
+
+def _run_function(function: Callable[..., T], *args: object) -> T:
+    try:
+        return function(*args)
+    except StopIteration as exc:  # no future can hold it
+        raise RuntimeError("StopIteration") from exc
+
+
+async def _run_with_steps(
+    handler: Callable[..., Result],
+    context: CallContext,
+    make_streams: Callable[[_Steps], tuple[object, ...]],
+) -> Result:
+    """Run a plain handler of streams in a thread."""
+    steps = _Steps(asyncio.get_running_loop())
+    try:
+        return await run_in_thread(context, handler, context, *make_streams(steps))
+    finally:
+        steps.end()
 
 
 def as_call_handler(handler: Callable[..., Any], name: str) -> CallHandler:
@@ -171,8 +232,9 @@ def as_upload_handler(handler: Callable[..., Any], name: str) -> UploadHandler:
         return handler
 
     async def run(context: CallContext, parts: IncomingStream) -> Result:
-        plain = PlainIncoming(parts, asyncio.get_running_loop())
-        return await run_in_thread(context, handler, context, plain)
+        return await _run_with_steps(
+            handler, context, lambda steps: (PlainIncoming(parts, steps),)
+        )
 
     return run
 
@@ -184,8 +246,9 @@ def as_download_handler(handler: Callable[..., Any], name: str) -> DownloadHandl
         return handler
 
     async def run(context: CallContext, out: OutgoingStream) -> Result:
-        plain = PlainOutgoing(out, asyncio.get_running_loop())
-        return await run_in_thread(context, handler, context, plain)
+        return await _run_with_steps(
+            handler, context, lambda steps: (PlainOutgoing(out, steps),)
+        )
 
     return run
 
@@ -199,9 +262,11 @@ def as_bistream_handler(handler: Callable[..., Any], name: str) -> BistreamHandl
     async def run(
         context: CallContext, parts: IncomingStream, out: OutgoingStream
     ) -> Result:
-        loop = asyncio.get_running_loop()
-        incoming, outgoing = PlainIncoming(parts, loop), PlainOutgoing(out, loop)
-        return await run_in_thread(context, handler, context, incoming, outgoing)
+        return await _run_with_steps(
+            handler,
+            context,
+            lambda steps: (PlainIncoming(parts, steps), PlainOutgoing(out, steps)),
+        )
 
     return run
 

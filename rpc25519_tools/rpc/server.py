@@ -166,6 +166,11 @@ class Server:
             raise NotConnectedError(f"no client is connected from {address}")
         connection.driver.abort(ConnectionLostError(reason))
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors of all sockets, for who must let go of them."""
+        listening = self._listener.filenos() if self._listener is not None else []
+        return listening + [one.fileno() for one in self.clients]
+
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""
         self._stopping = True

@@ -209,6 +209,10 @@ class Listener:
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors of the listening sockets."""
+        return [sock.fileno() for sock in self._server.sockets]
+
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""
         self._server.close()
