@@ -60,8 +60,8 @@ def test_all_kinds_of_calls(certs: Path) -> None:
         BlockingServer(config(certs), services()) as server,
         BlockingClient(config(certs, server.address), name="mine") as client,
     ):
-        assert client.name == "mine"
-        assert not client.is_down
+        was_down = client.is_down
+        assert (client.name, was_down) == ("mine", False)
         assert client.peer is not None
         assert client.call("echo", b"hello").payload == b"hello"
         client.send_one_way("echo", b"nobody listens")
