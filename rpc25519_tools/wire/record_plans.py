@@ -1,0 +1,402 @@
+"""How values of each type travel: the plans that records are encoded and decoded by.
+
+A plan appends the bytes of a value, and reads a value back. What does not fit raises
+MismatchError, which gathers the path to the value on its way out.
+"""
+
+import dataclasses
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from rpc25519_tools.errors import DecodeError
+from rpc25519_tools.wire.greenpack import (
+    GO_ZERO_TIME_S,
+    ValueReader,
+    pack_array_header,
+    pack_bin_header,
+    pack_duration,
+    pack_map_header,
+    pack_signed,
+    pack_time,
+    pack_unsigned,
+    unpack_duration,
+    unpack_time,
+)
+from rpc25519_tools.wire.record_types import Width
+
+#: Records, lists and maps inside each other, in what is sent and what is received.
+MAX_DEPTH: Final = 100
+
+_NS_PER_S: Final = 1_000_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_NIL: Final = b"\xc0"
+
+
+class MismatchError(Exception):
+    """A value does not fit its type; the path to it grows on the way out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.path = ""
+
+
+@dataclass(slots=True, eq=False)
+class Out:
+    """What is being encoded: the pieces so far, and how deep we are."""
+
+    named: bool
+    pieces: list[bytes] = dataclasses.field(default_factory=list)
+    depth: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class In:
+    """What is being decoded, and how deep we are."""
+
+    reader: ValueReader
+    depth: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """How values of one type travel.
+
+    Attributes:
+        clue: the type's mark in the key of a field.
+        encode: appends the value's bytes; raises MismatchError.
+        decode: reads one value; raises MismatchError or DecodeError.
+        zero: makes what nil and a missing value stand for in Go.
+        is_empty: whether a field with this value is left out.
+    """
+
+    clue: str
+    encode: Callable[[Any, Out], None]
+    decode: Callable[[In], Any]
+    zero: Callable[[], Any]
+    is_empty: Callable[[Any], bool]
+
+
+# Plans of single values.
+
+
+def wrong(value: object, wanted: str) -> MismatchError:
+    """Return the error for a value of a wrong Python type."""
+    return MismatchError(f"{wanted} is wanted, not {type(value).__name__}")
+
+
+def integer(width: Width) -> Plan:
+    """Return the plan of an integer of one of Go's widths."""
+    low = -(1 << (width.bits - 1)) if width.signed else 0
+    high = (1 << (width.bits - 1)) - 1 if width.signed else (1 << width.bits) - 1
+    pack = pack_signed if width.signed else pack_unsigned
+    kind = f"{'a signed' if width.signed else 'an unsigned'} {width.bits}-bit integer"
+
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise wrong(value, kind)
+        if not low <= value <= high:
+            raise MismatchError(f"{value} is no {kind.partition(' ')[2]}")
+        return value
+
+    def encode_integer(value: object, out: Out) -> None:
+        out.pieces.append(pack(check(value)))
+
+    def decode_integer(source: In) -> int:
+        value = scalar(source)
+        return 0 if value is None else check(value)
+
+    return Plan(
+        width.clue, encode_integer, decode_integer, lambda: 0, lambda one: one == 0
+    )
+
+
+def floating(width: Width) -> Plan:
+    """Return the plan of a float of 32 or 64 bits."""
+    mark, pack = (
+        (b"\xcb", struct.Struct(">d").pack)
+        if width.bits == 64
+        else (b"\xca", struct.Struct(">f").pack)
+    )
+
+    def encode_float(value: object, out: Out) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise wrong(value, "a number")
+        try:
+            out.pieces.append(mark + pack(value))
+        except (OverflowError, struct.error):
+            raise MismatchError(f"{value} is no {width.bits}-bit float") from None
+
+    def decode_float(source: In) -> float:
+        value = scalar(source)
+        if value is None:
+            return 0.0
+        if type(value) is not float:
+            raise wrong(value, "a float")
+        return value
+
+    return Plan(
+        width.clue, encode_float, decode_float, lambda: 0.0, lambda one: one == 0
+    )
+
+
+def scalar(source: In) -> object:
+    """Read a single value of any type."""
+    try:
+        return source.reader.scalar()
+    except DecodeError as exc:
+        raise MismatchError(str(exc)) from None
+
+
+def simple(
+    clue: str,
+    wanted: str,
+    kind: type | tuple[type, ...],
+    pack: Callable[[Any], bytes],
+    zero: Callable[[], Any],
+) -> Plan:
+    """Return the plan of a value that one msgpack object stands for."""
+    read_as = kind[0] if isinstance(kind, tuple) else kind
+
+    def encode_simple(value: object, out: Out) -> None:
+        if not isinstance(value, kind):
+            raise wrong(value, wanted)
+        out.pieces.append(pack(value))
+
+    def decode_simple(source: In) -> object:
+        value = scalar(source)
+        if value is None:
+            return zero()
+        if type(value) is not read_as:
+            raise wrong(value, wanted)
+        return value
+
+    return Plan(clue, encode_simple, decode_simple, zero, lambda one: not one)
+
+
+def pack_bytes(value: bytes | bytearray | memoryview) -> bytes:
+    """Pack binary data with its header."""
+    return pack_bin_header(len(value)) + bytes(value)
+
+
+def time_ns() -> Plan:
+    """Return the plan of a time in nanoseconds since 1970 UTC; None is unset."""
+
+    def encode_time(value: object, out: Out) -> None:
+        if value is None:
+            out.pieces.append(pack_time(GO_ZERO_TIME_S * _NS_PER_S))
+        elif type(value) is int:
+            try:
+                out.pieces.append(pack_time(value))
+            except (OverflowError, struct.error):
+                raise MismatchError(f"{value} ns is no time that fits") from None
+        else:
+            raise wrong(value, "a time in nanoseconds")
+
+    def decode_time(source: In) -> int | None:
+        try:
+            return unpack_time(source.reader.scalar(), "the value")
+        except DecodeError as exc:
+            raise MismatchError(str(exc)) from None
+
+    return Plan("tim", encode_time, decode_time, lambda: None, lambda one: one is None)
+
+
+def date_time() -> Plan:
+    """Return the plan of a datetime, which rounds down to microseconds."""
+    by_ns = time_ns()
+
+    def encode_datetime(value: object, out: Out) -> None:
+        if value is None:
+            by_ns.encode(None, out)
+            return
+        if not isinstance(value, datetime):
+            raise wrong(value, "a datetime")
+        if value.tzinfo is None:
+            raise MismatchError("a datetime with a time zone is wanted")
+        by_ns.encode((value - _EPOCH) // _MICROSECOND * 1000, out)
+
+    def decode_datetime(source: In) -> datetime | None:
+        ns = by_ns.decode(source)
+        if ns is None:
+            return None
+        try:
+            return _EPOCH + timedelta(microseconds=ns // 1000)
+        except OverflowError:
+            raise MismatchError("a time that no datetime can hold") from None
+
+    return Plan(
+        "tim", encode_datetime, decode_datetime, lambda: None, lambda one: one is None
+    )
+
+
+def duration_ns() -> Plan:
+    """Return the plan of a duration in nanoseconds."""
+
+    def encode_duration(value: object, out: Out) -> None:
+        if type(value) is not int:
+            raise wrong(value, "a duration in nanoseconds")
+        try:
+            out.pieces.append(pack_duration(value))
+        except OverflowError:
+            raise MismatchError(f"{value} ns is no duration that fits") from None
+
+    def decode_duration(source: In) -> int:
+        try:
+            return unpack_duration(source.reader.scalar(), "the value")
+        except DecodeError as exc:
+            raise MismatchError(str(exc)) from None
+
+    return Plan("dur", encode_duration, decode_duration, lambda: 0, lambda one: False)
+
+
+# Plans of containers.
+
+
+def enter(where: Out | In) -> None:
+    """Count one more container inside the others."""
+    where.depth += 1
+    if where.depth > MAX_DEPTH:
+        raise MismatchError(f"more than {MAX_DEPTH} containers inside each other")
+
+
+def array_len(source: In) -> int:
+    """Enter an array; return its length."""
+    try:
+        return source.reader.array_len()
+    except DecodeError as exc:
+        raise MismatchError(str(exc)) from None
+
+
+def map_len(source: In) -> int:
+    """Enter a map; return its number of pairs."""
+    try:
+        return source.reader.map_len()
+    except DecodeError as exc:
+        raise MismatchError(str(exc)) from None
+
+
+def take_nil(source: In) -> bool:
+    """Read nil if it comes next; return whether it did."""
+    if source.reader.is_nil():
+        source.reader.scalar()
+        return True
+    return False
+
+
+def list_of(item: Plan) -> Plan:
+    """Return the plan of a Go slice."""
+
+    def encode_list(value: object, out: Out) -> None:
+        if not isinstance(value, list | tuple):
+            raise wrong(value, "a list")
+        enter(out)
+        out.pieces.append(pack_array_header(len(value)))
+        for index, one in enumerate(value):
+            try:
+                item.encode(one, out)
+            except MismatchError as fault:
+                fault.path = f"[{index}]{fault.path}"
+                raise
+        out.depth -= 1
+
+    def decode_list(source: In) -> list[Any]:
+        if take_nil(source):
+            return []
+        enter(source)
+        items: list[Any] = []
+        for index in range(array_len(source)):
+            try:
+                items.append(item.decode(source))
+            except MismatchError as fault:
+                fault.path = f"[{index}]{fault.path}"
+                raise
+        source.depth -= 1
+        return items
+
+    return Plan("slc", encode_list, decode_list, list, lambda one: not one)
+
+
+def array_of(items: list[Plan]) -> Plan:
+    """Return the plan of a Go array, whose length is part of its type."""
+    count = len(items)
+    as_list = list_of(items[0]) if items else None
+
+    def encode_fixed(value: object, out: Out) -> None:
+        if not isinstance(value, tuple | list) or len(value) != count:
+            raise MismatchError(f"a tuple of {count} is wanted")
+        assert as_list is not None
+        as_list.encode(value, out)
+
+    def decode_fixed(source: In) -> tuple[Any, ...]:
+        if take_nil(source):
+            return tuple(item.zero() for item in items)
+        assert as_list is not None
+        value = as_list.decode(source)
+        if len(value) != count:
+            raise MismatchError(f"an array of {count} is wanted, not of {len(value)}")
+        return tuple(value)
+
+    return Plan(
+        "ary",
+        encode_fixed,
+        decode_fixed,
+        lambda: tuple(item.zero() for item in items),
+        lambda one: not count,
+    )
+
+
+def dict_of(key_plan: Plan, value_plan: Plan) -> Plan:
+    """Return the plan of a Go map."""
+
+    def encode_dict(value: object, out: Out) -> None:
+        if not isinstance(value, dict):
+            raise wrong(value, "a dict")
+        enter(out)
+        out.pieces.append(pack_map_header(len(value)))
+        for key, one in value.items():
+            try:
+                key_plan.encode(key, out)
+                value_plan.encode(one, out)
+            except MismatchError as fault:
+                fault.path = f"[{key!r:.40}]{fault.path}"
+                raise
+        out.depth -= 1
+
+    def decode_dict(source: In) -> dict[Any, Any]:
+        if take_nil(source):
+            return {}
+        enter(source)
+        found: dict[Any, Any] = {}
+        for _ in range(map_len(source)):
+            key: Any = "?"
+            try:
+                key = key_plan.decode(source)
+                found[key] = value_plan.decode(source)
+            except MismatchError as fault:
+                fault.path = f"[{key!r:.40}]{fault.path}"
+                raise
+        source.depth -= 1
+        return found
+
+    return Plan("map", encode_dict, decode_dict, dict, lambda one: not one)
+
+
+def pointer_to(target: Plan) -> Plan:
+    """Return the plan of a Go pointer, which may be nil."""
+
+    def encode_pointer(value: object, out: Out) -> None:
+        if value is None:
+            out.pieces.append(_NIL)
+        else:
+            target.encode(value, out)
+
+    def decode_pointer(source: In) -> object:
+        return None if take_nil(source) else target.decode(source)
+
+    return Plan(
+        "ptr", encode_pointer, decode_pointer, lambda: None, lambda one: one is None
+    )
