@@ -155,8 +155,6 @@ def test_a_stale_api_page_is_found_and_written_again(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr) == (1, "stale: docs/api.md\n")
     assert run().returncode == 0
     assert run("--check").returncode == 0
-    written = (tmp_path / "docs" / "api.md").read_text()
-    assert written == (ROOT / "docs" / "api.md").read_text()
 
 
 @pytest.mark.parametrize("name", PAGES)
