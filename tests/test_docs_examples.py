@@ -99,7 +99,7 @@ def test_examples_run_and_print_what_the_page_says(name: str, tmp_path: Path) ->
     program = tmp_path / f"{Path(name).stem}.md.py"
     program.write_text(program_of(code))
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", program],
+        [sys.executable, "-W", "error", program],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
