@@ -47,6 +47,8 @@ class Liveness:
         # Apart from what else is sent: it must not make a connection look busy.
         self._keepalive_s = 0.0
         self._write_progress_s = self._idle_since_s = self._loop.time()
+        #: When we last did not read.
+        self._deaf_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         intervals = [config.keepalive_s, config.read_timeout_s, config.write_timeout_s]
         if is_busy is not None:
@@ -69,19 +71,29 @@ class Liveness:
             self._timer = None
             self._driver.abort(DeadlineError(fault))
             return
-        interval_s = self._config.keepalive_s
-        sent_s = max(self._driver.last_sent_s, self._keepalive_s)
-        if interval_s and now_s - sent_s > interval_s - self._step_s:
+        if self._is_silent(now_s):
             self._keepalive_s = now_s
             self._send_keepalive()
         self._timer = self._loop.call_later(self._step_s, self._look)
 
+    def _is_silent(self, now_s: float) -> bool:
+        """Tell whether a keep-alive is due."""
+        interval_s = self._config.keepalive_s
+        # One would not arrive before what waits already, and others would follow it.
+        if not interval_s or self._driver.unsent_len:
+            return False
+        sent_s = max(self._driver.last_sent_s, self._keepalive_s)
+        return now_s - sent_s > interval_s - self._step_s
+
     def _read_fault(self, now_s: float) -> str | None:
         limit_s = self._config.read_timeout_s
-        # What we do not read cannot arrive.
-        if not limit_s or not self._driver.is_reading:
+        if not limit_s:
             return None
-        if now_s - self._driver.last_received_s < limit_s:
+        if not self._driver.is_reading:
+            # What we do not read cannot arrive.
+            self._deaf_s = now_s
+            return None
+        if now_s - max(self._driver.last_received_s, self._deaf_s) < limit_s:
             return None
         return f"nothing was received for {limit_s:g} s"
 
