@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Address, Config, parse_address
+    from rpc25519_tools.identity.certificate import PeerIdentity
+    from rpc25519_tools.rpc.calls import CallKind
     from rpc25519_tools.rpc.client import Client
     from rpc25519_tools.rpc.client_stream import ClientStream
     from rpc25519_tools.rpc.context import CallContext, time_left_s
@@ -31,6 +33,7 @@ __all__ = [
     "Address",
     "Backoff",
     "CallContext",
+    "CallKind",
     "Client",
     "ClientStream",
     "Config",
@@ -39,6 +42,7 @@ __all__ = [
     "Message",
     "OutgoingStream",
     "Part",
+    "PeerIdentity",
     "PersistentClient",
     "PlainIncoming",
     "PlainOutgoing",
@@ -55,6 +59,8 @@ __all__ = [
 
 _MODULES = {
     "config": ("Address", "Config", "parse_address"),
+    "identity.certificate": ("PeerIdentity",),
+    "rpc.calls": ("CallKind",),
     "rpc.client": ("Client",),
     "rpc.client_stream": ("ClientStream",),
     "rpc.context": ("CallContext", "time_left_s"),

@@ -5,6 +5,8 @@ classes; foreign exceptions are translated once, at the seam, with ``raise X fro
 Messages are single lines, hold no secrets, and are safe to show to a user.
 """
 
+from collections.abc import Mapping
+
 
 class Rpc25519Error(Exception):
     """The root of all errors of this package."""
@@ -93,7 +95,23 @@ class CallError(Rpc25519Error):
 
 
 class RemoteCallError(CallError):
-    """The peer's handler returned an error; the text is the peer's own."""
+    """The peer's handler returned an error; the text is the peer's own.
+
+    Attributes:
+        reply_payload: what the handler sent beside the error; mostly nothing.
+        reply_args: the small named strings that it sent.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reply_payload: bytes | bytearray | memoryview = b"",
+        reply_args: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reply_payload = reply_payload
+        self.reply_args: Mapping[str, str] = {} if reply_args is None else reply_args
 
 
 class HandlerError(CallError):

@@ -176,6 +176,7 @@ class Client:
         args: Mapping[str, str] = NO_ARGS,
         subject: str = "",
         timeout_s: float | None = None,
+        call_id: str = "",
         compress: bool = True,
     ) -> Message:
         """Call a service and wait for its reply.
@@ -189,6 +190,8 @@ class Client:
             subject: free text to send along.
             timeout_s: when both sides give up; None takes the Config's. A handler's
                 calls get no more than its own call has left.
+            call_id: from ``new_call_id``, for a caller that listens to what the server
+                pushes about this very call; each id serves once.
             compress: False sends this one message without compression.
 
         Raises:
@@ -205,8 +208,13 @@ class Client:
             args=args,
             subject=subject,
             timeout_s=limit_s,
+            call_id=call_id,
             compress=compress,
         )
+
+    def new_call_id(self) -> str:
+        """Return a fresh id for one ``call``, known before the call is made."""
+        return self._core.new_call_id()
 
     async def send_one_way(
         self,
@@ -354,6 +362,7 @@ class Client:
         args: Mapping[str, str] = NO_ARGS,
         subject: str = "",
         timeout_s: float,
+        call_id: str = "",
         compress: bool = True,
     ) -> Message:
         """Make one call without streams; ``call`` says the rest."""
@@ -368,6 +377,7 @@ class Client:
             args=args,
             subject=subject,
             deadline_ns=start_ns + int(limit_s * _NS_PER_S),
+            call_id=call_id,
             compress=compress,
         )
         call_id = opening.header.call_id
@@ -447,7 +457,7 @@ class Client:
 
     def _finish(self, call_id: str, message: Message) -> None:
         if message.error:
-            self._fail(call_id, error_of(message.error))
+            self._fail(call_id, error_of(message.error, message))
             return
         pending = self._pending.pop(call_id)
         if pending.limit_s is not None:

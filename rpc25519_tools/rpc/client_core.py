@@ -101,6 +101,10 @@ class ClientCore:
         """How many calls wait for their reply."""
         return len(self._open)
 
+    def new_call_id(self) -> str:
+        """Return a call id that was never used."""
+        return new_call_id(self._random_bytes)
+
     def take_seqno(self) -> int:
         """Use up one call number; a net/rpc request carries it as its own."""
         seqno = self._next_seqno
@@ -130,11 +134,15 @@ class ClientCore:
             args: small named strings to send along.
             subject: free text to send along.
             deadline_ns: when the caller gives up, on the same clock.
-            call_id: of a ONE_WAY message that belongs to some conversation; every
-                other kind has a fresh one.
+            call_id: for a ONE_WAY message, the conversation that it belongs to; for any
+                other kind, from ``new_call_id``. A fresh one where empty.
             compress: False sends this one message without compression.
+
+        Raises:
+            LocalProtocolError: the call id is in use.
         """
-        assert not call_id or kind is CallKind.ONE_WAY, "call ids must be unique"
+        if call_id in self._open:
+            raise LocalProtocolError("this call id belongs to a call that is running")
         header = Header(
             created_ns=now_ns,
             sender=self._local,

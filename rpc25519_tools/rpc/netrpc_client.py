@@ -32,12 +32,16 @@ T = TypeVar("T")
 MAX_ERROR_LEN: Final = 2000
 
 
-def error_of(text: str) -> Exception:
-    """Return the exception for an error text of the server's."""
+def error_of(text: str, reply: Message) -> Exception:
+    """Return the exception for an error text of the server's, and what came with it."""
     if text == EXPIRED:
         # Both sides watch the clock, and either may be the first to see it run out.
         return DeadlineError("the deadline passed at the server")
-    return RemoteCallError(text[:MAX_ERROR_LEN])
+    return RemoteCallError(
+        text[:MAX_ERROR_LEN],
+        reply_payload=reply.payload,
+        reply_args=reply.header.args,
+    )
 
 
 class Caller(Protocol):
@@ -58,6 +62,7 @@ class Caller(Protocol):
         args: Mapping[str, str] = NO_ARGS,
         subject: str = "",
         timeout_s: float,
+        call_id: str = "",
         compress: bool = True,
     ) -> Message:
         """Make one call without streams."""
@@ -112,7 +117,7 @@ class NetRpc:
         if response.seq != seq:
             raise RemoteProtocolError("the answer to another net/rpc call came")
         if response.error:
-            raise error_of(response.error)
+            raise error_of(response.error, reply)
         return records.decode(result_type, response.result)
 
     def go(

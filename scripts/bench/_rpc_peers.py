@@ -4,8 +4,9 @@
     _rpc_peers.py call STACK DIR PORT PAYLOAD_LEN IN_FLIGHT CONNECTIONS SECONDS
                                           prints one JSON object
 
-STACK is ``ours``, ``ours-uvloop``, ``grpc-sync`` or ``grpc-aio``. All use TLS with certificates on both
-sides, from DIR: ours its own ed25519 ones, grpcio (which takes no ed25519) ECDSA ones.
+STACK is ``ours``, ``ours-uvloop``, ``grpc-sync`` or ``grpc-aio``. All use TLS with
+certificates on both sides, from DIR: ours its own ed25519 ones, grpcio (which takes no
+ed25519) ECDSA ones.
 The service echoes its payload.
 """
 

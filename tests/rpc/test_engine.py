@@ -378,6 +378,41 @@ async def test_a_closed_listener_ends_and_lets_go(memory: Net) -> None:
         assert not client._driver._holds
 
 
+async def test_a_caller_can_listen_for_its_own_call(net: Net) -> None:
+    registry = Registry()
+
+    @registry.call("work")
+    async def work(context: CallContext) -> bytes:
+        for number in (b"1", b"2"):
+            await server.push(
+                context.remote_address,
+                "progress",
+                number,
+                call_id=context.header.call_id,
+            )
+        return b"done"
+
+    async with net.pair(registry) as (server, client):
+        call_id = client.new_call_id()
+        with client.listen(call_id) as pushes:
+            reply = await client.call("work", call_id=call_id)
+            got = [(await anext(pushes)).payload for _ in range(2)]
+        assert (reply.payload, got) == (b"done", [b"1", b"2"])
+
+
+async def test_what_comes_beside_an_error_is_kept(memory: Net) -> None:
+    registry = Registry()
+
+    @registry.call("partly")
+    async def partly(context: CallContext) -> Reply:
+        return Reply(payload=b"half", args={"done": "1"}, error="no more")
+
+    async with memory.pair(registry) as (_, client):
+        with pytest.raises(RemoteCallError, match="no more") as caught:
+            await client.call("partly")
+        assert (caught.value.payload, caught.value.args) == (b"half", {"done": "1"})
+
+
 # Keep-alives and time limits of connections.
 
 
