@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import DeadlineError, RemoteCallError
@@ -632,6 +632,7 @@ _steps = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(_steps, max_size=40),
     again=st.lists(st.none() | _delays, max_size=5),
