@@ -57,6 +57,7 @@ _HIGH_HELD_LEN: Final = 32 << 20
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
 _SHUTTING_DOWN: Final = "the server is shutting down"
+_CANCELLED_ITSELF: Final = "the handler was cancelled"
 
 
 class Owner(Protocol):
@@ -308,15 +309,18 @@ class Connection:
         except asyncio.CancelledError:
             if self.driver.is_closed:
                 raise
-            return _failure(context, self._why_stopped(call))
+            stopping = self._owner.stopping
+            return _failure(context, self._why_stopped(call, stopping=stopping))
         except Exception as exc:  # noqa: BLE001  # any fault of a handler ends here
             return _failure(context, self._describe(call, exc))
 
     @staticmethod
-    def _why_stopped(call: OpenCall) -> str:
+    def _why_stopped(call: OpenCall, *, stopping: bool) -> str:
         if call.expired:
             return EXPIRED
-        return CANCELLED if call.cancelled else _SHUTTING_DOWN
+        if call.cancelled:
+            return CANCELLED
+        return _SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
 
     def _describe(self, call: OpenCall, exc: Exception) -> str:
         """Return what a caller learns of an error; log what nobody foresaw."""

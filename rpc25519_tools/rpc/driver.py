@@ -121,6 +121,7 @@ class Driver:
         self._close_timer: asyncio.TimerHandle | None = None
         self._outbox: list[Buffer] = []
         self._outbox_len = 0
+        self._queued_len = 0
         self._flush_handle: asyncio.Handle | None = None
         #: When bytes last came from the peer, on the loop's clock.
         self.last_received_s = self._loop.time()
@@ -138,6 +139,11 @@ class Driver:
     def is_reading(self) -> bool:
         """Whether bytes are taken from the network as they come."""
         return self._reading
+
+    @property
+    def sent_len(self) -> int:
+        """All bytes that have left the process so far."""
+        return self._queued_len - self.unsent_len
 
     @property
     def unsent_len(self) -> int:
@@ -291,6 +297,7 @@ class Driver:
 
     def _write(self, buffers: list[Buffer], *, at_once: bool) -> None:
         length = sum(map(len, buffers))
+        self._queued_len += length
         if at_once and not self._outbox:
             self.transport.write(buffers)
             return

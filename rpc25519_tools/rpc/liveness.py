@@ -43,7 +43,7 @@ class Liveness:
         self._send_keepalive = send_keepalive
         self._is_busy = is_busy
         self._loop = asyncio.get_running_loop()
-        self._unsent_len = 0
+        self._sent_len = 0
         # Apart from what else is sent: it must not make a connection look busy.
         self._keepalive_s = 0.0
         self._write_progress_s = self._idle_since_s = self._loop.time()
@@ -99,10 +99,10 @@ class Liveness:
 
     def _write_fault(self, now_s: float) -> str | None:
         limit_s = self._config.write_timeout_s
-        unsent_len = self._driver.unsent_len
-        if unsent_len < self._unsent_len or not unsent_len:
+        sent_len = self._driver.sent_len
+        if sent_len > self._sent_len or not self._driver.unsent_len:
             self._write_progress_s = now_s
-        self._unsent_len = unsent_len
+        self._sent_len = sent_len
         if not limit_s or now_s - self._write_progress_s < limit_s:
             return None
         return f"the peer took nothing for {limit_s:g} s"

@@ -690,13 +690,7 @@ async def test_the_text_of_a_handlers_own_error_travels_and_is_not_logged(
         (StopAsyncIteration("s"), None),
         (TimeoutError("t"), "TimeoutError: t"),
         (DeadlineError("of another call"), "of another call"),
-        pytest.param(
-            asyncio.CancelledError("inside"),
-            None,
-            marks=pytest.mark.xfail(
-                reason="connection.py: any other cancellation counts as a shutdown"
-            ),
-        ),
+        (asyncio.CancelledError("inside"), None),
     ],
     ids=repr,
 )

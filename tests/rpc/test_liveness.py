@@ -317,7 +317,6 @@ async def test_a_connection_with_nothing_to_send_is_no_stuck_one(memory: Net) ->
         await client.call("echo", b"")
 
 
-@pytest.mark.xfail(reason="driver.py: does not count what it has queued")
 async def test_a_slow_peer_that_takes_little_by_little_is_not_given_up(
     memory: Net,
 ) -> None:
