@@ -513,7 +513,7 @@ def test_waits_stay_in_their_bounds(
 )
 def test_a_backoff_is_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        Backoff(**wrong)  # type: ignore[arg-type]  # the mistake
+        Backoff(**wrong)
 
 
 def echoing() -> Registry:

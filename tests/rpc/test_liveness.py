@@ -391,6 +391,10 @@ class FakeDriver:
     unsent_len: int = 0
     aborted: list[tuple[float, str]] = field(default_factory=list)
 
+    @property
+    def sent_len(self) -> int:
+        return -self.unsent_len  # only its growth counts
+
     def abort(self, error: Exception) -> None:
         assert isinstance(error, DeadlineError)
         self.aborted.append((self.loop.now_s, str(error)))
