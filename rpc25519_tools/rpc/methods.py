@@ -5,6 +5,7 @@ Annotations say how both are encoded; see ``rpc25519_tools.greenpack``. It may b
 or plain; a plain one runs in a worker thread. An exception becomes the call's error.
 """
 
+import functools
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +26,12 @@ from rpc25519_tools.wire.netrpc import (
 from rpc25519_tools.wire.record_types import go_name
 
 _NOTHING: Final = type(None)
+_BY_POSITION: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+#: What is not even looked at: asking for its value may do anything.
+_PROPERTIES: Final = (property, functools.cached_property)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,11 @@ def methods_of(service: object, name: str) -> dict[str, Method]:
     if not name or "." in name:
         raise ConfigError(f"{name!r} cannot be the name of a service")
     found: dict[str, Method] = {}
-    for attribute, function in inspect.getmembers(service, inspect.isroutine):
-        if attribute.startswith("_"):
+    for attribute, member in inspect.getmembers_static(service):
+        if attribute.startswith("_") or isinstance(member, _PROPERTIES):
+            continue
+        function = getattr(service, attribute)
+        if not inspect.isroutine(function):
             continue
         method = _method(function, f"{name}.{attribute}")
         for spelling in {attribute, go_name(attribute)}:
@@ -86,7 +96,7 @@ def _method(function: Callable[..., Any], full_name: str) -> Method:
         CallContext,
         CallContext | None,
     )
-    if len(parameters) != 1 + wants_context:
+    if len(parameters) != 1 + wants_context or parameters[-1].kind not in _BY_POSITION:
         raise ConfigError(
             f"{full_name} must take one argument, or a CallContext and one argument"
         )
@@ -94,9 +104,9 @@ def _method(function: Callable[..., Any], full_name: str) -> Method:
     for what in (argument_name, "return"):
         if what not in hints:
             raise ConfigError(f"{full_name}: {what!r} has no annotation")
-    for what in (argument_name, "return"):
-        if hints[what] is not _NOTHING:
-            records.check_type(hints[what])
+    records.check_type(hints[argument_name])
+    if hints["return"] is not _NOTHING:
+        records.check_type(hints["return"])
     return Method(function, wants_context, hints[argument_name], hints["return"])
 
 
