@@ -5,6 +5,7 @@ whether the server has done the work already.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -27,7 +29,8 @@ from rpc25519_tools.wire.message import Message
 T = TypeVar("T")
 
 #: What a new connection may cure. A peer that is not trusted stays so.
-_CURABLE: Final = (ConnectionLostError, ConnectFailedError)
+_CURABLE: Final = (ConnectionLostError, ConnectFailedError, DeadlineError)
+_CLOSED: Final = "this client is closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +52,17 @@ class Backoff:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not 0 < self.first_s <= self.longest_s or self.factor < 1:
+        if not 0 < self.first_s <= self.longest_s or not self.factor >= 1:
             raise ConfigError("a backoff must start above zero and never shrink")
         if not 0 <= self.jitter <= 1:
             raise ConfigError("the jitter of a backoff must be between 0 and 1")
 
     def wait_s(self, failures: int) -> float:
         """Return the wait after so many failures, 1 or more."""
-        # The power is bounded first: it overflows long before anybody gives up.
-        power = self.factor ** min(failures - 1, 64)
-        full_s = min(self.first_s * power, self.longest_s)
+        try:
+            full_s = min(self.first_s * self.factor ** (failures - 1), self.longest_s)
+        except OverflowError:
+            full_s = self.longest_s
         return full_s * (1 - self.jitter * random.random())  # noqa: S311  # no secret
 
 
@@ -85,7 +89,8 @@ class PersistentClient:
         self._backoff = backoff or Backoff()
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
-        self._closed = False
+        self._attempt: asyncio.Task[Client] | None = None
+        self._closing = asyncio.Event()
         #: How often a connection was made.
         self.connections = 0
 
@@ -102,7 +107,10 @@ class PersistentClient:
 
     async def aclose(self) -> None:
         """Close the connection, if there is one, and make no more."""
-        self._closed = True
+        self._closing.set()
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -159,31 +167,69 @@ class PersistentClient:
         timeout_s: float | None,
     ) -> T:
         limit_s = self._config.call_timeout_s if timeout_s is None else timeout_s
+        left_s = time_left_s()
+        if left_s is not None:  # of a handler's own call
+            limit_s = min(limit_s, left_s)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + limit_s
         failures = 0
         while True:
+            client: Client | None = None
             try:
                 client = await self._connected(until_s - loop.time())
                 return await attempt(client, until_s - loop.time())
-            except _CURABLE:
+            except _CURABLE as exc:
+                if isinstance(exc, DeadlineError) and client and not client.is_down:
+                    raise  # it is the call that took too long
                 failures += 1
                 wait_s = self._backoff.wait_s(failures)
-                if self._closed or loop.time() + wait_s >= until_s:
+                if self._closing.is_set() or loop.time() + wait_s >= until_s:
                     raise
-            await asyncio.sleep(wait_s)
+            await self._pause(wait_s)
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait between two attempts, or until we are closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._closing.wait()
 
     async def _connected(self, left_s: float) -> Client:
         """Return the connection; make one if there is none."""
         try:
             async with asyncio.timeout(left_s), self._connecting:
-                if self._closed:
-                    raise ConnectionLostError("this client is closed")
-                if self._client is None or self._client.is_down:
-                    self._client = await Client.connect(self._config, self._identity)
-                    self.connections += 1
+                if not self._closing.is_set() and self.is_down:
+                    await self._connect()
+                if self._closing.is_set() or self._client is None:
+                    raise ConnectionLostError(_CLOSED)
                 return self._client
         except TimeoutError as exc:
             if isinstance(exc, DeadlineError):
                 raise
             raise DeadlineError(f"no connection to {self._config.address}") from exc
+
+    async def _connect(self) -> None:
+        """Make a connection; closing ends the attempt."""
+        self._attempt = asyncio.get_running_loop().create_task(
+            Client.connect(self._config, self._identity)
+        )
+        self._attempt.add_done_callback(self._attempted)
+        caller = asyncio.current_task()
+        assert caller is not None
+        try:
+            await self._attempt
+        except asyncio.CancelledError:
+            if self._closing.is_set() and not caller.cancelling():
+                raise ConnectionLostError(_CLOSED) from None
+            raise
+        finally:
+            self._attempt = None
+
+    def _attempted(self, attempt: asyncio.Task[Client]) -> None:
+        """Keep a new connection, also when nobody waits for it any more."""
+        if attempt.cancelled() or attempt.exception() is not None:
+            return
+        if self._closing.is_set():
+            attempt.result().transport.abort()
+            return
+        self._client = attempt.result()
+        self.connections += 1

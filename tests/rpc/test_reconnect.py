@@ -1,0 +1,536 @@
+"""A client that connects again when its connection is lost."""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpc25519_tools.config import Config
+from rpc25519_tools.errors import (
+    ConfigError,
+    ConnectFailedError,
+    ConnectionLostError,
+    DeadlineError,
+    HandlerError,
+    HandshakeError,
+    KeyFileError,
+    LocalProtocolError,
+    NoSuchServiceError,
+    RemoteCallError,
+    Rpc25519Error,
+)
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.context import CallContext, handling_until
+from rpc25519_tools.rpc.reconnect import Backoff, PersistentClient
+from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.server import Server
+from tests.helpers import until
+from tests.rpc.nets import Net, Seen
+from tests.rpc.test_calls import Waiting
+
+QUICK = Backoff(first_s=0.005, longest_s=0.02)
+
+
+class Math:
+    def half(self, number: int) -> int:
+        return number // 2
+
+
+class Counting:
+    """Counts runs of an idempotent service."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def registry(self) -> Registry:
+        registry = Registry()
+
+        @registry.call("double")
+        async def double(context: CallContext) -> bytes:
+            self.runs += 1
+            await asyncio.sleep(0)
+            return bytes(context.payload) * 2
+
+        @registry.call("refuse")
+        async def refuse(context: CallContext) -> None:
+            self.runs += 1
+            raise HandlerError("never")
+
+        registry.register(Math())
+        return registry
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
+    """A network on which a server can come back to its address."""
+    return Net(request.param, certs)
+
+
+@pytest.fixture
+def tcp(certs: Path) -> Net:
+    return Net("tcp", certs)
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the times at which connections were tried."""
+    times: list[float] = []
+    connect = Client.connect
+
+    async def counting(*args: Any, **kwargs: Any) -> Client:
+        times.append(time.monotonic())
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(Client, "connect", counting)
+    return times
+
+
+def persistent(net: Net, address: str, **settings: Any) -> PersistentClient:
+    backoff = settings.pop("backoff", QUICK)
+    return PersistentClient(net.config(address, "client", **settings), backoff=backoff)
+
+
+async def start(net: Net, registry: Registry, address: str) -> Server:
+    """Start a server, also where one has just been."""
+    server = Server(net.config(address, "node"), registry)
+    for _ in range(200):
+        with contextlib.suppress(ConnectFailedError):
+            await server.start()
+            return server
+        await asyncio.sleep(0.01)
+    raise AssertionError("the port stays in use")
+
+
+async def crash(server: Server) -> None:
+    """End a server in the manner of one that is killed."""
+    for transport in server.clients:
+        transport.abort()
+    await server.aclose()
+
+
+@contextlib.asynccontextmanager
+async def silent_address() -> AsyncIterator[str]:
+    """Yield an address where connections open and nothing ever comes."""
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+
+    server = await asyncio.start_server(wait, "127.0.0.1", 0)
+    try:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def free_address() -> str:
+    """Return an address where nobody listens."""
+    async with silent_address() as address:
+        return address
+
+
+# Connections that are lost.
+
+
+async def test_it_connects_when_there_is_something_to_do(sockets: Net) -> None:
+    counting = Counting()
+    async with sockets.server(counting.registry()) as server:
+        client = persistent(sockets, server.address)
+        assert [client.is_down, client.connections] == [True, 0]
+        async with client:
+            assert (await client.call("double", b"a")).payload == b"aa"
+            assert await client.netrpc_call("Math.Half", 8, int) == 4
+            assert [client.is_down, client.connections] == [False, 1]
+            assert len(server.clients) == 1
+        await until(lambda: not server.clients)
+
+
+async def test_a_server_that_restarts_in_mid_use_loses_no_call(sockets: Net) -> None:
+    counting = Counting()
+    server = await start(sockets, counting.registry(), "127.0.0.1:0")
+    address, stop = server.address, False
+    done = [0] * 4
+
+    async def work(worker: int) -> None:
+        while not stop:
+            text = b"%d" % done[worker]
+            reply = await client.call("double", text, timeout_s=10)
+            assert reply.payload == text * 2
+            done[worker] += 1
+
+    async with persistent(sockets, address) as client:
+        working = [asyncio.create_task(work(worker)) for worker in range(4)]
+        for _ in range(3):
+            before = min(done)
+            await until(lambda before=before: min(done) > before + 5)  # type: ignore[misc]
+            await crash(server)
+            server = await start(sockets, counting.registry(), address)
+        before = min(done)
+        await until(lambda: min(done) > before + 5)
+        stop = True
+        await asyncio.gather(*working)
+        assert client.connections == 4
+    assert counting.runs >= sum(done)
+    await server.aclose()
+
+
+async def test_a_call_that_was_running_is_made_again(sockets: Net) -> None:
+    registry, waiting = Registry(), Waiting()
+    registry.add_call("wait", waiting)
+    async with (
+        sockets.server(registry) as server,
+        persistent(sockets, server.address) as client,
+    ):
+        call = asyncio.create_task(client.call("wait", b""))
+        for count in range(1, 4):
+            await until(lambda count=count: waiting.started == count)  # type: ignore[misc]
+            (transport,) = server.clients
+            server.disconnect(transport.remote_address)
+        await until(lambda: waiting.started == 4)
+        waiting.go.set()
+        assert (await call).payload == b"done"
+        assert client.connections == 4
+
+
+async def test_calls_at_the_same_time_share_one_connection(sockets: Net) -> None:
+    counting = Counting()
+    async with (
+        sockets.server(counting.registry()) as server,
+        persistent(sockets, server.address) as client,
+    ):
+        await asyncio.gather(*(client.call("double", b"x") for _ in range(20)))
+        assert client.connections == 1
+        server.disconnect(server.clients[0].remote_address)
+        await until(lambda: client.is_down)
+        await asyncio.gather(*(client.call("double", b"x") for _ in range(20)))
+        assert client.connections == 2
+        assert len(server.clients) == 1
+
+
+async def test_a_server_that_comes_late_is_found(
+    tcp: Net, attempts: list[float]
+) -> None:
+    address = await free_address()
+    async with persistent(tcp, address) as client:
+        call = asyncio.create_task(client.call("double", b"a"))
+        await until(lambda: len(attempts) >= 3)
+        server = await start(tcp, Counting().registry(), address)
+        assert (await call).payload == b"aa"
+        assert client.connections == 1
+    await server.aclose()
+
+
+async def test_a_connection_that_liveness_ended_is_made_again(tcp: Net) -> None:
+    """The end of a peer that fell silent is no deadline of the call's own."""
+    registry, waiting = Registry(), Waiting()
+    registry.add_call("wait", waiting)
+    async with (
+        tcp.server(registry) as server,
+        persistent(tcp, server.address, read_timeout_s=0.1) as client,
+    ):
+        call = asyncio.create_task(client.call("wait", b"", timeout_s=10))
+        await until(lambda: waiting.started == 2)
+        waiting.go.set()
+        assert (await call).payload == b"done"
+        assert client.connections == 2
+
+
+async def test_a_handshake_that_takes_too_long_is_tried_again(
+    certs: Path, attempts: list[float]
+) -> None:
+    net = Net("tls", certs)
+    async with silent_address() as address:
+        client = persistent(net, address, connect_timeout_s=0.03)
+        async with client:
+            with pytest.raises(DeadlineError):
+                await client.call("double", b"", timeout_s=0.3)
+    assert len(attempts) >= 3
+
+
+# Giving up.
+
+
+async def test_it_gives_up_at_its_time_limit(tcp: Net, attempts: list[float]) -> None:
+    async with persistent(tcp, await free_address()) as client:
+        begin_s = time.monotonic()
+        with pytest.raises((ConnectFailedError, DeadlineError)):
+            await client.call("double", b"", timeout_s=0.15)
+        assert time.monotonic() - begin_s < 3
+    assert len(attempts) >= 4
+    assert attempts[-1] - begin_s < 0.15
+    waits = [after - before for before, after in itertools.pairwise(attempts)]
+    assert all(wait_s >= QUICK.first_s * (1 - QUICK.jitter) for wait_s in waits)
+
+
+async def test_the_configured_time_limit_holds_where_the_caller_names_none(
+    tcp: Net,
+) -> None:
+    async with persistent(tcp, await free_address(), call_timeout_s=0.05) as client:
+        with pytest.raises((ConnectFailedError, DeadlineError)):
+            await client.call("double", b"")
+        with pytest.raises((ConnectFailedError, DeadlineError)):
+            await client.netrpc_call("Math.Half", 8, int)
+
+
+async def test_a_connection_attempt_ends_with_the_time_limit(certs: Path) -> None:
+    net = Net("tls", certs)
+    async with silent_address() as address, persistent(net, address) as client:
+        begin_s = time.monotonic()
+        with pytest.raises(DeadlineError, match=f"no connection to {address}"):
+            await client.call("double", b"", timeout_s=0.05)
+        assert time.monotonic() - begin_s < 3
+
+
+async def test_a_running_call_ends_with_the_time_limit(tcp: Net) -> None:
+    registry, waiting = Registry(), Waiting()
+    registry.add_call("wait", waiting)
+    async with (
+        tcp.server(registry) as server,
+        persistent(tcp, server.address) as client,
+    ):
+        with pytest.raises(DeadlineError):
+            await client.call("wait", b"", timeout_s=0.05)
+        await until(lambda: waiting.cancelled == 1)
+        assert waiting.started == 1
+        assert client.connections == 1
+
+
+async def test_in_a_handler_its_deadline_is_the_limit(
+    tcp: Net, attempts: list[float]
+) -> None:
+    async with persistent(tcp, await free_address()) as client:
+        begin_s = time.monotonic()
+        with (
+            handling_until(begin_s + 0.1),
+            pytest.raises((ConnectFailedError, DeadlineError)),
+        ):
+            await asyncio.wait_for(client.call("double", b"", timeout_s=10), 3)
+        with (
+            handling_until(begin_s - 1),
+            pytest.raises((ConnectFailedError, DeadlineError)),
+        ):
+            await asyncio.wait_for(client.call("double", b"", timeout_s=10), 3)
+    assert attempts[-1] - begin_s < 0.5
+
+
+@pytest.mark.parametrize("refuses", ["client", "server"])
+async def test_a_peer_that_is_not_trusted_is_asked_once(
+    certs: Path, other_certs: Path, attempts: list[float], refuses: str
+) -> None:
+    seen, net = Seen(), Net("tls", other_certs)
+    verify = refuses == "client"
+    async with Net("tls", certs).server(Counting().registry(), seen) as server:
+        async with persistent(net, server.address, verify_peer=verify) as client:
+            with pytest.raises(HandshakeError):
+                await client.call("double", b"", timeout_s=5)
+        await until(lambda: seen.refusals)
+    assert len(attempts) == len(seen.refusals) == 1
+
+
+async def test_missing_keys_are_looked_for_once(
+    certs: Path, attempts: list[float], tmp_path: Path
+) -> None:
+    async with persistent(Net("tls", tmp_path), "127.0.0.1:1") as client:
+        with pytest.raises(KeyFileError):
+            await client.call("double", b"", timeout_s=5)
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "error"),
+    [
+        ("refuse", b"", RemoteCallError),
+        ("missing", b"", NoSuchServiceError),
+        ("double", memoryview(bytes(1 << 26)), LocalProtocolError),
+    ],
+)
+async def test_what_no_connection_can_cure_is_not_tried_again(
+    tcp: Net, name: str, payload: bytes, error: type[Rpc25519Error]
+) -> None:
+    counting = Counting()
+    async with (
+        tcp.server(counting.registry()) as server,
+        persistent(tcp, server.address, compression="none") as client,
+    ):
+        with pytest.raises(error):
+            await client.call(name, payload)
+        assert counting.runs == (name == "refuse")
+        assert client.connections == 1
+        assert (await client.call("double", b"a")).payload == b"aa"
+
+
+async def test_a_cancelled_call_is_not_made_again(tcp: Net) -> None:
+    registry, waiting = Registry(), Waiting()
+    registry.add_call("wait", waiting)
+    async with (
+        tcp.server(registry) as server,
+        persistent(tcp, server.address) as client,
+    ):
+        call = asyncio.create_task(client.call("wait", b""))
+        await until(lambda: waiting.started)
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+        await until(lambda: waiting.cancelled)
+        assert waiting.started == 1
+
+
+async def test_a_caller_that_gives_up_connecting_harms_no_other(certs: Path) -> None:
+    net = Net("tls", certs)
+    counting = Counting()
+    async with (
+        net.server(counting.registry()) as server,
+        persistent(net, server.address) as client,
+    ):
+        calls = [asyncio.create_task(client.call("double", b"x")) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        calls[0].cancel()  # it is the one that connects
+        await asyncio.wait(calls)
+        assert [call.cancelled() for call in calls] == [True, False, False]
+        assert all(call.result().payload == b"xx" for call in calls[1:])
+
+
+# Closing.
+
+
+async def test_closing_ends_a_running_call(sockets: Net) -> None:
+    registry, waiting = Registry(), Waiting()
+    registry.add_call("wait", waiting)
+    async with sockets.server(registry) as server:
+        client = persistent(sockets, server.address)
+        call = asyncio.create_task(client.call("wait", b""))
+        await until(lambda: waiting.started)
+        await client.aclose()
+        with pytest.raises(ConnectionLostError):
+            await call
+        await until(lambda: not server.clients)
+        with pytest.raises(ConnectionLostError, match="closed"):
+            await client.call("wait", b"")
+        assert client.connections == 1
+        await client.aclose()
+
+
+async def test_closing_ends_a_wait_between_attempts(
+    tcp: Net, attempts: list[float]
+) -> None:
+    slow = Backoff(first_s=30, longest_s=30)
+    client = persistent(tcp, await free_address(), backoff=slow)
+    call = asyncio.create_task(client.call("double", b"", timeout_s=100))
+    await until(lambda: attempts)
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    await client.aclose()
+    with pytest.raises(ConnectionLostError, match="closed"):
+        await asyncio.wait_for(call, 2)
+    assert len(attempts) == 1
+
+
+async def test_closing_ends_an_attempt(certs: Path) -> None:
+    async with silent_address() as address:
+        client = persistent(Net("tls", certs), address)
+        call = asyncio.create_task(client.call("double", b"", timeout_s=100))
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        await client.aclose()
+        with pytest.raises(ConnectionLostError, match="closed"):
+            await asyncio.wait_for(call, 2)
+
+
+async def test_a_connection_that_opens_after_closing_is_closed(
+    tcp: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, go = asyncio.Event(), asyncio.Event()
+    connect = Client.connect
+
+    async def slow_connect(config: Config, *args: Any) -> Client:
+        client = await connect(config, *args)
+        opened.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await go.wait()
+        return client
+
+    monkeypatch.setattr(Client, "connect", slow_connect)
+    async with tcp.server(Counting().registry()) as server:
+        client = persistent(tcp, server.address)
+        call = asyncio.create_task(client.call("double", b"a"))
+        await opened.wait()
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        go.set()
+        await closing
+        with pytest.raises(ConnectionLostError):
+            await call
+        await until(lambda: not server.clients, timeout_s=2, what="the end of it")
+        assert client.is_down
+
+
+# How long it waits.
+
+
+@given(
+    first=st.floats(1e-3, 10),
+    more=st.floats(0, 1000),
+    factor=st.floats(1, 1e12),
+    jitter=st.floats(0, 1),
+    failures=st.integers(1, 10**9),
+)
+def test_waits_grow_within_their_bounds(
+    first: float, more: float, factor: float, jitter: float, failures: int
+) -> None:
+    backoff = Backoff(
+        first_s=first, longest_s=first + more, factor=factor, jitter=jitter
+    )
+    with_jitter = backoff.wait_s(failures)
+    full = Backoff(first_s=first, longest_s=first + more, factor=factor, jitter=0)
+    full_s = full.wait_s(failures)
+    assert first <= full_s <= first + more
+    assert full_s * (1 - jitter) * (1 - 1e-12) <= with_jitter <= full_s
+    assert full.wait_s(1) == first
+    assert full.wait_s(failures + 1) >= full_s
+    if full_s < first + more:
+        assert math.isclose(
+            full.wait_s(failures + 1), min(full_s * factor, first + more)
+        )
+
+
+def test_waits_differ_so_that_not_all_clients_come_back_at_once() -> None:
+    backoff = Backoff(first_s=1, longest_s=100)
+    waits = {backoff.wait_s(3) for _ in range(100)}
+    assert len(waits) > 50
+    assert max(waits) - min(waits) > 0.5
+    assert all(2 <= wait_s <= 4 for wait_s in waits)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"first_s": 0},
+        {"first_s": -1},
+        {"first_s": math.nan},
+        {"first_s": 10},
+        {"longest_s": 0.01},
+        {"longest_s": math.nan},
+        {"factor": 0.99},
+        {"factor": math.nan},
+        {"jitter": -0.1},
+        {"jitter": 1.1},
+        {"jitter": math.nan},
+    ],
+)
+def test_a_backoff_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    make: Callable[..., Backoff] = Backoff
+    with pytest.raises(ConfigError):
+        make(**wrong)
