@@ -2,33 +2,88 @@
 
 import asyncio
 import concurrent.futures
-import os
-import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rpc25519_tools.blocking.loop import drop_socket, process_loop, run, watch_forks
+from rpc25519_tools.blocking.loop import (
+    Loop,
+    current_loop,
+    post,
+    run,
+    start,
+    this_loop,
+)
+from rpc25519_tools.blocking.streams import BlockingPushes, BlockingStream
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.identity.certificate import PeerIdentity
-from rpc25519_tools.identity.store import LoadedIdentity
-from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.rpc.client import DEFAULT_KEY_NAME, Client
 from rpc25519_tools.rpc.client_stream import ClientStream
-from rpc25519_tools.rpc.pushes import PushListener
-from rpc25519_tools.rpc.streams import NO_ARGS, Part
+from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
 
 T = TypeVar("T")
 
 
+class _Link:
+    """The connection of one client in one process; used on its loop's thread only."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.client: Client | None = None
+        self._closed = False
+        self._turn = asyncio.Lock()
+        self._connecting: asyncio.Task[Any] | None = None
+
+    async def connect(
+        self, config: Config, identity: LoadedIdentity | None, name: str
+    ) -> Client:
+        """Connect, unless somebody else has just done it."""
+        async with self._turn:
+            if self.client is None:
+                self._require_open()
+                self._connecting = asyncio.current_task()
+                try:
+                    self.client = await Client.connect(config, identity, name=name)
+                except asyncio.CancelledError:
+                    self._require_open()  # it may have been ``aclose``
+                    raise
+                finally:
+                    self._connecting = None
+                self.loop.clients.add(self.client)
+            return self.client
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        client, self.client = self.client, None
+        if client is not None:
+            await client.aclose()
+            self.loop.clients.discard(client)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ConnectionLostError("this client is closed")
+
+
 class BlockingClient:
     """A connection to a server, for any number of threads.
 
-    Connects when it is made; as a context manager it is closed on leaving. In a forked
-    child, the first call makes a connection of the child's own; calls and streams that
-    were open in the parent stay the parent's.
+    Connects when it is made. As a context manager it is closed on leaving; it is closed
+    as well when nothing refers to it any more, and at the program's end.
+
+    A forked child never shares the connection: its first call makes one of its own,
+    with the same keys. Streams, listeners and futures stay the parent's, and raise
+    ConnectionLostError in the child. Do not fork in async handlers.
+
+    A call that is interrupted, by Ctrl-C for instance, is cancelled, and so is its
+    handler on the server. Async handlers cannot make blocking calls; they get
+    RuntimeError.
 
     Args:
         config: where to and who we are.
@@ -37,22 +92,23 @@ class BlockingClient:
 
     Raises:
         KeyFileError, ConnectFailedError, HandshakeError, DeadlineError: as
-            ``Client.connect``.
+            ``Client.connect``, here and in a child's first call.
     """
 
     def __init__(
         self, config: Config, identity: LoadedIdentity | None = None, *, name: str = ""
     ) -> None:
+        if identity is None and config.network == "tls":
+            # Here, in the caller's thread: a pass phrase may be asked for, once.
+            identity = load_identity(
+                config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
+            )
         self._config = config
         self._identity = identity
         self.name = name
         self._closed = False
-        self._lock = threading.Lock()
-        self._client: Client | None = None
-        #: Clients of parents, kept from being collected in a child.
-        self._inherited: list[Client] = []
-        self._client = self._connected()
-        watch_forks(self)
+        self._link: _Link | None = None
+        run(self._connected)
 
     def __enter__(self) -> Self:
         return self
@@ -67,44 +123,51 @@ class BlockingClient:
 
     def close(self) -> None:
         """Send what is queued and close; waiting calls fail."""
-        with self._lock:
-            self._closed = True
-            client, self._client = self._client, None
-        if client is not None:
-            run(client.aclose())
+        self._closed = True
+        if current_loop() is not None:
+            run(self._disconnect)
 
-    def after_fork_in_child(self) -> None:
-        """Let go of the parent's connection."""
-        self._lock = threading.Lock()
-        if self._client is not None:
-            drop_socket(self._client.transport.fileno())
-            self._inherited.append(self._client)
-            self._client = None
+    async def _connected(self) -> Client:
+        """Return our connection; make it if there is none in this process."""
+        link, loop = self._link, this_loop()
+        if self._closed:
+            raise ConnectionLostError("this client is closed")
+        if link is None or link.loop is not loop:
+            link = self._link = _Link(loop)
+            weakref.finalize(self, _abandon, link).atexit = False
+        if link.client is not None:
+            return link.client
+        return await link.connect(self._config, self._identity, self.name)
 
-    def _connected(self) -> Client:
-        with self._lock:
-            if self._closed:
-                raise ConnectionLostError("this client is closed")
-            if self._client is None:
-                self._client = run(
-                    Client.connect(self._config, self._identity, name=self.name)
-                )
-            return self._client
+    async def _disconnect(self) -> None:
+        if self._link is not None and self._link.loop is this_loop():
+            await self._link.aclose()
+
+    def _run(self, use: Callable[[Client], Awaitable[T]]) -> T:
+        async def step() -> T:
+            return await use(await self._connected())
+
+        return run(step)
 
     @property
     def is_down(self) -> bool:
         """Whether the connection is over, so that every call fails at once."""
-        return self._closed or (self._client is not None and self._client.is_down)
+        if self._closed:
+            return True
+        link = self._link
+        if link is None or link.client is None or link.loop is not current_loop():
+            return False
+        return link.client.is_down
 
     @property
     def local_address(self) -> str:
         """Our end of the connection, such as ``127.0.0.1:50000``."""
-        return self._connected().local_address
+        return run(self._connected).local_address
 
     @property
     def peer(self) -> PeerIdentity | None:
         """Who the server proved to be; None where nothing was proved."""
-        return self._connected().peer
+        return run(self._connected).peer
 
     def call(
         self,
@@ -117,8 +180,8 @@ class BlockingClient:
         compress: bool = True,
     ) -> Message:
         """Call a service and wait for its reply; see ``Client.call``."""
-        return run(
-            self._connected().call(
+        return self._run(
+            lambda client: client.call(
                 service_name,
                 payload,
                 args=args,
@@ -138,8 +201,8 @@ class BlockingClient:
         compress: bool = True,
     ) -> None:
         """Send a message that gets no answer; see ``Client.send_one_way``."""
-        run(
-            self._connected().send_one_way(
+        self._run(
+            lambda client: client.send_one_way(
                 service_name, payload, args=args, call_id=call_id, compress=compress
             )
         )
@@ -151,11 +214,12 @@ class BlockingClient:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
-    ) -> "BlockingStream":
+    ) -> BlockingStream:
         """Open an upload; see ``Client.upload``."""
-        client = self._connected()
-        return BlockingStream(
-            lambda: client.upload(service_name, payload, args=args, timeout_s=timeout_s)
+        return self._open(
+            lambda client: client.upload(
+                service_name, payload, args=args, timeout_s=timeout_s
+            )
         )
 
     def download(
@@ -165,11 +229,10 @@ class BlockingClient:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
-    ) -> "BlockingStream":
+    ) -> BlockingStream:
         """Open a download; see ``Client.download``."""
-        client = self._connected()
-        return BlockingStream(
-            lambda: client.download(
+        return self._open(
+            lambda client: client.download(
                 service_name, payload, args=args, timeout_s=timeout_s
             )
         )
@@ -181,23 +244,29 @@ class BlockingClient:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
-    ) -> "BlockingStream":
+    ) -> BlockingStream:
         """Open a bistream; see ``Client.bistream``."""
-        client = self._connected()
-        return BlockingStream(
-            lambda: client.bistream(
+        return self._open(
+            lambda client: client.bistream(
                 service_name, payload, args=args, timeout_s=timeout_s
             )
         )
 
-    def listen(self, call_id: str | None = None) -> "BlockingPushes":
+    def _open(self, make: Callable[[Client], ClientStream]) -> BlockingStream:
+        async def begin(client: Client) -> BlockingStream:
+            stream = make(client)
+            await stream.begin()
+            return BlockingStream(self, stream)
+
+        return self._run(begin)
+
+    def listen(self, call_id: str | None = None) -> BlockingPushes:
         """Listen for messages that the server sends unasked; see ``Client.listen``."""
-        client = self._connected()
 
-        async def listen() -> PushListener:
-            return client.listen(call_id)
+        async def begin(client: Client) -> BlockingPushes:
+            return BlockingPushes(self, client.listen(call_id))
 
-        return BlockingPushes(run(listen()))
+        return self._run(begin)
 
     def netrpc_call(
         self,
@@ -209,8 +278,8 @@ class BlockingClient:
         timeout_s: float | None = None,
     ) -> T:
         """Call a method of a registered object; see ``NetRpc.call``."""
-        return run(
-            self._connected().netrpc.call(
+        return self._run(
+            lambda client: client.netrpc.call(
                 service_method,
                 argument,
                 result_type,
@@ -228,126 +297,24 @@ class BlockingClient:
         argument_type: Any = None,
         timeout_s: float | None = None,
     ) -> concurrent.futures.Future[T]:
-        """Start such a call; return the future of its result."""
-        step = self._connected().netrpc.call(
-            service_method,
-            argument,
-            result_type,
-            argument_type=argument_type,
-            timeout_s=timeout_s,
-        )
-        return asyncio.run_coroutine_threadsafe(step, process_loop())
+        """Start such a call; return the future of its result.
 
-
-class BlockingStream:
-    """An open upload, download or bistream, for one thread at a time.
-
-    As a context manager it cancels the call on leaving, unless its reply has come.
-    Iterate over it for the parts that come down.
-    """
-
-    def __init__(self, make: Any) -> None:
-        async def begin() -> ClientStream:
-            stream: ClientStream = make()
-            await stream.begin()
-            return stream
-
-        self._stream = run(begin())
-        self._pid = os.getpid()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-    def __iter__(self) -> Iterator[Part]:
-        incoming = aiter(self._stream)
-
-        async def step() -> Part | None:
-            return await anext(incoming, None)
-
-        self._require_own()
-        while (part := run(step())) is not None:
-            yield part
-
-    def send(
-        self,
-        payload: Buffer,
-        *,
-        args: Mapping[str, str] = NO_ARGS,
-        last: bool = False,
-        compress: bool = True,
-    ) -> None:
-        """Send the next part; see ``ClientStream.send``."""
-        self._require_own()
-        run(self._stream.send(payload, args=args, last=last, compress=compress))
-
-    def reply(self) -> Message:
-        """Wait for the reply; see ``ClientStream.reply``."""
-        self._require_own()
-        return run(self._stream.reply())
-
-    def cancel(self) -> None:
-        """Give the call up; the server is told. Does nothing when it is over."""
-        if self._pid == os.getpid():
-            run(self._cancel())
-
-    async def _cancel(self) -> None:
-        self._stream.cancel()
-
-    def _require_own(self) -> None:
-        if self._pid != os.getpid():
-            raise ConnectionLostError("this stream belongs to the parent process")
-
-
-class BlockingPushes:
-    """An iterator over pushed messages; see ``PushListener``."""
-
-    def __init__(self, listener: PushListener) -> None:
-        self._listener = listener
-        self._pid = os.getpid()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Message]:
-        while (message := self.next()) is not None:
-            yield message
-
-    def next(self, timeout_s: float | None = None) -> Message | None:
-        """Return the next message, or None when the listener was closed.
-
-        Raises:
-            TimeoutError: none came within ``timeout_s``.
-            ConnectionLostError, SecurityError: the connection is over.
+        Cancelling the future cancels the call.
         """
-        if self._pid != os.getpid():
-            raise ConnectionLostError("this listener belongs to the parent process")
 
-        async def step() -> Message | None:
-            async with asyncio.timeout(timeout_s):
-                return await anext(self._listener, None)
+        async def step() -> T:
+            client = await self._connected()
+            return await client.netrpc.call(
+                service_method,
+                argument,
+                result_type,
+                argument_type=argument_type,
+                timeout_s=timeout_s,
+            )
 
-        return run(step())
+        return start(step)
 
-    def close(self) -> None:
-        """Listen no more."""
-        if self._pid == os.getpid():
-            run(self._close())
 
-    async def _close(self) -> None:
-        self._listener.close()
+def _abandon(link: _Link) -> None:
+    """Close the connection of a client that nothing refers to."""
+    post(link.loop, lambda: link.loop.create_task(link.aclose()))

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from rpc25519_tools.blocking.loop import drop_socket, run, watch_forks
+from rpc25519_tools.blocking.loop import Loop, current_loop, run, this_loop
 from rpc25519_tools.config import Config
-from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.errors import LocalProtocolError
+from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.registry import Registry
-from rpc25519_tools.rpc.server import Server, ServerObserver
+from rpc25519_tools.rpc.server import DEFAULT_KEY_NAME, Server, ServerObserver
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.greenpack import Buffer
@@ -17,9 +18,22 @@ from rpc25519_tools.wire.greenpack import Buffer
 class BlockingServer:
     """A server that runs beside the program; see ``Server``.
 
-    Plain handlers run in threads, async ones on the event loop. As a context manager it
-    starts on entering and stops gracefully on leaving. It belongs to the process that
-    started it: a forked child does not serve.
+    Plain handlers run in threads, async ones on the event loop, and so do the methods
+    of the observer. As a context manager it starts on entering and stops gracefully on
+    leaving; at the program's end it stops at once, and the program waits for plain
+    handlers that do not watch their ``context.cancellation``.
+
+    It belongs to the process that started it. A forked child does not serve and holds
+    neither the address nor a client's connection; there, ``stop`` does nothing, and
+    the other methods raise ConnectionLostError, except that ``start`` makes a server
+    of the child's own.
+
+    Args:
+        config: where to listen and who we are.
+        registry: the services on offer; more can be added while it runs.
+        observer: learns about connections; must not block.
+        reveal_errors: see ``Server``.
+        grace_s: how long running calls may go on when the context manager is left.
     """
 
     def __init__(
@@ -31,17 +45,12 @@ class BlockingServer:
         reveal_errors: bool = True,
         grace_s: float = 5.0,
     ) -> None:
-        self._server = Server(
-            config, registry, observer, reveal_errors=reveal_errors, grace_s=grace_s
-        )
+        self._config = config
+        self._registry = registry
+        self._observer = observer
+        self._reveal_errors = reveal_errors
         self._grace_s = grace_s
-        watch_forks(self)
-
-    def after_fork_in_child(self) -> None:
-        """Let go of the address and of the clients; the parent serves them."""
-        for number in self._server.filenos():
-            if number >= 0:
-                drop_socket(number)
+        self._running: tuple[Server, Loop] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -55,22 +64,63 @@ class BlockingServer:
     ) -> None:
         self.stop(self._grace_s)
 
+    def start(self, identity: LoadedIdentity | None = None) -> None:
+        """Load our keys and begin to listen; a stopped server starts anew.
+
+        Args:
+            identity: our keys, where the caller has loaded them already.
+
+        Raises:
+            KeyFileError: our keys or certificates are missing or do not fit.
+            ConnectFailedError: the address cannot be listened on.
+            LocalProtocolError: it runs already.
+        """
+        config = self._config
+        if identity is None and config.network == "tls":
+            # Here, in the caller's thread: a pass phrase may be asked for.
+            identity = load_identity(
+                config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
+            )
+        run(lambda: self._start(identity))
+
+    async def _start(self, identity: LoadedIdentity | None) -> None:
+        loop = this_loop()
+        if self._running is not None and self._running[1] is loop:
+            raise LocalProtocolError("this server runs already")
+        server = Server(
+            self._config,
+            self._registry,
+            self._observer,
+            reveal_errors=self._reveal_errors,
+        )
+        self._running = server, loop
+        try:
+            await server.start(identity)
+        except BaseException:
+            self._running = None
+            await server.aclose()
+            raise
+        loop.servers.add(server)
+
+    def _started(self) -> tuple[Server, Loop]:
+        if self._running is None:
+            raise LocalProtocolError("this server does not run")
+        return self._running
+
     @property
     def address(self) -> str:
         """Where the server listens, with the real port."""
-        return self._server.address
+        return self._started()[0].address
 
     @property
     def clients(self) -> list[Transport]:
-        """The connections that are open now."""
-        return run(self._clients())
+        """The connections that are open now: addresses and who the clients are."""
+        server, loop = self._started()
 
-    async def _clients(self) -> list[Transport]:
-        return self._server.clients
+        async def clients() -> list[Transport]:
+            return server.clients
 
-    def start(self, identity: LoadedIdentity | None = None) -> None:
-        """Load our keys and begin to listen; see ``Server.start``."""
-        run(self._server.start(identity))
+        return run(clients, on=loop)
 
     def push(
         self,
@@ -83,17 +133,38 @@ class BlockingServer:
         compress: bool = True,
     ) -> None:
         """Send a one-way message to a connected client; see ``Server.push``."""
+        server, loop = self._started()
         run(
-            self._server.push(
+            lambda: server.push(
                 address,
                 service_name,
                 payload,
                 args=args,
                 call_id=call_id,
                 compress=compress,
-            )
+            ),
+            on=loop,
         )
 
+    def disconnect(self, address: str, reason: str = "the server hung up") -> None:
+        """End a client's connection at once; see ``Server.disconnect``."""
+        server, loop = self._started()
+
+        async def disconnect() -> None:
+            server.disconnect(address, reason)
+
+        run(disconnect, on=loop)
+
     def stop(self, grace_s: float = 0.0) -> None:
-        """Stop; running calls may go on for ``grace_s`` seconds."""
-        run(self._server.stop(grace_s))
+        """Stop; running calls may go on for ``grace_s`` seconds.
+
+        Does nothing where it does not run.
+        """
+        running = self._running
+        if running is not None and running[1] is current_loop():
+            run(lambda: self._stop(*running, grace_s))
+
+    async def _stop(self, server: Server, loop: Loop, grace_s: float) -> None:
+        await server.stop(grace_s)
+        loop.servers.discard(server)
+        self._running = None
