@@ -14,7 +14,9 @@ is, on the wire, Go's
 """
 
 from rpc25519_tools.wire.record_types import (
+    Byte,
     DurationNs,
+    FixedLen,
     Float32,
     Float64,
     Int,
@@ -34,7 +36,9 @@ from rpc25519_tools.wire.record_types import (
 from rpc25519_tools.wire.records import check_type, decode, decode_prefix, encode
 
 __all__ = [
+    "Byte",
     "DurationNs",
+    "FixedLen",
     "Float32",
     "Float64",
     "Int",

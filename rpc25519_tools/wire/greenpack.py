@@ -436,6 +436,11 @@ class ValueReader:
         offset = self.offset()
         return offset < len(self._data) and self._data[offset] == 0xC0
 
+    def is_binary(self) -> bool:
+        """Tell whether binary data comes next; it is not read."""
+        offset = self.offset()
+        return offset < len(self._data) and self._data[offset] in _BIN_WIDTHS
+
     def array_len(self) -> int:
         """Enter an array; return how many members follow."""
         return self._header(self._unpacker.read_array_header, "an array")

@@ -6,9 +6,10 @@ MismatchError, which gathers the path to the value on its way out.
 
 import dataclasses
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, Final
 
 from rpc25519_tools.errors import DecodeError
@@ -34,6 +35,8 @@ _NS_PER_S: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NIL: Final = b"\xc0"
+#: Integers with more bits are not written out in errors.
+_SHOWN_BITS: Final = 128
 
 
 class MismatchError(Exception):
@@ -46,7 +49,10 @@ class MismatchError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Out:
-    """What is being encoded: the pieces so far, and how deep we are."""
+    """What is being encoded: the pieces so far, and how deep we are.
+
+    ``named`` means as Go's streaming encoder does it.
+    """
 
     named: bool
     pieces: list[bytes] = dataclasses.field(default_factory=list)
@@ -88,6 +94,12 @@ def wrong(value: object, wanted: str) -> MismatchError:
     return MismatchError(f"{wanted} is wanted, not {type(value).__name__}")
 
 
+def _shown(value: float) -> str:
+    """Return a number for an error; Python refuses to write very long ones."""
+    bits = value.bit_length() if isinstance(value, int) else 0
+    return f"{value}" if bits <= _SHOWN_BITS else f"an integer of {bits} bits"
+
+
 def integer(width: Width) -> Plan:
     """Return the plan of an integer of one of Go's widths."""
     low = -(1 << (width.bits - 1)) if width.signed else 0
@@ -99,7 +111,7 @@ def integer(width: Width) -> Plan:
         if not isinstance(value, int) or isinstance(value, bool):
             raise wrong(value, kind)
         if not low <= value <= high:
-            raise MismatchError(f"{value} is no {kind.partition(' ')[2]}")
+            raise MismatchError(f"{_shown(value)} is no {kind.partition(' ')[2]}")
         return value
 
     def encode_integer(value: object, out: Out) -> None:
@@ -128,7 +140,9 @@ def floating(width: Width) -> Plan:
         try:
             out.pieces.append(mark + pack(value))
         except (OverflowError, struct.error):
-            raise MismatchError(f"{value} is no {width.bits}-bit float") from None
+            raise MismatchError(
+                f"{_shown(value)} is no {width.bits}-bit float"
+            ) from None
 
     def decode_float(source: In) -> float:
         value = scalar(source)
@@ -164,7 +178,10 @@ def simple(
     def encode_simple(value: object, out: Out) -> None:
         if not isinstance(value, kind):
             raise wrong(value, wanted)
-        out.pieces.append(pack(value))
+        try:
+            out.pieces.append(pack(value))
+        except UnicodeEncodeError:
+            raise MismatchError("half of a surrogate pair is no text") from None
 
     def decode_simple(source: In) -> object:
         value = scalar(source)
@@ -179,7 +196,8 @@ def simple(
 
 def pack_bytes(value: bytes | bytearray | memoryview) -> bytes:
     """Pack binary data with its header."""
-    return pack_bin_header(len(value)) + bytes(value)
+    raw = bytes(value)  # a memoryview's own length may count larger items
+    return pack_bin_header(len(raw)) + raw
 
 
 def time_ns() -> Plan:
@@ -192,7 +210,9 @@ def time_ns() -> Plan:
             try:
                 out.pieces.append(pack_time(value))
             except (OverflowError, struct.error):
-                raise MismatchError(f"{value} ns is no time that fits") from None
+                raise MismatchError(
+                    f"{_shown(value)} ns is no time that fits"
+                ) from None
         else:
             raise wrong(value, "a time in nanoseconds")
 
@@ -242,7 +262,9 @@ def duration_ns() -> Plan:
         try:
             out.pieces.append(pack_duration(value))
         except OverflowError:
-            raise MismatchError(f"{value} ns is no duration that fits") from None
+            raise MismatchError(
+                f"{_shown(value)} ns is no duration that fits"
+            ) from None
 
     def decode_duration(source: In) -> int:
         try:
@@ -287,6 +309,26 @@ def take_nil(source: In) -> bool:
     return False
 
 
+def _encode_items(value: Iterable[object], item: Plan, out: Out) -> None:
+    for index, one in enumerate(value):
+        try:
+            item.encode(one, out)
+        except MismatchError as fault:
+            fault.path = f"[{index}]{fault.path}"
+            raise
+
+
+def _decode_items(count: int, item: Plan, source: In) -> list[Any]:
+    items: list[Any] = []
+    for index in range(count):
+        try:
+            items.append(item.decode(source))
+        except MismatchError as fault:
+            fault.path = f"[{index}]{fault.path}"
+            raise
+    return items
+
+
 def list_of(item: Plan) -> Plan:
     """Return the plan of a Go slice."""
 
@@ -295,57 +337,82 @@ def list_of(item: Plan) -> Plan:
             raise wrong(value, "a list")
         enter(out)
         out.pieces.append(pack_array_header(len(value)))
-        for index, one in enumerate(value):
-            try:
-                item.encode(one, out)
-            except MismatchError as fault:
-                fault.path = f"[{index}]{fault.path}"
-                raise
+        _encode_items(value, item, out)
         out.depth -= 1
 
     def decode_list(source: In) -> list[Any]:
         if take_nil(source):
             return []
         enter(source)
-        items: list[Any] = []
-        for index in range(array_len(source)):
-            try:
-                items.append(item.decode(source))
-            except MismatchError as fault:
-                fault.path = f"[{index}]{fault.path}"
-                raise
+        items = _decode_items(array_len(source), item, source)
         source.depth -= 1
         return items
 
     return Plan("slc", encode_list, decode_list, list, lambda one: not one)
 
 
-def array_of(items: list[Plan]) -> Plan:
-    """Return the plan of a Go array, whose length is part of its type."""
-    count = len(items)
-    as_list = list_of(items[0]) if items else None
+def array_of(item: Plan, count: int) -> Plan:
+    """Return the plan of a Go array, whose length is part of its type.
+
+    ``[N]byte`` travels as binary data. So does ``[N]uint8`` in Go's streaming form;
+    both forms of it are read.
+    """
+    is_byte, is_uint8 = item.clue == "byt", item.clue == "u08"
 
     def encode_fixed(value: object, out: Out) -> None:
         if not isinstance(value, tuple | list) or len(value) != count:
             raise MismatchError(f"a tuple of {count} is wanted")
-        assert as_list is not None
-        as_list.encode(value, out)
+        enter(out)
+        start = len(out.pieces)
+        out.pieces.append(pack_array_header(count))
+        _encode_items(value, item, out)
+        if is_byte or (is_uint8 and out.named):
+            out.pieces[start:] = [pack_bytes(bytes(value))]
+        out.depth -= 1
 
     def decode_fixed(source: In) -> tuple[Any, ...]:
         if take_nil(source):
-            return tuple(item.zero() for item in items)
-        assert as_list is not None
-        value = as_list.decode(source)
+            return zero()
+        if (is_byte or is_uint8) and source.reader.is_binary():
+            return tuple(fixed.decode(source))
+        enter(source)
+        sent = array_len(source)
+        if sent != count:
+            raise MismatchError(f"an array of {count} is wanted, not of {sent}")
+        items = _decode_items(count, item, source)
+        source.depth -= 1
+        return tuple(items)
+
+    def zero() -> tuple[Any, ...]:
+        return tuple(item.zero() for _ in range(count))
+
+    fixed = fixed_bytes(count)
+    return Plan("ary", encode_fixed, decode_fixed, zero, lambda one: False)
+
+
+def fixed_bytes(count: int) -> Plan:
+    """Return the plan of Go's ``[count]byte``."""
+
+    def check(value: bytes) -> bytes:
         if len(value) != count:
-            raise MismatchError(f"an array of {count} is wanted, not of {len(value)}")
-        return tuple(value)
+            raise MismatchError(f"{count} bytes are wanted, not {len(value)}")
+        return value
+
+    def encode_bytes(value: object, out: Out) -> None:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise wrong(value, "bytes")
+        out.pieces.append(pack_bytes(check(bytes(value))))
+
+    def decode_bytes(source: In) -> bytes:
+        value = scalar(source)
+        if value is None:
+            return bytes(count)
+        if type(value) is not bytes:
+            raise wrong(value, "bytes")
+        return check(value)
 
     return Plan(
-        "ary",
-        encode_fixed,
-        decode_fixed,
-        lambda: tuple(item.zero() for item in items),
-        lambda one: not count,
+        "ary", encode_bytes, decode_bytes, lambda: bytes(count), lambda one: False
     )
 
 
@@ -399,4 +466,35 @@ def pointer_to(target: Plan) -> Plan:
 
     return Plan(
         "ptr", encode_pointer, decode_pointer, lambda: None, lambda one: one is None
+    )
+
+
+def named(base: Plan) -> Plan:
+    """Return the plan of a Go type that has a name of its own, such as ``Level``."""
+    return dataclasses.replace(base, clue="rct")
+
+
+def members_of(cls: type[Enum], base: Plan) -> Plan:
+    """Return the plan of an enumeration, whose members are values of ``base``."""
+
+    def encode_member(value: object, out: Out) -> None:
+        if not isinstance(value, cls):
+            raise wrong(value, cls.__name__)
+        base.encode(value.value, out)
+
+    def decode_member(source: In) -> Enum:
+        return member(base.decode(source))
+
+    def member(value: Any) -> Enum:
+        try:
+            return cls(value)
+        except ValueError:
+            raise MismatchError(f"{value!r:.40} is no {cls.__name__}") from None
+
+    return Plan(
+        "rct",
+        encode_member,
+        decode_member,
+        lambda: member(base.zero()),
+        lambda one: isinstance(one, cls) and base.is_empty(one.value),
     )

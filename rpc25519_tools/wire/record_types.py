@@ -22,6 +22,13 @@ class Width:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedLen:
+    """Bytes that are a Go array: ``Annotated[bytes, FixedLen(32)]`` is ``[32]byte``."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Nanoseconds:
     """An int that is a time (``tim``) or a duration (``dur``) in nanoseconds."""
 
@@ -38,6 +45,8 @@ Uint8: TypeAlias = Annotated[int, Width("u08", 8, signed=False)]
 Uint16: TypeAlias = Annotated[int, Width("u16", 16, signed=False)]
 Uint32: TypeAlias = Annotated[int, Width("u32", 32, signed=False)]
 Uint64: TypeAlias = Annotated[int, Width("u64", 64, signed=False)]
+#: Go's ``byte``: the same numbers as Uint8, but another key.
+Byte: TypeAlias = Annotated[int, Width("byt", 8, signed=False)]
 Float32: TypeAlias = Annotated[float, Width("f32", 32)]
 Float64: TypeAlias = Annotated[float, Width("f64", 64)]
 #: A time in nanoseconds since 1970 UTC, which a datetime cannot hold; None is unset.
@@ -62,6 +71,7 @@ def zid(
         number: the field's ``zid`` in Go; it must never change or be used again.
         default: what a record has that was sent without this field. Go leaves out
             zero values, so this is zero, empty or None for fields that Go knows.
+            Where it is anything else, our own zero values are sent, and come back.
         default_factory: makes the default, for lists, dicts and records.
         name: the field's name in Go; the CamelCase of its Python name where empty.
 
@@ -86,5 +96,9 @@ def array_record(cls: type[T]) -> type[T]:
 
 
 def go_name(name: str) -> str:
-    """Return a Python name as Go would spell it: ``sleep_milli`` is ``SleepMilli``."""
-    return re.sub(r"(?:^|_)([a-zA-Z0-9])", lambda match: match[1].upper(), name)
+    """Return a Python name as Go would spell it: ``sleep_milli`` is ``SleepMilli``.
+
+    Underscores around it, as in ``type_``, are not part of the name.
+    """
+    name = name.strip("_")
+    return re.sub(r"(?:^|_+)([a-zA-Z0-9])", lambda match: match[1].upper(), name)

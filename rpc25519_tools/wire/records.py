@@ -8,6 +8,9 @@ fixed length and durations.
 Decoding skips members it does not know, lets missing and nil ones keep their defaults,
 and takes an integer in either sign form if it fits its width.
 
+A ``NewType`` is a Go type with a name of its own, which changes the key of a field; so
+is an enumeration whose members are ints or strs.
+
 Source: encodings made by Go code that greenpack v0.517.0 generated.
 """
 
@@ -16,6 +19,7 @@ import types
 import typing
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any, Final, TypeVar, overload
 
 from rpc25519_tools.errors import ConfigError, DecodeError, LocalProtocolError
@@ -37,10 +41,13 @@ from rpc25519_tools.wire.record_plans import (
     dict_of,
     duration_ns,
     enter,
+    fixed_bytes,
     floating,
     integer,
     list_of,
     map_len,
+    members_of,
+    named,
     pack_bytes,
     pointer_to,
     scalar,
@@ -51,6 +58,7 @@ from rpc25519_tools.wire.record_plans import (
 )
 from rpc25519_tools.wire.record_types import (
     ARRAY_MARK,
+    FixedLen,
     Nanoseconds,
     Width,
     go_name,
@@ -76,8 +84,9 @@ def encode(value: object, type_: Any = None, *, struct_names: bool = False) -> b
     Args:
         value: what to encode.
         type_: its annotation; the value's own class where it is None.
-        struct_names: begin each map with the entry ``@`` and the name of the struct,
-            as Go's streaming encoder does; every decoder skips it.
+        struct_names: encode as Go's streaming encoder does, which net/rpc uses: begin
+            each map with the entry ``@`` and the name of the struct, which every
+            decoder skips, and send ``[N]uint8`` as binary data.
 
     Raises:
         LocalProtocolError: the value does not fit; names the field.
@@ -106,6 +115,10 @@ def decode(type_: Any, data: Buffer) -> Any:
     return decode_prefix(type_, data)[0]
 
 
+@overload
+def decode_prefix(type_: type[T], data: Buffer) -> tuple[T, int]: ...
+@overload
+def decode_prefix(type_: Any, data: Buffer) -> tuple[Any, int]: ...
 def decode_prefix(type_: Any, data: Buffer) -> tuple[Any, int]:
     """Decode the value at the front of ``data``; return it and how long it was.
 
@@ -134,6 +147,11 @@ class _Field:
     key: bytes
     wire_name: str
     plan: Plan
+    is_always_sent: bool
+
+
+#: Types and their plans, while they are being made or for good.
+_Plans = dict[Any, Plan]
 
 
 class _Record:
@@ -147,8 +165,11 @@ class _Record:
         self.name_entry = _STRUCT_NAME_KEY + pack_str(cls.__name__)
         self.plan = Plan("rct", self.encode, self.decode, cls, lambda one: False)
 
-    def resolve(self) -> None:
+    def resolve(self, pending: _Plans) -> None:
         """Read the class's annotations.
+
+        Args:
+            pending: see _plan_of.
 
         Raises:
             ConfigError: a field has no number, shares one, or cannot be encoded.
@@ -156,7 +177,7 @@ class _Record:
         cls = self.cls
         try:
             hints = typing.get_type_hints(cls, include_extras=True)
-        except (NameError, TypeError) as exc:
+        except Exception as exc:  # annotations may be any code
             raise ConfigError(f"{cls.__name__}: {exc}") from exc
         numbers: dict[int, str] = {}
         for one in dataclasses.fields(cls):
@@ -168,12 +189,18 @@ class _Record:
                 raise ConfigError(f"{where} and {numbers[number]} share zid {number}")
             numbers[number] = where
             try:
-                plan = _plan_of(hints[one.name])
+                plan = _plan_of(hints[one.name], pending)
             except ConfigError as exc:
                 raise ConfigError(f"{where}: {exc}") from exc
             name = one.metadata.get("name") or go_name(one.name)
             wire_name = f"{name}_zid{number:02d}_{plan.clue}"
-            found = _Field(one.name, pack_str(wire_name), wire_name, plan)
+            found = _Field(
+                one.name,
+                pack_str(wire_name),
+                wire_name,
+                plan,
+                self.is_array or not plan.is_empty(_default_of(one)),
+            )
             self.by_name[wire_name] = found
         by_number = sorted(zip(numbers, self.by_name.values(), strict=True))
         self.fields = [found for _, found in by_number]
@@ -183,25 +210,31 @@ class _Record:
         if not isinstance(value, self.cls):
             raise wrong(value, self.cls.__name__)
         enter(out)
-        sent = [
-            (one, getattr(value, one.attribute))
-            for one in self.fields
-            if self.is_array or not one.plan.is_empty(getattr(value, one.attribute))
-        ]
-        if self.is_array:
-            out.pieces.append(pack_array_header(len(sent)))
-        else:
-            out.pieces.append(pack_map_header(len(sent) + out.named))
-            if out.named:
-                out.pieces.append(self.name_entry)
-        for one, member in sent:
+        pieces = out.pieces
+        head = len(pieces)
+        pieces.append(b"")  # the header, when it is known how many members there are
+        count = 0
+        for one in self.fields:
+            start = len(pieces)
             if not self.is_array:
-                out.pieces.append(one.key)
+                pieces.append(one.key)
+            member = getattr(value, one.attribute)
             try:
                 one.plan.encode(member, out)
             except MismatchError as fault:
                 fault.path = f".{one.attribute}{fault.path}"
                 raise
+            # Only now: 0 and None look empty in a field of any type.
+            if one.is_always_sent or not one.plan.is_empty(member):
+                count += 1
+            else:
+                del pieces[start:]
+        if self.is_array:
+            pieces[head] = pack_array_header(count)
+        elif out.named:
+            pieces[head] = pack_map_header(count + 1) + self.name_entry
+        else:
+            pieces[head] = pack_map_header(count)
         out.depth -= 1
 
     def decode(self, source: In) -> object:
@@ -246,7 +279,7 @@ class _Record:
 
     @staticmethod
     def _read_member(one: _Field, source: In, found: dict[str, Any]) -> None:
-        if take_nil(source):
+        if one.plan.clue != "ptr" and take_nil(source):
             found.pop(one.attribute, None)  # as if it had not been sent
             return
         try:
@@ -267,63 +300,100 @@ _SIMPLE: Final[dict[Any, Plan]] = {
     datetime: date_time(),
 }
 
-_plans: dict[Any, Plan] = {}
+_plans: _Plans = {}
 
 
-def _plan_of(type_: Any) -> Plan:
+def _default_of(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _plan_of(type_: Any, pending: _Plans | None = None) -> Plan:
+    """Return the plan of a type.
+
+    Args:
+        type_: the annotation.
+        pending: the plans that are being made along with it. They refer to each other,
+            so none may be used, by any thread, before all are whole.
+    """
     try:
         plan = _plans.get(type_)
     except TypeError:
         raise ConfigError(f"{type_!r} cannot be encoded") from None
+    if plan is not None:
+        return plan
+    if pending is None:
+        pending = {}
+        plan = _make_plan(type_, pending)
+        pending[type_] = plan
+        _plans.update(pending)
+        return plan
+    plan = pending.get(type_)
     if plan is None:
-        plan = _plans[type_] = _make_plan(type_)
+        plan = pending[type_] = _make_plan(type_, pending)
     return plan
 
 
-def _make_plan(type_: Any) -> Plan:
+def _make_plan(type_: Any, pending: _Plans) -> Plan:
     if type_ in _SIMPLE:
         return _SIMPLE[type_]
+    if isinstance(type_, typing.NewType):
+        return named(_plan_of(type_.__supertype__, pending))
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        return _enum_plan(type_)
     if isinstance(type_, type) and dataclasses.is_dataclass(type_):
-        return _record_plan(type_)
-    origin, arguments = typing.get_origin(type_), typing.get_args(type_)
-    if origin is typing.Annotated:
-        return _annotated_plan(type_, arguments)
-    if origin is list:
-        return list_of(_plan_of(arguments[0]))
-    if origin is dict:
-        return dict_of(_key_plan(arguments[0]), _plan_of(arguments[1]))
-    if origin is tuple and arguments and len(set(arguments)) == 1:
-        return array_of([_plan_of(one) for one in arguments])
-    if origin in (typing.Union, types.UnionType) and len(arguments) == 2:
-        targets = [one for one in arguments if one is not type(None)]
-        if len(targets) == 1:
-            plan = _plan_of(targets[0])
-            return plan if plan.clue == "tim" else pointer_to(plan)
+        return _record_plan(type_, pending)
+    arguments = typing.get_args(type_)
+    if arguments:
+        plan = _composed_plan(typing.get_origin(type_), arguments, pending)
+        if plan is not None:
+            return plan
     raise ConfigError(f"{type_!r} cannot be encoded")
 
 
-def _record_plan(cls: type) -> Plan:
+def _composed_plan(
+    origin: Any, arguments: tuple[Any, ...], pending: _Plans
+) -> Plan | None:
+    if origin is typing.Annotated:
+        return _annotated_plan(arguments, pending)
+    if origin is list:
+        return list_of(_plan_of(arguments[0], pending))
+    if origin is dict:
+        key, value = (_plan_of(one, pending) for one in arguments)
+        if key.clue != "str" and key.clue[0] not in "iu":
+            raise ConfigError(f"{arguments[0]!r} cannot be the key of a map")
+        return dict_of(key, value)
+    if origin is tuple and len(set(arguments)) == 1:
+        return array_of(_plan_of(arguments[0], pending), len(arguments))
+    if origin in (typing.Union, types.UnionType) and len(arguments) == 2:
+        targets = [one for one in arguments if one is not type(None)]
+        if len(targets) == 1:
+            plan = _plan_of(targets[0], pending)
+            return plan if plan.clue == "tim" else pointer_to(plan)
+    return None
+
+
+def _record_plan(cls: type, pending: _Plans) -> Plan:
     record = _Record(cls)
-    _plans[cls] = record.plan  # a record may hold others of its kind
-    try:
-        record.resolve()
-    except BaseException:
-        del _plans[cls]
-        raise
+    pending[cls] = record.plan  # a record may hold others of its kind
+    record.resolve(pending)
     return record.plan
 
 
-def _annotated_plan(type_: Any, arguments: tuple[Any, ...]) -> Plan:
+def _enum_plan(cls: type[Enum]) -> Plan:
+    for base in (int, str):
+        if base in cls.__mro__:
+            return members_of(cls, _SIMPLE[base])
+    raise ConfigError(f"{cls!r} cannot be encoded: its members are no ints or strs")
+
+
+def _annotated_plan(arguments: tuple[Any, ...], pending: _Plans) -> Plan:
     for mark in arguments[1:]:
         if isinstance(mark, Width):
             return floating(mark) if mark.clue[0] == "f" else integer(mark)
         if isinstance(mark, Nanoseconds):
             return time_ns() if mark.clue == "tim" else duration_ns()
-    return _plan_of(arguments[0])
-
-
-def _key_plan(type_: Any) -> Plan:
-    plan = _plan_of(type_)
-    if plan.clue != "str" and plan.clue[0] not in "iu":
-        raise ConfigError(f"{type_!r} cannot be the key of a map")
-    return plan
+        if isinstance(mark, FixedLen) and arguments[0] is bytes and mark.count > 0:
+            return fixed_bytes(mark.count)
+    return _plan_of(arguments[0], pending)
