@@ -260,7 +260,7 @@ class Connection:
             if incoming is not None:
                 incoming.discard()
             running.answering = True
-            await self._answer(call, reply)
+            await self._answer(call, reply, opening)
         except (ConnectionLostError, SecurityError):
             pass  # nobody is there to be answered
         finally:
@@ -286,7 +286,7 @@ class Connection:
         self, call: OpenCall, opening: Message, running: _Running
     ) -> Reply:
         if self._owner.stopping:
-            return Reply(error=_SHUTTING_DOWN)
+            return _failure(opening, call.kind, _SHUTTING_DOWN)
         transport = self.driver.transport
         context = CallContext(
             kind=call.kind,
@@ -310,9 +310,10 @@ class Connection:
             if self.driver.is_closed:
                 raise
             stopping = self._owner.stopping
-            return _failure(context, self._why_stopped(call, stopping=stopping))
+            reason = self._why_stopped(call, stopping=stopping)
+            return _failure(opening, call.kind, reason)
         except Exception as exc:  # noqa: BLE001  # any fault of a handler ends here
-            return _failure(context, self._describe(call, exc))
+            return _failure(opening, call.kind, self._describe(call, exc))
 
     @staticmethod
     def _why_stopped(call: OpenCall, *, stopping: bool) -> str:
@@ -376,7 +377,7 @@ class Connection:
 
         return OutgoingStream(send_part)
 
-    async def _answer(self, call: OpenCall, reply: Reply) -> None:
+    async def _answer(self, call: OpenCall, reply: Reply, opening: Message) -> None:
         message = self._core.finish(
             call,
             now_ns=now_ns(),
@@ -392,13 +393,13 @@ class Connection:
         try:
             await self.driver.send(message, self._core.codec, at_once=alone)
         except LocalProtocolError as exc:
-            await self.driver.send(
-                replace(message, payload=b"", error=str(exc)), self._core.codec
-            )
+            short = _failure(opening, call.kind, str(exc))
+            message = replace(message, payload=short.payload, error=short.error)
+            await self.driver.send(message, self._core.codec)
 
 
-def _failure(context: CallContext, error: str) -> Reply:
+def _failure(opening: Message, kind: CallKind, error: str) -> Reply:
     """Return the answer to a call that failed, in the form of its kind."""
-    if context.kind is CallKind.NET_RPC:
-        return methods.failed(context, error)
+    if kind is CallKind.NET_RPC:
+        return methods.failed(opening.payload, error)
     return Reply(error=error)

@@ -16,6 +16,7 @@ from rpc25519_tools.errors import ConfigError, DecodeError, Rpc25519Error
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.handlers import Reply, is_async, run_in_thread
 from rpc25519_tools.wire import records
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.netrpc import (
     NO_RESULT,
     NetRequest,
@@ -148,10 +149,15 @@ def _response(request: NetRequest, error: str, result: bytes) -> Reply:
     return Reply(payload=encode_response(NetResponse(name, seq, error, result)))
 
 
-def failed(context: CallContext, error: str) -> Reply:
-    """Return the response to a request whose method was stopped."""
+def failed(payload: Buffer, error: str) -> Reply:
+    """Return the response to a request whose method was stopped.
+
+    Args:
+        payload: the request.
+        error: what its caller is told.
+    """
     try:
-        request = decode_request(context.payload)
+        request = decode_request(payload)
     except Rpc25519Error:
         return Reply(error=error)
     return _response(request, error, NO_RESULT)

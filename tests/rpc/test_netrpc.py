@@ -402,7 +402,6 @@ async def test_a_stopped_method_is_answered_in_the_form_of_net_rpc(
     await until(lambda: arith.cancelled == 2)
 
 
-@pytest.mark.xfail(reason="connection.py: a Go client cannot read such an answer")
 async def test_a_server_that_stops_answers_in_the_form_of_net_rpc(memory: Net) -> None:
     registry, _ = services()
     async with memory.server(registry) as server, raw_client(memory) as peer:
@@ -412,7 +411,6 @@ async def test_a_server_that_stops_answers_in_the_form_of_net_rpc(memory: Net) -
         assert (await answer_of(peer)).error == "the server is shutting down"
 
 
-@pytest.mark.xfail(reason="connection.py: a Go client cannot read such an answer")
 async def test_a_result_over_the_limit_is_an_error_in_the_form_of_net_rpc(
     memory: Net,
 ) -> None:
