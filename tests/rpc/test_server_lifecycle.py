@@ -1,0 +1,553 @@
+"""How servers start, stop, and tell who is connected."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from rpc25519_tools.errors import (
+    BadMagicError,
+    ConnectFailedError,
+    ConnectionLostError,
+    DeadlineError,
+    HandshakeError,
+    KeyFileError,
+    NotConnectedError,
+    RemoteCallError,
+    Rpc25519Error,
+)
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.server import Server, ServerObserver
+from rpc25519_tools.rpc.streams import IncomingStream
+from rpc25519_tools.transport.base import Transport
+from tests.helpers import until
+from tests.rpc.nets import Net, Seen, raw_client
+from tests.rpc.test_calls import Waiting, services
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
+    """A network whose clients have addresses of their own."""
+    return Net(request.param, certs)
+
+
+@pytest.fixture
+def tcp(certs: Path) -> Net:
+    return Net("tcp", certs)
+
+
+def waiting_services() -> tuple[Registry, Waiting]:
+    registry, waiting = services(), Waiting()
+    registry.add_call("wait", waiting)
+    registry.add_upload("wait", waiting)
+    return registry, waiting
+
+
+def server_of(net: Net, registry: Registry, *, grace_s: float = 1.0) -> Server:
+    return Server(net.config("127.0.0.1:0", "node"), registry, grace_s=grace_s)
+
+
+@contextlib.asynccontextmanager
+async def waiting_call(
+    client: Client, waiting: Waiting
+) -> AsyncIterator[asyncio.Task[object]]:
+    """Start a call that waits; it is over when this is left."""
+    before = waiting.started
+    call: asyncio.Task[object] = asyncio.create_task(client.call("wait", b""))
+    await until(lambda: waiting.started > before)
+    yield call
+    if not call.done():
+        call.cancel()
+    await asyncio.wait([call])
+    if not call.cancelled():
+        call.exception()
+
+
+# Starting and leaving.
+
+
+async def test_the_context_manager_serves_inside_and_stops_outside(net: Net) -> None:
+    registry, _ = waiting_services()
+    async with server_of(net, registry) as server:
+        client = await net.client(server)
+        assert (await client.call("echo", b"x")).payload == b"x"
+    await until(lambda: client.is_down)
+    with pytest.raises(ConnectionLostError):
+        await client.call("echo", b"")
+    await client.aclose()
+    assert server.clients == []
+
+
+async def test_leaving_gives_running_calls_their_grace(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with contextlib.AsyncExitStack() as stack:
+        server = server_of(net, registry, grace_s=10)
+        leaving = asyncio.Event()
+
+        async def serve() -> None:
+            async with server:
+                await leaving.wait()
+
+        serving = asyncio.create_task(serve())
+        await until(lambda: server._listener)
+        client = await stack.enter_async_context(await net.client(server))
+        call = await stack.enter_async_context(waiting_call(client, waiting))
+        leaving.set()
+        await until(lambda: server.stopping)
+        assert not serving.done()
+        waiting.go.set()
+        await serving
+        assert getattr(await call, "payload", None) == b"done"
+        assert waiting.cancelled == 0
+
+
+async def test_leaving_ends_calls_that_take_longer_than_their_grace(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with server_of(net, registry, grace_s=0.05) as server:
+        client = await net.client(server)
+        call = asyncio.create_task(client.call("wait", b""))
+        await until(lambda: waiting.started)
+        begin_s = time.monotonic()
+    assert 0.05 <= time.monotonic() - begin_s < 5
+    with pytest.raises(RemoteCallError, match="the server is shutting down"):
+        await call
+    assert waiting.cancelled == 1
+    await client.aclose()
+
+
+async def test_an_error_inside_leaves_nothing_open(tcp: Net) -> None:
+    registry, _ = waiting_services()
+    server, clients = server_of(tcp, registry), []
+
+    async def serve_and_fail() -> None:
+        async with server:
+            clients.append(await tcp.client(server))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await serve_and_fail()
+    await until(lambda: clients[0].is_down)
+    await clients[0].aclose()
+    assert server.clients == []
+
+
+async def test_a_server_that_cannot_start_says_why(certs: Path, tmp_path: Path) -> None:
+    net = Net("tcp", certs)
+    async with net.server(Registry()) as first:
+        second = Server(net.config(first.address, "node"), Registry())
+        with pytest.raises(ConnectFailedError, match="the port is in use"):
+            await second.start()
+        with pytest.raises(ConnectFailedError, match="the port is in use"):
+            async with second:
+                pass
+        await second.aclose()
+    keyless = Server(Net("tls", tmp_path).config("127.0.0.1:0", "node"), Registry())
+    with pytest.raises(KeyFileError):
+        await keyless.start()
+    await keyless.aclose()
+
+
+async def test_an_address_is_free_again_when_the_server_has_stopped(
+    sockets: Net,
+) -> None:
+    registry, _ = waiting_services()
+    async with sockets.server(registry) as server:
+        address = server.address
+        client = await sockets.client(server)
+        await client.call("echo", b"")
+        await client.aclose()
+    again = Server(sockets.config(address, "node"), registry)
+    async with again:
+        assert again.address == address
+        async with await sockets.client(again) as client:
+            await client.call("echo", b"")
+
+
+async def test_two_servers_may_share_their_services(tcp: Net) -> None:
+    registry, _ = waiting_services()
+    async with tcp.server(registry) as one, tcp.server(registry) as other:
+        for server in (one, other):
+            async with await tcp.client(server) as client:
+                await client.call("echo", b"")
+        assert one.address != other.address
+
+
+# Stopping.
+
+
+async def test_a_server_that_does_nothing_stops_at_once(net: Net) -> None:
+    registry, _ = waiting_services()
+    async with net.server(registry) as server, await net.client(server) as client:
+        await client.call("echo", b"")
+        begin_s = time.monotonic()
+        await server.stop(grace_s=30)
+        assert time.monotonic() - begin_s < 5
+        assert server.clients == []
+        await until(lambda: client.is_down)
+
+
+async def test_stopping_takes_no_longer_than_its_calls(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with (
+        net.server(registry) as server,
+        await net.client(server) as client,
+        waiting_call(client, waiting) as call,
+    ):
+        begin_s = time.monotonic()
+        stopping = asyncio.create_task(server.stop(grace_s=30))
+        await until(lambda: server.stopping)
+        with pytest.raises(RemoteCallError, match="the server is shutting down"):
+            await client.call("echo", b"")
+        assert not stopping.done()
+        waiting.go.set()
+        await stopping
+        assert time.monotonic() - begin_s < 5
+        assert getattr(await call, "payload", None) == b"done"
+
+
+async def test_during_the_grace_streams_go_on_and_nobody_new_is_served(
+    sockets: Net,
+) -> None:
+    registry, _ = waiting_services()
+    async with (
+        sockets.server(registry) as server,
+        await sockets.client(server) as client,
+        client.upload("collect", b"a") as stream,
+    ):
+        await until(lambda: any(one.tasks() for one in server._connections))
+        stopping = asyncio.create_task(server.stop(grace_s=30))
+        await until(lambda: server.stopping)
+        with pytest.raises((ConnectFailedError, HandshakeError)):
+            await sockets.client(server)
+        await stream.send(b"b")
+        await stream.send(b"", last=True)
+        assert b"(1, b'b', False)" in bytes((await stream.reply()).payload)
+        await stopping
+
+
+async def test_stopping_without_grace_cancels_at_once(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with (
+        net.server(registry) as server,
+        await net.client(server) as client,
+        waiting_call(client, waiting) as call,
+        client.upload("wait") as up,
+    ):
+        await until(lambda: waiting.started == 2)
+        begin_s = time.monotonic()
+        await server.stop()
+        assert time.monotonic() - begin_s < 5
+        assert waiting.cancelled == 2
+        for ended in (call, up.reply()):
+            with pytest.raises(RemoteCallError, match="shutting down"):
+                await ended
+
+
+async def test_handlers_may_clean_up_when_the_server_stops(net: Net) -> None:
+    registry, started, cleaned = services(), asyncio.Event(), []
+
+    @registry.upload("careful")
+    async def careful(context: CallContext, parts: IncomingStream) -> None:
+        try:
+            started.set()
+            async for _ in parts:
+                pass
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(1)
+
+    async with (
+        net.server(registry) as server,
+        await net.client(server) as client,
+        client.upload("careful"),
+    ):
+        await started.wait()
+        await server.aclose()
+        assert cleaned == [1]
+
+
+async def test_a_plain_handler_is_told_that_the_server_stops(net: Net) -> None:
+    registry, started, told = services(), threading.Event(), []
+
+    @registry.call("block")
+    def block(context: CallContext) -> None:
+        started.set()
+        told.append(context.cancellation.wait(10))
+
+    async with net.server(registry) as server, await net.client(server) as client:
+        call = asyncio.create_task(client.call("block", b""))
+        await until(started.is_set)
+        await server.stop(0.02)
+        with pytest.raises(RemoteCallError, match="shutting down"):
+            await call
+        await until(lambda: told == [True])
+
+
+async def test_stopping_again_and_all_at_once_is_the_same_as_once(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with net.server(registry) as server, await net.client(server) as client:
+        async with waiting_call(client, waiting):
+            await asyncio.gather(
+                server.stop(0.05), server.stop(0.05), server.aclose(), server.aclose()
+            )
+            assert waiting.cancelled == 1
+        await server.stop(1)
+        await server.aclose()
+        server.stop_accepting()
+        await server.wait_until_idle()
+
+
+async def test_a_server_that_never_started_can_be_stopped(tcp: Net) -> None:
+    server = server_of(tcp, Registry())
+    await server.stop(1)
+    await server.aclose()
+
+
+async def test_a_cancelled_stop_can_be_made_up_for(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with (
+        net.server(registry) as server,
+        await net.client(server) as client,
+        waiting_call(client, waiting) as call,
+    ):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await server.stop(grace_s=30)
+        assert not call.done()
+        assert waiting.cancelled == 0
+        await server.stop()
+        assert waiting.cancelled == 1
+
+
+async def test_idle_means_that_calls_begun_meanwhile_are_over_too(memory: Net) -> None:
+    registry, waiting = waiting_services()
+    async with memory.pair(registry) as (server, client):
+        first = asyncio.create_task(client.call("wait", b""))
+        await until(lambda: waiting.started == 1)
+        idle = asyncio.create_task(server.wait_until_idle())
+        second = asyncio.create_task(client.call("wait", b""))
+        await until(lambda: waiting.started == 2)
+        first.cancel()
+        await until(lambda: waiting.cancelled == 1)
+        await client.call("echo", b"")
+        assert not idle.done()
+        waiting.go.set()
+        await second
+        await idle
+
+
+@pytest.mark.usefixtures("no_leaked_fds")
+async def test_nothing_stays_open(sockets: Net) -> None:
+    registry, waiting = waiting_services()
+    async with server_of(sockets, registry, grace_s=0) as server:
+        clients = [await sockets.client(server) for _ in range(3)]
+        calls = [asyncio.create_task(one.call("wait", b"")) for one in clients]
+        await until(lambda: waiting.started == 3)
+        clients[0].transport.abort()
+        host, port = server.address.split(":")
+        silent = socket.create_connection((host, int(port)))
+    await asyncio.wait(calls)
+    for call in calls:
+        assert isinstance(call.exception(), RemoteCallError | ConnectionLostError)
+    for client in clients:
+        await client.aclose()
+    silent.close()
+
+
+# Who is connected.
+
+
+async def test_clients_are_listed_while_they_are_connected(sockets: Net) -> None:
+    registry, _ = waiting_services()
+    async with sockets.server(registry) as server:
+        assert server.clients == []
+        clients = [await sockets.client(server) for _ in range(3)]
+        await until(lambda: len(server.clients) == 3)
+
+        def addresses() -> set[str]:
+            return {one.remote_address for one in server.clients}
+
+        assert addresses() == {one.local_address for one in clients}
+        for one in server.clients:
+            assert one.local_address == server.address
+            assert (one.peer is not None) == (sockets.network == "tls")
+        await clients[1].aclose()
+        left = {clients[0].local_address, clients[2].local_address}
+        await until(lambda: addresses() == left)
+        clients[0].transport.abort()
+        await until(lambda: addresses() == {clients[2].local_address})
+        for client in (clients[0], clients[2]):
+            await client.aclose()
+        await until(lambda: not server.clients)
+
+
+async def test_a_list_of_clients_does_not_change_by_itself(memory: Net) -> None:
+    async with memory.server(services()) as server:
+        async with raw_client(memory):
+            listed = server.clients
+            assert len(listed) == 1
+        await until(lambda: not server.clients)
+        assert len(listed) == 1
+
+
+async def test_one_client_is_disconnected_and_the_others_stay(sockets: Net) -> None:
+    registry, waiting = waiting_services()
+    seen = Seen()
+    async with sockets.server(registry, seen) as server:
+        one, other = await sockets.client(server), await sockets.client(server)
+        async with one, other, waiting_call(one, waiting) as call:
+            await until(lambda: len(server.clients) == 2)
+            address = one.local_address
+            server.disconnect(address, "enough of you")
+            with pytest.raises(ConnectionLostError):
+                await call
+            assert [str(reason) for reason in seen.closed] == ["enough of you"]
+            await until(lambda: waiting.cancelled == 1)
+            for gone in (address, "127.0.0.1:1", ""):
+                with pytest.raises(NotConnectedError, match="no client is connected"):
+                    server.disconnect(gone)
+                with pytest.raises(NotConnectedError, match="no client is connected"):
+                    await server.push(gone, "news")
+            await other.call("echo", b"")
+            assert len(server.clients) == 1
+
+
+async def test_a_handler_may_disconnect_its_own_client(sockets: Net) -> None:
+    registry, _ = waiting_services()
+    async with sockets.server(registry) as server, await sockets.client(server) as one:
+
+        @registry.call("go away")
+        async def go_away(context: CallContext) -> None:
+            server.disconnect(context.remote_address)
+
+        with pytest.raises(ConnectionLostError):
+            await one.call("go away", b"")
+        await until(lambda: not server.clients)
+
+
+# What observers are told.
+
+
+@dataclass
+class Diary(ServerObserver):
+    """Everything that a server tells, in order."""
+
+    entries: list[tuple[str, str, object]] = field(default_factory=list)
+
+    def connected(self, transport: Transport) -> None:
+        self.entries.append(("connected", transport.remote_address, transport.peer))
+
+    def disconnected(self, transport: Transport, reason: Exception) -> None:
+        self.entries.append(("disconnected", transport.remote_address, reason))
+
+    def refused(self, address: str, reason: Exception) -> None:
+        self.entries.append(("refused", address, reason))
+
+
+async def test_an_observer_learns_of_each_connection_once(sockets: Net) -> None:
+    diary = Diary()
+    server = Server(
+        sockets.config("127.0.0.1:0", "node", idle_timeout_s=0), services(), diary
+    )
+    async with server:
+        first = await sockets.client(server)
+        await first.call("echo", b"")
+        second = await sockets.client(server)
+        await second.call("echo", b"")
+        addresses = [first.local_address, second.local_address]
+        await first.aclose()
+        await until(lambda: len(diary.entries) == 3)
+    await until(lambda: second.is_down)
+    await second.aclose()
+    told = [(what, address) for what, address, _ in diary.entries]
+    assert told == [
+        ("connected", addresses[0]),
+        ("connected", addresses[1]),
+        ("disconnected", addresses[0]),
+        ("disconnected", addresses[1]),
+    ]
+    for _, _, peer in diary.entries[:2]:
+        assert (peer is not None) == (sockets.network == "tls")
+    closed_by_peer, closed_by_us = (entry[2] for entry in diary.entries[2:])
+    assert str(closed_by_peer) == "the peer closed the connection"
+    assert str(closed_by_us) == "this side closed the connection"
+
+
+async def test_an_observer_learns_why_a_connection_ended(memory: Net) -> None:
+    seen = Seen()
+    async with memory.server(services(), seen, read_timeout_s=0.05) as server:
+        endings: list[tuple[type[Rpc25519Error], bytes]] = [
+            (BadMagicError, b"GET / HTTP/1.1\r\n\r\n"),
+            (DeadlineError, b""),
+        ]
+        for error, sent in endings:
+            seen.closed.clear()
+            async with raw_client(memory) as peer:
+                peer.send_bytes(sent)
+                await until(lambda: seen.closed)
+            assert isinstance(seen.closed[0], error)
+        seen.closed.clear()
+        async with raw_client(memory) as peer:
+            peer.transport.abort()
+            await until(lambda: seen.closed)
+        assert isinstance(seen.closed[0], ConnectionLostError)
+        assert not seen.open
+        assert not server.clients
+
+
+async def test_an_observer_learns_of_refused_clients(
+    certs: Path, other_certs: Path
+) -> None:
+    diary = Diary()
+    net = Net("tls", certs)
+    server = Server(net.config("127.0.0.1:0", "node"), services(), diary)
+    async with server:
+        stranger = Net("tls", other_certs)
+        with pytest.raises(HandshakeError):
+            await stranger.client(server)
+        await until(lambda: diary.entries)
+        async with await net.client(server) as client:
+            await client.call("echo", b"")
+            ((refused, address, reason), (connected, *_)) = diary.entries
+    assert (refused, connected) == ("refused", "connected")
+    assert address.startswith("127.0.0.1:")
+    assert isinstance(reason, HandshakeError)
+
+
+class Failing(ServerObserver):
+    """An observer that can do nothing right."""
+
+    def connected(self, transport: Transport) -> None:
+        raise ValueError("no disk for logs")
+
+    def disconnected(self, transport: Transport, reason: Exception) -> None:
+        raise ValueError("no disk for logs")
+
+    def refused(self, address: str, reason: Exception) -> None:
+        raise ValueError("no disk for logs")
+
+
+async def test_an_observer_that_fails_harms_nobody(
+    certs: Path, other_certs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Net("tls", certs)
+    server = Server(net.config("127.0.0.1:0", "node"), services(), Failing())
+    async with server:
+        with pytest.raises(HandshakeError):
+            await Net("tls", other_certs).client(server)
+        async with await net.client(server) as client:
+            await client.call("echo", b"")
+            assert len(server.clients) == 1
+        await until(lambda: not server.clients)
+    logged = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert len(logged) == 3
+    assert all("the observer of the server failed" in one.message for one in logged)
