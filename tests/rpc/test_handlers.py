@@ -329,7 +329,7 @@ class Ending:
 
     @property
     def timeout_s(self) -> float | None:
-        return 0.2 if self.way == "deadline" else None
+        return 0.1 if self.way == "deadline" else None
 
     @contextlib.asynccontextmanager
     async def running(

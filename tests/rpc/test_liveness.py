@@ -198,11 +198,11 @@ async def test_waiting_calls_learn_of_a_peer_that_fell_silent(net: Net) -> None:
         await until(lambda: waiting.cancelled)
 
 
-async def test_a_server_gives_up_clients_that_fell_silent_alone(net: Net) -> None:
+async def test_a_server_gives_up_clients_that_fell_silent_alone(memory: Net) -> None:
     seen = Seen()
-    async with net.server(services(), seen, read_timeout_s=0.2) as server:
-        silent = await net.client(server)
-        async with await net.client(server, keepalive_s=0.02) as alive:
+    async with memory.server(services(), seen, read_timeout_s=0.3) as server:
+        silent = await memory.client(server)
+        async with await memory.client(server, keepalive_s=0.02) as alive:
             await until(lambda: seen.closed)
             assert isinstance(seen.closed[0], DeadlineError)
             await pass_s(0.25, unless=lambda: len(seen.closed) > 1)
@@ -213,7 +213,7 @@ async def test_a_server_gives_up_clients_that_fell_silent_alone(net: Net) -> Non
 
 
 async def test_both_sides_keep_each_other_alive(net: Net) -> None:
-    settings = {"keepalive_s": 0.02, "read_timeout_s": 0.2}
+    settings = {"keepalive_s": 0.02, "read_timeout_s": 0.3}
     async with net.pair(services(), **settings) as (_, client):
         await pass_s(0.4, unless=lambda: client.is_down)
         await client.call("echo", b"")
