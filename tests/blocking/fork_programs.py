@@ -97,6 +97,9 @@ def connections(certs: str, address: str) -> None:
         file.unlink()
     own_certs.rmdir()
     mine = where(client)
+    # Threads pack and unpack this, and none of them survives the fork.
+    long = os.urandom(100_000)
+    assert client.call("echo", long).payload == long
 
     def child() -> None:
         assert not tcp_sockets()
@@ -106,7 +109,6 @@ def connections(certs: str, address: str) -> None:
         assert len(tcp_sockets()) == 1
         for _ in range(20):
             assert client.call("echo", b"child").payload == b"child"
-        long = b"long" * 100_000
         assert client.call("echo", long).payload == long
         say(theirs)
         sys.stdin.readline()
@@ -189,7 +191,7 @@ def busy_threads(certs: str, address: str) -> None:
     """Forks in the midst of calls, of connecting and of closing."""
     config = config_of(certs, address)
     client = BlockingClient(config)
-    long = b"x" * 50_000
+    long = os.urandom(50_000)
 
     def child() -> None:
         assert not tcp_sockets()
@@ -292,7 +294,7 @@ def server_process(certs: str, address: str) -> None:
     # One more is in its handshake, for ever.
     with socket.create_connection((host, int(port))) as stranger:
         while len(tcp_sockets()) < 6:
-            client.call("echo")
+            where(client)
 
         def child() -> None:
             stranger.close()
