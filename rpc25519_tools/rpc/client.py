@@ -402,7 +402,7 @@ class Client:
             self._fail(call_id, CallCancelledError("the call was cancelled"))
         message = self._core.cancel(call_id, now_ns=now_ns())
         if message is not None:
-            self._driver.send_now(message, self._codec)
+            self._driver.send_now(message, self._codec, hold_peer=False)
 
     def _open(
         self,
@@ -483,7 +483,7 @@ class Client:
         self.cancel(call_id)
 
     def _send_keepalive(self) -> None:
-        self._driver.send_now(KEEP_ALIVE, self._codec)
+        self._driver.send_now(KEEP_ALIVE, self._codec, hold_peer=False)
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()

@@ -227,7 +227,7 @@ class Driver:
             )
         self._require_open()
         if not self._has_room(message):
-            await self._wait_for_turn()
+            await self._wait_for_turn(short=len(message.payload) <= _SHORT_LEN)
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
         self._wake_writer()
@@ -256,10 +256,13 @@ class Driver:
             return unsent_len <= 2 * WRITE_HIGH_WATER_LEN
         return not self._writers and unsent_len <= WRITE_HIGH_WATER_LEN
 
-    async def _wait_for_turn(self) -> None:
-        """Wait until it is the caller's turn to queue a message."""
+    async def _wait_for_turn(self, *, short: bool) -> None:
+        """Wait for the turn to queue a message; short ones go first."""
         writer: asyncio.Future[None] = self._loop.create_future()
-        self._writers.append(writer)
+        if short:
+            self._writers.appendleft(writer)
+        else:
+            self._writers.append(writer)
         try:
             await writer
         except asyncio.CancelledError:
@@ -282,16 +285,18 @@ class Driver:
             if not writer.done():
                 writer.set_result(None)
 
-    def send_now(self, message: Message, codec: Codec) -> None:
+    def send_now(
+        self, message: Message, codec: Codec, *, hold_peer: bool = True
+    ) -> None:
         """Queue a short message without waiting; dropped when the connection is over.
 
-        For cancels and refusals. A peer that causes refusals without reading them is
-        not read from either.
+        For cancels and refusals. With ``hold_peer``, a peer that causes refusals
+        without reading them is not read from either.
         """
         if self.is_closed:
             return
         self._write(encode_frame(message, codec), at_once=True)
-        if self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
+        if hold_peer and self.transport.unsent_len > WRITE_HIGH_WATER_LEN:
             self._output_full = True
             self._pause_or_resume()
 

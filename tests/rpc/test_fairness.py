@@ -198,7 +198,6 @@ async def test_small_streams_and_messages_get_through_too(net: Net) -> None:
             await until(lambda number=number: noted == number + 1)  # type: ignore[misc]
 
 
-@pytest.mark.xfail(reason="driver.py: who waits for a turn is no longer short or long")
 async def test_a_small_call_does_not_wait_for_all_that_wait_to_send(
     memory: Net,
 ) -> None:
@@ -269,7 +268,6 @@ async def test_a_stuck_reader_of_one_client_holds_up_no_other(net: Net) -> None:
         go.set()
 
 
-@pytest.mark.xfail(reason="driver.py: send_now stops the reading of clients too")
 async def test_giving_up_a_call_does_not_stop_streams_that_wait_both_ways(
     memory: Net,
 ) -> None:
