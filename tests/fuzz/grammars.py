@@ -147,7 +147,8 @@ def multiply_object(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> b
     if not found:
         return data
     start, _, end = rng.choice(found)
-    times = rng.choice((0, 2, 3, 20, 300))
+    # What is cut off again later would only take memory of ours.
+    times = min(rng.choice((0, 2, 3, 20, 300)), 65_536 // max(end - start, 1) + 2)
     return data[:start] + data[start:end] * times + data[end:]
 
 

@@ -2,7 +2,8 @@
 
 A target is a function that takes bytes and may raise only errors of the project. The
 modules of this folder named ``*_targets.py`` are searched: their ``TARGETS`` count; of
-one without, every public function of its own that takes bytes alone.
+one without, every public function of its own that takes bytes alone. Well-formed inputs
+for those stand in ``SEEDS`` of their module; text and bytes are both changed.
 """
 
 import importlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rpc25519_tools.errors import Rpc25519Error
-from tests.fuzz.mutators import BYTES, Mutator
+from tests.fuzz.mutators import BYTES, TEXT, Mutator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +58,31 @@ def targets_of(module: ModuleType) -> list[Target]:
     if declared is not None:
         return list(declared)
     subject = module.__name__.rpartition(".")[2].removesuffix("_targets")
+    seeds = tuple(getattr(module, "SEEDS", _FALLBACKS.get(subject, (b"", bytes(64)))))
     return [
-        Target(name=f"{subject}:{name}", run=function, seeds=_no_seeds)
+        Target(
+            name=f"{subject}:{name}",
+            run=function,
+            seeds=lambda: seeds,
+            mutators=TEXT,
+        )
         for name, function in vars(module).items()
         if not name.startswith("_") and _takes_bytes(function, module)
     ]
 
 
-def _no_seeds() -> list[bytes]:
-    return [b"", b"\0" * 64]
+_ID = b"9ZWZYQmC262jcpxETnEhHmuUDs4TdSWz5PXmXRYjyJoACSF29qs"
+_KEY = b"pubkey@edwardsRPC-ed25519-b58c-" + _ID
+#: Seeds of modules that bring none, by their subjects.
+_FALLBACKS: dict[str, tuple[bytes, ...]] = {
+    "known": (
+        b"# known_pub_keys file: address pubkey-identity-string\n"
+        b"127.0.0.1 " + _KEY + b":a@b\n",
+        b"::1 " + _KEY + b":\n\n# a remark\n"
+        b"10.0.0.1:8443  " + _KEY + b":a@b,c@d:more\nalone\n",
+        _ID,
+    ),
+}
 
 
 def _takes_bytes(value: object, module: ModuleType) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,11 +12,13 @@ from tests.fuzz.identity_targets import TARGETS as IDENTITY
 from tests.fuzz.identity_targets import run_signed
 from tests.fuzz.mutators import TEXT, mutate
 from tests.fuzz.runner import SlowError, Trace, fuzz, try_input
-from tests.fuzz.target import Target, all_targets
+from tests.fuzz.target import Target, all_targets, targets_of
 from tests.fuzz.wire_targets import TARGETS as WIRE
 
 #: Some tenths of a second for each target.
 RUNS = 1500
+#: For functions that are targets by themselves, and may do more for each input.
+RUNS_OF_FUNCTIONS = 300
 #: A run may keep this much: what libraries cache, and the allocator's slack.
 MEMORY_BYTES = 64 << 20
 
@@ -35,10 +38,11 @@ def test_seeds_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_hostile_bytes_end_in_errors_of_ours(name: str) -> None:
-    report = fuzz(TARGETS[name], runs=RUNS, seed=1, max_findings=1)
+    runs = RUNS_OF_FUNCTIONS if ":" in name else RUNS
+    report = fuzz(TARGETS[name], runs=runs, seed=1, max_findings=1)
     for finding in report.findings:
         pytest.fail(f"input {finding.data!r} of {name}:\n{finding.error}")
-    assert report.executions >= RUNS
+    assert report.executions >= runs
     assert report.grown_bytes < MEMORY_BYTES
 
 
@@ -73,6 +77,21 @@ def test_a_defect_is_found_and_can_be_repeated() -> None:
     assert again.findings[0].data == finding.data
     with pytest.raises(KeyError):
         try_input(make(), finding.data)
+
+
+def test_functions_of_a_module_are_targets() -> None:
+    module = ModuleType("tests.fuzz.sample_targets")
+    code = """
+SEEDS = (b"seed",)
+def one(data: bytes) -> None: ...
+def _two(data: bytes) -> None: ...
+def three(data: bytes, more: int) -> None: ...
+def four(text: str) -> None: ...
+"""
+    exec(code, vars(module))
+    (target,) = targets_of(module)
+    assert target.name == "sample:one"
+    assert target.seeds() == (b"seed",)
 
 
 def test_an_endless_input_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
