@@ -83,8 +83,11 @@ class Discard:
         self.gone.set()
 
 
-#: Opens a connection for frames; authenticated where the way has that.
-Dial = Callable[[str, LoadedIdentity], "contextlib.AbstractAsyncContextManager[Open]"]
+#: Opens a connection for frames, authenticated where the way has that. It gets the
+#: server's address, a client's identity, and the directory that ``prepare`` had.
+Dial = Callable[
+    [str, LoadedIdentity, Path], "contextlib.AbstractAsyncContextManager[Open]"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,9 @@ def dialler(*, tls: bool) -> Dial:
     """Return what connects over TLS or plain TCP."""
 
     @contextlib.asynccontextmanager
-    async def dial(address: str, identity: LoadedIdentity) -> AsyncIterator[Open]:
+    async def dial(
+        address: str, identity: LoadedIdentity, folder: Path
+    ) -> AsyncIterator[Open]:
         receiver = Discard()
 
         def accept(transport: Transport) -> Receiver:
@@ -119,25 +124,30 @@ def dialler(*, tls: bool) -> Dial:
     return dial
 
 
+def nothing_to_prepare(folder: Path) -> dict[str, object]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """One way to reach a server: how it is started, and how to connect to it.
 
     Attributes:
         name: what users call it.
-        options: of ``srv``, beyond those that all ways have.
+        options: of ``srv``, which runs in the directory that ``prepare`` gets.
         network: as in Config, for the well-behaved client.
         dial: connects the attacker.
-        settings: of the well-behaved client's Config, beyond the usual ones.
         garbage: what is sent before any handshake is mutated from these.
+        prepare: makes files in a directory; returns settings for the Config of the
+            well-behaved client.
     """
 
     name: str
     options: tuple[str, ...] = ()
     network: str
     dial: Dial
-    settings: dict[str, object] = field(default_factory=dict)
     garbage: Callable[[], list[bytes]]
+    prepare: Callable[[Path], dict[str, object]] = nothing_to_prepare
 
 
 def client_hello() -> list[bytes]:
@@ -284,9 +294,17 @@ class Attack:
     """Everything that is done to one server."""
 
     def __init__(
-        self, way: Way, address: str, certs: Path, *, runs: int, seed: int
+        self,
+        way: Way,
+        address: str,
+        certs: Path,
+        settings: dict[str, object],
+        *,
+        runs: int,
+        seed: int,
     ) -> None:
         self._way = way
+        self._settings = settings
         self._address = address
         self._certs = certs
         self._identity = load_identity(certs, "client", None)
@@ -321,7 +339,9 @@ class Attack:
 
     async def _session(self) -> None:
         rng = self._rng
-        async with self._way.dial(self._address, self._identity) as opened:
+        async with self._way.dial(
+            self._address, self._identity, self._certs.parent
+        ) as opened:
             for _ in range(rng.randrange(MESSAGES)):
                 opened.transport.write([strange_message(rng)])
                 self.report.inputs += 1
@@ -364,7 +384,7 @@ class Attack:
             address=parse_address(self._address),
             network=self._way.network,  # type: ignore[arg-type]  # one of its values
             certs_dir=str(self._certs),
-            **self._way.settings,  # type: ignore[arg-type]  # whatever the way needs
+            **self._settings,  # type: ignore[arg-type]  # whatever the way needs
         )
         first = True
         while first or not over.is_set():
@@ -403,14 +423,15 @@ def attack(way: Way, *, runs: int, seed: int) -> LiveReport:
         served.mkdir()
         (served / "a").write_bytes(b"a file")
         certs = issue_certs(folder, "node", "client")
-        options = ("-serve", str(served), "-readfile", str(served), "-echo")
-        with SrvProcess(
-            *options, *OPTIONS, *way.options, certs=certs, cwd=folder
-        ) as srv:
-            warm_up = Attack(way, srv.address, certs, runs=200, seed=seed + 1)
+        options: tuple[str, ...] = ("-serve", "served", "-readfile", "served", "-echo")
+        settings = way.prepare(folder)
+        options += (*OPTIONS, *way.options)
+        with SrvProcess(*options, certs=certs, cwd=folder) as srv:
+            where = (way, srv.address, certs, settings)
+            warm_up = Attack(*where, runs=200, seed=seed + 1)
             asyncio.run(warm_up.run())
             before = reset_peak(srv.process.pid)
-            attacking = Attack(way, srv.address, certs, runs=runs, seed=seed)
+            attacking = Attack(*where, runs=runs, seed=seed)
             asyncio.run(attacking.run())
             report = attacking.report
             report.failures += warm_up.report.failures
