@@ -7,6 +7,7 @@ call as a good client after every test.
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -98,7 +99,7 @@ def test_an_older_version_beside_ours_is_not_chosen(
         assert b"hello" in echoed(client)
 
 
-#: The groups of SECURITY: what a client without a key share is asked for.
+#: What OpenSSL 3.5 and later accept by themselves, older ones in part.
 GROUPS = {
     0x11EC: "X25519MLKEM768",
     X25519: "X25519",
@@ -108,9 +109,12 @@ GROUPS = {
     0x19: "P-521",
     0x100: "ffdhe2048",
     0x101: "ffdhe3072",
+    0x11EB: "SecP256r1MLKEM768",
+    0x29: "curveSM2",
+    0x11EE: "curveSM2MLKEM768",
 }
-#: Go's draft of Kyber, brainpool, weak and unknown ones, GREASE (RFC 8701).
-OTHER_GROUPS = (0x6399, 0x1F, 0x20, 0x21, 0x15, 0x17 + 0x100, 0x0A0A, 0xFE00, 0xFF01)
+#: Go's draft of Kyber, GREASE (RFC 8701), private use; and all numbers around ours.
+OTHER_GROUPS = (0x6399, 0x0A0A, 0xFE00, 0xFF01, *range(1, 0x30), *range(0x11E8, 0x11F2))
 
 
 def asked_for(target: TargetServer, group: int) -> int | None:
@@ -132,6 +136,8 @@ def test_groups_are_the_documented_ones(target: TargetServer) -> None:
     assert X25519 in accepted
     assert accepted <= set(GROUPS)
     assert all(answer in (None, group) for group, answer in found.items())
+    table = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    assert all(name in table for name in GROUPS.values())
 
 
 def test_other_groups_only(target: TargetServer) -> None:
