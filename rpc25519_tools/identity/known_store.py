@@ -75,6 +75,11 @@ class _Stamp:
         )
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting: a FIFO in the file's place must not hang the program."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 class _ListFile:
     """One file, read when it has changed; it may be missing."""
 
@@ -123,24 +128,17 @@ class _ListFile:
     def _read(self) -> None:
         self._settled = False
         try:
-            # O_NONBLOCK: a FIFO in the file's place must not hang the program.
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(self.path, flags)
+            with open(self.path, "rb", opener=_open_at_once) as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    raise KeyFileError(f"{self.shown} is not a regular file")
+                content = file.read(MAX_LIST_BYTES + 1)
         except FileNotFoundError:
             self._stamp, self._content, self._keys = None, None, None
             self._settled = True
             return
         except (OSError, ValueError) as exc:
             raise KeyFileError(f"cannot read {self.shown}: {reason_of(exc)}") from exc
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise KeyFileError(f"{self.shown} is not a regular file")
-            try:
-                content = file.read(MAX_LIST_BYTES + 1)
-            except OSError as exc:
-                reason = reason_of(exc)
-                raise KeyFileError(f"cannot read {self.shown}: {reason}") from exc
         self._stamp = _Stamp.of(found)
         age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
         self._settled = age_ns > _UNSETTLED_NS
@@ -363,9 +361,9 @@ class KnownStore:
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Keep all other writers of our kind out."""
-        path = os.path.realpath(self._known.path) + ".lock"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            path = os.path.realpath(self._known.path) + ".lock"
             descriptor = os.open(path, flags, 0o600)
         except (OSError, ValueError) as exc:
             raise LocalFileError(f"cannot lock {self.shown}: {reason_of(exc)}") from exc
