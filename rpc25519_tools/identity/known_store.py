@@ -253,7 +253,8 @@ class KnownStore:
                         fresh.setdefault(peer.key_id, peer)
             if fresh and knowledge.known is not None:
                 self._write(self._known, added(knowledge.known, fresh.values()))
-                self.knowledge()  # read again here rather than in a handshake
+                with contextlib.suppress(KeyFileError):
+                    self.knowledge()  # read again here rather than in a handshake
             return len(fresh)
 
     def approve(self, peer: KnownPeer, *, everywhere: bool = False) -> bool:

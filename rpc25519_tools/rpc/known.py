@@ -82,7 +82,7 @@ class KnownGuard:
                 await loop.run_in_executor(self._pool(), self._store.record, batch)
             except (KeyFileError, LocalFileError) as exc:
                 # As ssh does: the peer is let in all the same, as one that nobody knew.
-                _log.warning("%d new keys were not recorded: %s", len(batch), exc)
+                _log.warning("new keys (%d) were not recorded: %s", len(batch), exc)
         self._recording = None
 
     async def flush(self) -> None:
