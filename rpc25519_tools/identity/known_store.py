@@ -351,13 +351,19 @@ class KnownStore:
         reads one must be able to read the other.
         """
         parse_list(content, file.shown)  # what we could not read again is not written
-        like = None
-        for path in (file.path, self._known.path):
-            with contextlib.suppress(OSError):
-                like = os.stat(path)
-                break
         target = Path(os.path.realpath(file.path))
-        write_outputs([Output(path=target, content=content, replace=True, like=like)])
+        with contextlib.ExitStack() as opened:
+            old, like = None, None
+            with contextlib.suppress(OSError):
+                like = os.stat(self._known.path)
+            with contextlib.suppress(OSError):
+                old = opened.enter_context(open(target, "rb", opener=_open_at_once))
+                like = os.fstat(old.fileno())
+            write_outputs(
+                [Output(path=target, content=content, replace=True, like=like)]
+            )
+            if old is not None and like is not None:
+                _keep_mode(target, like.st_mode, os.fstat(old.fileno()).st_mode)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -398,3 +404,10 @@ class KnownStore:
                     f"cannot lock {self.shown}: {reason_of(exc)}"
                 ) from exc
             time.sleep(_LOCK_POLL_S)
+
+
+def _keep_mode(path: Path, before: int, now: int) -> None:
+    """Lock a new file if an operator's chmod came when only the old one was there."""
+    if before != now:
+        with contextlib.suppress(OSError):
+            os.chmod(path, stat.S_IMODE(now))

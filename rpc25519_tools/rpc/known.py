@@ -52,6 +52,7 @@ class KnownGuard:
         self._recording: asyncio.Task[None] | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._drivers: Callable[[], Iterable[Driver]] = tuple
+        self._watching = False
         self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._seen: Knowledge | None = None
@@ -75,15 +76,17 @@ class KnownGuard:
     async def _record(self) -> None:
         """Write down all that wait; those that come meanwhile are the next batch."""
         loop = asyncio.get_running_loop()
-        while self._new:
-            batch = list(self._new.values())
-            self._new.clear()
-            try:
-                await loop.run_in_executor(self._pool(), self._store.record, batch)
-            except (KeyFileError, LocalFileError) as exc:
-                # As ssh does: the peer is let in all the same, as one that nobody knew.
-                _log.warning("new keys (%d) were not recorded: %s", len(batch), exc)
-        self._recording = None
+        try:
+            while self._new:
+                batch = list(self._new.values())
+                self._new.clear()
+                try:
+                    await loop.run_in_executor(self._pool(), self._store.record, batch)
+                except (KeyFileError, LocalFileError) as exc:
+                    # As ssh does: the peer is let in all the same, as a new one.
+                    _log.warning("new keys (%d) were not recorded: %s", len(batch), exc)
+        finally:
+            self._recording = None
 
     async def flush(self) -> None:
         """Wait until all new keys are on the disk."""
@@ -107,15 +110,16 @@ class KnownGuard:
             drivers: returns those of the connections that are open.
         """
         self._drivers = drivers
+        self._watching = True
         self._look()
 
     def stop_watching(self) -> None:
         """Look no more."""
+        self._watching = False
         if self._timer is not None:
             self._timer.cancel()
         if self._reading is not None:
             self._reading.cancel()
-        self._drivers = tuple
 
     async def aclose(self) -> None:
         """Stop watching, and wait until all new keys are on the disk."""
@@ -139,18 +143,19 @@ class KnownGuard:
         loop = asyncio.get_running_loop()
         try:
             now = await loop.run_in_executor(self._pool(), self._store.knowledge)
+            self._complaint = ""
+            if now is not self._seen:
+                self._seen = now
+                self._cut(now)
         except KeyFileError as exc:
             # Nobody new is let in; who is connected was judged by a list that was good.
             if str(exc) != self._complaint:
                 _log.warning("all clients are refused until this is put right: %s", exc)
             self._complaint = str(exc)
-        else:
-            self._complaint = ""
-            if now is not self._seen:
-                self._seen = now
-                self._cut(now)
-        self._reading = None
-        self._timer = loop.call_later(WATCH_INTERVAL_S, self._look)
+        finally:
+            self._reading = None
+            if self._watching:
+                self._timer = loop.call_later(WATCH_INTERVAL_S, self._look)
 
     def _cut(self, now: Knowledge) -> None:
         """End the connections of peers that would not be let in any more."""

@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Callable
 
+import base58
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,10 @@ from tests.fuzz import known_targets
 from tests.identity.samples import DATA, golden_certificate
 
 GO_FILES = ["known_client_keys", "known_client_keys.old", "known_server_keys"]
+
+
+#: Of the right length, with a good check sum, but the version byte is 254.
+OTHER_VERSION = base58.b58encode_check(b"\xfe" + bytes(32)).decode()
 
 
 def key(number: int) -> str:
@@ -124,6 +129,10 @@ def test_other_lines_mean_nothing_and_stay(line: str) -> None:
     assert removed(keys, key(2)).decode() == f"{line}\n"
 
 
+def test_the_other_version_is_as_long_as_ours() -> None:
+    assert len(OTHER_VERSION) == len(key(1))
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -135,6 +144,7 @@ def test_other_lines_mean_nothing_and_stay(line: str) -> None:
         (f"h {PREFIX}{key(1)[:-1]}é:a@b", "misspelt"),
         (f"h {PREFIX}{key(1)[::-1]}:a@b", "misspelt"),
         (f"h {PREFIX}{'1' * 51}:a@b", "misspelt"),
+        (f"h {PREFIX}{OTHER_VERSION}:a@b", "misspelt"),
         (f"h\0 {line_of(1)}", "zero byte"),
         (f"h {line_of(1)} {'x' * MAX_LINE_BYTES}", "more than 4096 bytes"),
     ],

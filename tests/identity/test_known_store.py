@@ -5,7 +5,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from rpc25519_tools.identity.known_peers import (
     parse_list,
 )
 from rpc25519_tools.identity.known_store import KnownStore
+from rpc25519_tools.identity.store import Output, write_outputs
 from tests.commands.hostile import without_root_powers
 from tests.identity.samples import DATA
 
@@ -150,6 +151,33 @@ def test_nothing_but_the_lock_file_is_left_behind(
     store.record([peer(1)])
     assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.lock"]
     assert mode_of(tmp_path / f"{path.name}.lock") == 0o600
+
+
+def test_a_chmod_while_the_new_file_is_written_is_not_lost(
+    store: KnownStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.touch(mode=0o644)
+
+    def chmod_and_write(outputs: Sequence[Output]) -> None:
+        path.chmod(0o444)
+        write_outputs(outputs)
+
+    monkeypatch.setattr(f"{known_store.__name__}.write_outputs", chmod_and_write)
+    assert store.record([peer(1)]) == 1
+    assert mode_of(path) == 0o444
+    with pytest.raises(PeerNotTrustedError, match="locked"):
+        store.judge(peer(2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_stays_its_owners(store: KnownStore, path: Path) -> None:
+    path.touch(mode=0o600)
+    os.chown(path, 65534, 65534)
+    store.record([peer(1), peer(2)])
+    store.deny(peer(1))
+    for one in (path, denied(path), Path(f"{path}.lock")):
+        assert (one.stat().st_uid, one.stat().st_gid) == (65534, 65534)
+        assert mode_of(one) == 0o600
 
 
 # Changes.
