@@ -132,6 +132,24 @@ class GoStyleCommand(InterruptibleCommand):
         return [_with_single_dashes(param, taken) for param in params]
 
 
+class OneLineGroup(InterruptibleCommand, click.Group):
+    """A group that reports errors in one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the group's own options; a wrong one is told in one line."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as exc:
+            raise _one_line(exc, ctx) from exc
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand; an unknown one is told in one line."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as exc:
+            raise _one_line(exc, ctx) from exc
+
+
 def _one_line(exc: click.UsageError, ctx: click.Context) -> click.UsageError:
     if isinstance(exc, OneLineUsageError | click.exceptions.NoArgsIsHelpError):
         return exc

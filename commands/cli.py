@@ -8,6 +8,7 @@ import click
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
+from ._known import known_keys_options
 from ._options import (
     identity_options,
     transport_options,
@@ -110,6 +111,7 @@ class _Job:
 )
 @transport_options
 @identity_options("client")
+@known_keys_options("known_server_keys")
 @passphrase_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @verbosity_options
@@ -131,6 +133,7 @@ def cli(
     key_name: str,
     certs_dir: str,
     skip_verify: bool,
+    known_keys_path: str | None,
     passphrase_file: str | None,
     as_json: bool,
     quiet: bool,
@@ -164,6 +167,7 @@ def cli(
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
+            known_keys_path=known_keys_path,
             compression="none" if big else press,
             connect_timeout_s=wait_s,
             call_timeout_s=wait_s,

@@ -8,6 +8,7 @@ import click
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
+from ._known import known_keys_options
 from ._options import (
     identity_options,
     transport_options,
@@ -78,6 +79,7 @@ class _Job:
 )
 @transport_options
 @identity_options("node")
+@known_keys_options("known_client_keys")
 @passphrase_options
 @click.option(
     "--sec",
@@ -116,6 +118,7 @@ def srv(
     key_name: str,
     certs_dir: str,
     skip_verify: bool,
+    known_keys_path: str | None,
     passphrase_file: str | None,
     sec: float,
     idle: str,
@@ -142,6 +145,7 @@ def srv(
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
+            known_keys_path=known_keys_path,
             compression="none" if big else press,
             idle_timeout_s=parse_duration(idle),
         )

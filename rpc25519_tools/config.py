@@ -127,6 +127,11 @@ class Config:
         certs_dir: the directory with our pair and with ca.crt.
         passphrase: asked for the pass phrase when our key is protected.
         verify_peer: False accepts any peer (a loud choice, for tests only).
+        known_keys_path: the list of keys that were met before: of clients for a server,
+            of servers for a client. Where there is no such file, nothing is checked or
+            recorded; one that may be written means trust on first use; a read-only one
+            refuses unknown keys. None uses none; so do plain TCP and ``verify_peer``
+            False.
         pre_shared_key_path: a file with a key for a second layer of encryption. This
             version cannot do that yet and refuses rather than go without.
         compression: name of the codec for what we send: ``none``, ``s2``, ``lz4``,
@@ -157,6 +162,7 @@ class Config:
     certs_dir: str = "certs"
     passphrase: Callable[[], bytes] | None = None
     verify_peer: bool = True
+    known_keys_path: str | None = None
     pre_shared_key_path: str | None = None
     compression: str = "s2"
     http_connect: bool = False
@@ -179,6 +185,8 @@ class Config:
                 f"unknown compression {self.compression!r}; choose from "
                 + ", ".join(COMPRESSIONS)
             )
+        if self.known_keys_path == "":
+            raise ConfigError("known_keys_path must not be empty; None uses no list")
         if self.http_connect and self.network != "tcp":
             raise ConfigError("http_connect works over plain TCP only (network tcp)")
         if self.pre_shared_key_path is not None:

@@ -52,6 +52,7 @@ IO_MODULES = {
 #: Modules outside the sans-IO core, as the linter's settings have them too.
 WITH_IO = {
     "identity.issue": "writes what it has made, by way of identity.store",
+    "identity.known_store": "reads and writes files, locks them, reads the clock",
     "identity.store": "reads and writes files",
     "rpc.client": "",
     "rpc.client_stream": "",
@@ -60,6 +61,7 @@ WITH_IO = {
     "rpc.deadlines": "",
     "rpc.driver": "",
     "rpc.handlers": "runs plain handlers in threads",
+    "rpc.known": "watches files",
     "rpc.liveness": "",
     "rpc.methods": "runs handlers",
     "rpc.netrpc_client": "",

@@ -87,11 +87,14 @@ class Output:
         path: where; its directory is created (0700) if it is missing.
         content: what.
         replace: whether an existing file may be replaced.
+        like: another file's; the new one gets its mode and, where permitted, its owner.
+            None means mode 0600.
     """
 
     path: Path
     content: bytes
     replace: bool = False
+    like: os.stat_result | None = None
 
 
 def check_name(name: str) -> str:
@@ -131,7 +134,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
                 raise KeyFileError(f"{shown} is not a regular file")
             content = file.read(limit + 1)
     except (OSError, ValueError) as exc:
-        raise KeyFileError(f"cannot read {shown}: {_reason(exc)}") from exc
+        raise KeyFileError(f"cannot read {shown}: {reason_of(exc)}") from exc
     if len(content) > limit:
         raise KeyFileError(f"{shown} is too long to be a key or certificate")
     return content
@@ -245,7 +248,7 @@ def _require(path: Path, missing: str, hint: str) -> None:
     except FileNotFoundError as exc:
         raise KeyFileError(f"{missing} {shown}: {hint}") from exc
     except OSError as exc:
-        raise KeyFileError(f"cannot read {shown}: {_reason(exc)}") from exc
+        raise KeyFileError(f"cannot read {shown}: {reason_of(exc)}") from exc
 
 
 def check_key_matches(
@@ -326,7 +329,7 @@ def write_outputs(outputs: Sequence[Output]) -> None:
                 _sync_directory(directory)
         except OSError as exc:
             shown = printable(str(exc.filename or outputs[0].path))
-            raise LocalFileError(f"cannot write {shown}: {_reason(exc)}") from exc
+            raise LocalFileError(f"cannot write {shown}: {reason_of(exc)}") from exc
         undo.pop_all()
     for backup in backups:
         if backup is not None:
@@ -343,8 +346,24 @@ def _stage(output: Output, undo: contextlib.ExitStack) -> Path:
     with open(descriptor, "wb") as file:
         file.write(output.content)
         file.flush()
+        if output.like is not None:
+            copy_ownership(descriptor, output.like)
         os.fsync(descriptor)
     return temporary
+
+
+def copy_ownership(fd: int, old: os.stat_result) -> None:
+    """Give the new file the old one's mode and, where permitted, owner and group."""
+    mode = old.st_mode & 0o777
+    mine = os.fstat(fd)
+    if (mine.st_uid, mine.st_gid) != (old.st_uid, old.st_gid):
+        owner = old.st_uid if os.geteuid() == 0 else -1
+        try:
+            os.fchown(fd, owner, old.st_gid)
+        except OSError:
+            if mine.st_gid != old.st_gid:
+                mode &= ~0o070  # those bits were meant for another group
+    os.fchmod(fd, mode)
 
 
 def _publish(
@@ -447,7 +466,7 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise KeyFileError(f"{printable(os.fspath(path))}: {exc}") from exc
 
 
-def _reason(exc: Exception) -> str:
+def reason_of(exc: Exception) -> str:
     """Return the operating system's text for an error, in lower case."""
     text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
     return text[:1].lower() + text[1:]

@@ -27,6 +27,7 @@ from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.known import known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
@@ -100,9 +101,11 @@ class Client:
         Raises:
             KeyFileError: our keys or certificates are missing or do not fit.
             ConnectFailedError, HandshakeError, DeadlineError: see ``connect`` of
-                ``transport.endpoint``.
+                ``transport.endpoint``; PeerNotTrustedError, a HandshakeError, is also
+                what a server meets that the list of known keys does not let in.
         """
         tls = None
+        known = known_guard(config, "server")
         if config.network == "tls":
             if identity is None:
                 identity = await asyncio.to_thread(
@@ -111,21 +114,30 @@ class Client:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
-            tls = TlsSettings(identity=identity, verify=config.verify_peer)
+            tls = TlsSettings(
+                identity=identity, verify=config.verify_peer, peer_check=known
+            )
         made: list[Self] = []
 
         def accept(transport: Transport) -> Receiver:
             made.append(cls(config, transport, name))
             return made[0]._driver
 
-        await connect(
-            config.address,
-            tls=tls,
-            accept=accept,
-            timeout_s=config.connect_timeout_s,
-            local=config.local_address,
-            http_connect=config.http_connect,
-        )
+        try:
+            await connect(
+                config.address,
+                tls=tls,
+                accept=accept,
+                timeout_s=config.connect_timeout_s,
+                local=config.local_address,
+                http_connect=config.http_connect,
+            )
+            if known is not None:
+                await known.aclose()
+        except BaseException:
+            for client in made:
+                client.transport.abort()
+            raise
         return made[0]
 
     async def __aenter__(self) -> Self:

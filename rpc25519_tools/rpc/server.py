@@ -10,6 +10,7 @@ from rpc25519_tools.config import Config
 from rpc25519_tools.errors import ConnectionLostError, NotConnectedError
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.connection import Connection
+from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.transport.base import Receiver, Transport
@@ -65,6 +66,7 @@ class Server:
         self._reveal_errors = reveal_errors
         self._grace_s = grace_s
         self._listener: Listener | None = None
+        self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
         self._stopping = False
@@ -99,11 +101,13 @@ class Server:
             identity: our keys, where the caller has loaded them already.
 
         Raises:
-            KeyFileError: our keys or certificates are missing or do not fit.
+            KeyFileError: our keys or certificates are missing or do not fit; or the
+                list of known keys is broken, or locked and empty.
             ConnectFailedError: the address cannot be listened on.
         """
         config = self._config
         tls = None
+        self._known = known_guard(config, "client")
         if config.network == "tls":
             if identity is None:
                 identity = await asyncio.to_thread(
@@ -112,7 +116,11 @@ class Server:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
-            tls = TlsSettings(identity=identity, verify=config.verify_peer)
+            tls = TlsSettings(
+                identity=identity, verify=config.verify_peer, peer_check=self._known
+            )
+        if self._known is not None:
+            await self._known.require_usable()
         self._listener = await listen(
             config.address,
             tls=tls,
@@ -120,6 +128,8 @@ class Server:
             failed=self._refused,
             http_connect=config.http_connect,
         )
+        if self._known is not None:
+            self._known.watch(lambda: [one.driver for one in self._connections])
 
     async def push(
         self,
@@ -197,6 +207,8 @@ class Server:
         self.stop_accepting()
         closing = [one.aclose() for one in list(self._connections)]
         await asyncio.gather(*closing)
+        if self._known is not None:
+            await self._known.aclose()
 
     # Called by the listener.
 

@@ -22,6 +22,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     Accept,
+    PeerCheck,
     Receiver,
     Transport,
     format_address,
@@ -40,10 +41,18 @@ MAX_UNPROVEN: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """Who we are and whether we check the peer; no settings at all mean plain TCP."""
+    """Who we are and whether we check the peer; no settings at all mean plain TCP.
+
+    Attributes:
+        identity: our keys.
+        verify: False checks nothing about the peer.
+        peer_check: asked about each peer whose certificate is good; never without
+            ``verify``.
+    """
 
     identity: LoadedIdentity
     verify: bool = True
+    peer_check: PeerCheck | None = None
 
 
 def _require_plain(tls: TlsSettings | None, *, http_connect: bool) -> None:
@@ -84,12 +93,13 @@ async def connect(
     opened: asyncio.Future[Transport] = loop.create_future()
     # The caller may be cancelled just when the handshake fails.
     opened.add_done_callback(lambda done: done.cancelled() or done.exception())
-    protocol = _client_protocol(tls, accept, opened, http_connect=http_connect)
+    host = address.host or "127.0.0.1"
+    protocol = _client_protocol(tls, accept, opened, host, http_connect=http_connect)
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
                 lambda: protocol,
-                address.host or "127.0.0.1",
+                host,
                 address.port,
                 local_addr=(local.host, local.port) if local else None,
             )
@@ -112,6 +122,7 @@ def _client_protocol(
     tls: TlsSettings | None,
     accept: Accept,
     opened: "asyncio.Future[Transport]",
+    host: str,
     *,
     http_connect: bool,
 ) -> TcpTransport:
@@ -136,6 +147,8 @@ def _client_protocol(
         side="client",
         accept=announce,
         failed=fail,
+        peer_check=tls.peer_check if tls.verify else None,
+        peer_host=host,
     )
 
 
@@ -276,7 +289,12 @@ def _maker(tls: TlsSettings | None) -> Callable[[Accept, _Failed], _Shaking]:
     context = tls_context(tls.identity, side="server", verify=tls.verify)
     authorities = tls.identity.authorities if tls.verify else None
     return lambda accept, failed: TlsTransport(
-        context, authorities=authorities, side="server", accept=accept, failed=failed
+        context,
+        authorities=authorities,
+        side="server",
+        accept=accept,
+        failed=failed,
+        peer_check=tls.peer_check if tls.verify else None,
     )
 
 

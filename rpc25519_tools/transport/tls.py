@@ -34,6 +34,7 @@ from rpc25519_tools.transport.base import (
     ENCRYPTED_LEN,
     WRITE_HIGH_WATER_LEN,
     Accept,
+    PeerCheck,
     encrypted_pool,
     scratch_buffer,
     short_buffer,
@@ -164,6 +165,9 @@ class TlsTransport(TcpTransport):
         accept: called when the handshake is done and the peer is trusted.
         failed: called with the reason and the peer's address when it never comes to
             that; the connection is closed by then.
+        peer_check: asked about each peer whose certificate is good.
+        peer_host: what it is told of where the peer is; None tells the address that
+            the connection comes from.
     """
 
     def __init__(
@@ -174,6 +178,8 @@ class TlsTransport(TcpTransport):
         side: Side,
         accept: Accept,
         failed: Callable[[Exception, str], None],
+        peer_check: PeerCheck | None = None,
+        peer_host: str | None = None,
     ) -> None:
         super().__init__(accept)
         self._ssl = SSL.Connection(context, None)
@@ -182,6 +188,8 @@ class TlsTransport(TcpTransport):
         self._authorities = authorities
         self._side: Side = side
         self._failed = failed
+        self._peer_check = peer_check
+        self._peer_host = peer_host
         self._peer: PeerIdentity | None = None
         self._refusal: PeerNotTrustedError | None = None
         self._handshaking = True
@@ -219,11 +227,14 @@ class TlsTransport(TcpTransport):
                 now=datetime.now(UTC),
                 host_name=SERVER_NAME if self._side == "client" else None,
             )
+            if openssl_error is not None:
+                raise PeerNotTrustedError(
+                    f"the certificate was refused: {_verdict(openssl_error)}"
+                )
+            if self._peer_check is not None:
+                self._peer_check.check(self._peer, self._host())
         except PeerNotTrustedError as exc:
-            self._refusal = exc
-            return False
-        if openssl_error is not None:
-            self.refuse(f"the certificate was refused: {_verdict(openssl_error)}")
+            self._refusal, self._peer = exc, None
             return False
         return True
 
@@ -332,13 +343,21 @@ class TlsTransport(TcpTransport):
     def _other(self) -> str:
         return "server" if self._side == "client" else "client"
 
+    def _host(self) -> str:
+        """Return where the peer is, without its port."""
+        if self._peer_host is not None:
+            return self._peer_host
+        return self.remote_address.rpartition(":")[0].strip("[]")
+
     def _shake_hands(self) -> None:
         try:
             self._ssl.do_handshake()
+            if self._peer_check is not None and self._peer is not None:
+                self._peer_check.proven(self._peer, self._host())
         except SSL.WantReadError:
             self._send_encrypted()
             return
-        except (SSL.Error, ValueError) as exc:
+        except (SSL.Error, ValueError, PeerNotTrustedError) as exc:
             self._end_handshake()
             self._send_encrypted()
             if self._side == "server" and _speaks_no_tls(exc):
@@ -365,6 +384,8 @@ class TlsTransport(TcpTransport):
     def _handshake_error(self, exc: Exception) -> SecurityError:
         if self._refusal is not None:
             return self._refusal
+        if isinstance(exc, PeerNotTrustedError):
+            return exc
         if not isinstance(exc, SSL.Error):
             return HandshakeError(f"unusable certificate: {exc}")
         if _speaks_no_tls(exc):
