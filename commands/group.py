@@ -14,7 +14,7 @@ _TOOLS = {
     "cli": ("cli", "Download, upload or echo a file, or make echo calls."),
     "completion": ("completion", "Print the completion script for a shell."),
     "samesame": ("samesame", "Be server and client at the same time."),
-    "selfy": ("selfy", "Make, show and verify keys and certificates."),
+    "selfy": ("selfy", "Make, show, verify and renew keys and certificates."),
     "srv": ("srv", "Serve files and echo calls."),
 }
 

@@ -77,8 +77,9 @@ _UNIT_S: Final = {
     "s": 1.0,
     "m": 60.0,
     "h": 3600.0,
+    "d": 86400.0,
 }
-_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 #: A hundred years; longer durations are typing errors.
 _LONGEST_S: Final = 100 * 365 * 86400.0
 
@@ -86,7 +87,8 @@ _LONGEST_S: Final = 100 * 365 * 86400.0
 def parse_duration(text: str) -> float:
     """Parse a Go duration, such as ``10s``, ``1m30s`` or ``500ms``, into seconds.
 
-    A number without a unit counts as seconds.
+    A number without a unit counts as seconds. Unlike Go we also know ``d``, days of
+    24 hours.
 
     Raises:
         ConfigError: the text is no duration, or is negative or absurdly long.
