@@ -147,6 +147,12 @@ class Config:
             never does. Dead hosts are noticed by TCP's own keep-alive in any case.
         idle_timeout_s: a server closes a connection that moves nothing for this long,
             unless it is busy with a call; 0 never does.
+        identity_poll_s: a TLS server looks so often whether its certificate, its key or
+            ca.crt have changed, and uses the new ones for new connections; 0 never
+            does.
+        reload_passphrase: gets the pass phrase of a protected key that has replaced
+            another while the server runs. It must not ask a person; it is called in a
+            worker thread. None goes on with the old key.
         stall_timeout_s: a client's file transfer fails when nothing moves for this
             long.
         reply_timeout_s: limit for storing an upload after its last part; generous,
@@ -169,6 +175,8 @@ class Config:
     write_timeout_s: float = 0.0
     keepalive_s: float = 0.0
     idle_timeout_s: float = 0.0
+    identity_poll_s: float = 0.0
+    reload_passphrase: Callable[[], bytes] | None = None
     stall_timeout_s: float = 30.0
     reply_timeout_s: float = 600.0
 
@@ -198,6 +206,7 @@ class Config:
             "write_timeout_s",
             "keepalive_s",
             "idle_timeout_s",
+            "identity_poll_s",
         ):
             value = getattr(self, name)
             if value and not _SHORTEST_INTERVAL_S <= value <= _LONGEST_S:

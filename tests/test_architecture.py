@@ -52,6 +52,9 @@ IO_MODULES = {
 #: Modules outside the sans-IO core, as the linter's settings have them too.
 WITH_IO = {
     "identity.issue": "writes what it has made, by way of identity.store",
+    "identity.renew": "likewise",
+    "identity.status": "names the type of what identity.store has loaded",
+    "identity.watch": "looks at files, by way of identity.store",
     "identity.store": "reads and writes files",
     "rpc.client": "",
     "rpc.client_stream": "",
@@ -59,6 +62,7 @@ WITH_IO = {
     "rpc.context": "reads the monotonic clock, and wakes threads",
     "rpc.deadlines": "",
     "rpc.driver": "",
+    "rpc.identity_watch": "",
     "rpc.handlers": "runs plain handlers in threads",
     "rpc.liveness": "",
     "rpc.methods": "runs handlers",

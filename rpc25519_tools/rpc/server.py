@@ -7,9 +7,15 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from rpc25519_tools.config import Config
-from rpc25519_tools.errors import ConnectionLostError, NotConnectedError
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    LocalProtocolError,
+    NotConnectedError,
+)
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.rpc.connection import Connection
+from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.transport.base import Receiver, Transport
@@ -48,6 +54,8 @@ class Server:
         reveal_errors: whether a caller gets the text of any exception that a handler
             raises, or only of those of this package's own tree.
         grace_s: how long running calls may go on when the context manager is left.
+        identity_reloaded: told when changed files have brought another certificate,
+            key or authority; see ``Config.identity_poll_s``.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class Server:
         *,
         reveal_errors: bool = True,
         grace_s: float = 5.0,
+        identity_reloaded: Callable[[LoadedIdentity], None] | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -68,6 +77,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
         self._stopping = False
+        self._identity_reloaded = identity_reloaded
+        self._watch: IdentityWatch | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -112,6 +123,7 @@ class Server:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
+                warn_of_end(identity)
             tls = TlsSettings(identity=identity, verify=config.verify_peer)
         self._listener = await listen(
             config.address,
@@ -120,6 +132,45 @@ class Server:
             failed=self._refused,
             http_connect=config.http_connect,
         )
+        if identity is not None and tls is not None and config.identity_poll_s:
+            self._watch = IdentityWatch(
+                IdentityFiles(config.certs_dir, identity, config.reload_passphrase),
+                self._use_reloaded,
+                interval_s=config.identity_poll_s,
+            )
+
+    def reload_identity(self, identity: LoadedIdentity) -> None:
+        """Use another certificate, key or authority for connections to come.
+
+        Open connections go on, whoever has authenticated them. See also
+        ``Config.identity_poll_s``, which does this whenever the files change.
+
+        Raises:
+            LocalProtocolError: the server does not run.
+            ConfigError: it runs on plain TCP.
+        """
+        if self._listener is None or self._stopping:
+            raise LocalProtocolError("this server does not run")
+        self._listener.use_tls(
+            TlsSettings(identity=identity, verify=self._config.verify_peer)
+        )
+        if self._watch is not None:
+            self._watch.files.current = identity
+
+    def look_for_identity(self) -> None:
+        """Look at once whether our files have changed, if they are being watched.
+
+        What is wrong with them, if anything is, is logged again.
+        """
+        if self._watch is not None:
+            self._watch.look_now()
+
+    def _use_reloaded(self, identity: LoadedIdentity) -> None:
+        if self._stopping:
+            return
+        self.reload_identity(identity)
+        if self._identity_reloaded is not None:
+            self._identity_reloaded(identity)
 
     async def push(
         self,
@@ -174,6 +225,8 @@ class Server:
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""
         self._stopping = True
+        if self._watch is not None:
+            self._watch.close()
         if self._listener is not None:
             self._listener.close()
 
