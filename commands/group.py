@@ -14,7 +14,7 @@ _TOOLS = {
     "completion": ("completion", "Print the completion script for a shell."),
     "known": ("known", "List, approve and deny the keys of known peers."),
     "samesame": ("samesame", "Be server and client at the same time."),
-    "selfy": ("selfy", "Make, show and verify keys and certificates."),
+    "selfy": ("selfy", "Make, show, verify and renew keys and certificates."),
     "srv": ("srv", "Serve files and echo calls."),
 }
 

@@ -16,7 +16,11 @@ from ._options import (
     version_option,
 )
 from ._output import Talk
-from ._passphrase import passphrase_options, passphrase_source
+from ._passphrase import (
+    passphrase_options,
+    passphrase_source,
+    unattended_passphrase,
+)
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from ._transferlog import ServerLog
 
 DEFAULT_ADDRESS = "0.0.0.0:8443"
+#: How often to look whether our certificate has been renewed, in seconds.
+IDENTITY_POLL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,8 @@ def srv(
     """Serve files and echo calls over TLS 1.3 with client certificates.
 
     Nothing is given out or written unless -serve or -readfile says where. Clients
-    need a certificate of the authority in ca.crt.
+    need a certificate of the authority in ca.crt. Changed certificates, keys and
+    ca.crt are used for new connections within some seconds, or at once on SIGHUP.
     """
     begin_imports()
     with reporting_errors("srv"):
@@ -148,6 +155,8 @@ def srv(
             known_keys_path=known_keys_path,
             compression="none" if big else press,
             idle_timeout_s=parse_duration(idle),
+            identity_poll_s=IDENTITY_POLL_S,
+            reload_passphrase=unattended_passphrase(passphrase_file),
         )
         job = _Job(
             serve=serve,
@@ -173,12 +182,14 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
     from rpc25519_tools.rpc.server import Server
 
+    from ._hangup import Hangups
     from ._logging import log_to
     from ._transferlog import ServerLog
 
     log_to(talk)
     _raise_descriptor_limit()
     log = ServerLog(talk, verbose=job.verbose)
+    on_hangup = Hangups()
     identity = open_identity(config, talk)
 
     async def serve_until_stopped() -> None:
@@ -191,10 +202,18 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
         with contextlib.ExitStack() as roots:
             services = _services(job, log, roots)
             # What goes wrong inside may name files of ours.
-            server = Server(config, services, log, reveal_errors=False)
+            server = Server(
+                config,
+                services,
+                log,
+                reveal_errors=False,
+                identity_reloaded=log.identity_reloaded,
+            )
             await server.start(identity)
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
+            if identity is not None:
+                on_hangup.handle(server.look_for_identity, asked_to_stop)
             click.echo(f"srv: listening on {server.address} ({_offer(config, job)})")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), job.seconds or None)

@@ -77,8 +77,9 @@ _UNIT_S: Final = {
     "s": 1.0,
     "m": 60.0,
     "h": 3600.0,
+    "d": 86400.0,
 }
-_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 #: A hundred years; longer durations are typing errors.
 _LONGEST_S: Final = 100 * 365 * 86400.0
 
@@ -86,7 +87,8 @@ _LONGEST_S: Final = 100 * 365 * 86400.0
 def parse_duration(text: str) -> float:
     """Parse a Go duration, such as ``10s``, ``1m30s`` or ``500ms``, into seconds.
 
-    A number without a unit counts as seconds.
+    A number without a unit counts as seconds. Unlike Go we also know ``d``, days of
+    24 hours.
 
     Raises:
         ConfigError: the text is no duration, or is negative or absurdly long.
@@ -150,6 +152,12 @@ class Config:
             never does. Dead hosts are noticed by TCP's own keep-alive in any case.
         idle_timeout_s: a server closes a connection that moves nothing for this long,
             unless it is busy with a call; 0 never does.
+        identity_poll_s: a TLS server looks so often whether its certificate, its key or
+            ca.crt have changed, and uses the new ones for new connections; 0 never
+            does.
+        reload_passphrase: gets the pass phrase of a protected key that has replaced
+            another while the server runs. It must not ask a person; it is called in a
+            worker thread. None goes on with the old key.
         stall_timeout_s: a client's file transfer fails when nothing moves for this
             long.
         reply_timeout_s: limit for storing an upload after its last part; generous,
@@ -173,6 +181,8 @@ class Config:
     write_timeout_s: float = 0.0
     keepalive_s: float = 0.0
     idle_timeout_s: float = 0.0
+    identity_poll_s: float = 0.0
+    reload_passphrase: Callable[[], bytes] | None = None
     stall_timeout_s: float = 30.0
     reply_timeout_s: float = 600.0
 
@@ -204,6 +214,7 @@ class Config:
             "write_timeout_s",
             "keepalive_s",
             "idle_timeout_s",
+            "identity_poll_s",
         ):
             value = getattr(self, name)
             if value and not _SHORTEST_INTERVAL_S <= value <= _LONGEST_S:

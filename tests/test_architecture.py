@@ -53,6 +53,9 @@ IO_MODULES = {
 WITH_IO = {
     "identity.issue": "writes what it has made, by way of identity.store",
     "identity.known_store": "reads and writes files, locks them, reads the clock",
+    "identity.renew": "likewise",
+    "identity.status": "names the type of what identity.store has loaded",
+    "identity.watch": "looks at files, by way of identity.store",
     "identity.store": "reads and writes files",
     "rpc.client": "",
     "rpc.client_stream": "",
@@ -60,6 +63,7 @@ WITH_IO = {
     "rpc.context": "reads the monotonic clock, and wakes threads",
     "rpc.deadlines": "",
     "rpc.driver": "",
+    "rpc.identity_watch": "",
     "rpc.handlers": "runs plain handlers in threads",
     "rpc.known": "watches files",
     "rpc.liveness": "",

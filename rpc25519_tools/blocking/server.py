@@ -155,6 +155,15 @@ class BlockingServer:
 
         run(disconnect, on=loop)
 
+    def reload_identity(self, identity: LoadedIdentity) -> None:
+        """Use another identity for connections to come; see the same of ``Server``."""
+        server, loop = self._started()
+
+        async def reload_identity() -> None:
+            server.reload_identity(identity)
+
+        run(reload_identity, on=loop)
+
     def stop(self, grace_s: float = 0.0) -> None:
         """Stop; running calls may go on for ``grace_s`` seconds.
 

@@ -44,6 +44,7 @@ from rpc25519_tools.identity.certificate import (
 from rpc25519_tools.identity.keyfile import (
     MAX_KEY_FILE_BYTES,
     decode_private_key,
+    describe_key_file,
     raw_public_key_of,
 )
 from rpc25519_tools.identity.printable import printable
@@ -190,6 +191,7 @@ def load_identity(
     passphrase: Callable[[], bytes] | None,
     *,
     now: datetime | None = None,
+    known_key: Ed25519PrivateKey | None = None,
 ) -> LoadedIdentity:
     """Load ``NAME.crt``, ``NAME.key`` and ``ca.crt`` and check that they fit.
 
@@ -201,6 +203,8 @@ def load_identity(
         passphrase: called at most once, if the key is protected; blocks for some
             seconds while Argon2id runs.
         now: an aware time; None means the clock.
+        known_key: a key that is open already. If it is the certificate's and the key
+            file is protected, that file is not opened again.
 
     Raises:
         UnsafePathError: the name is not a plain file name.
@@ -229,7 +233,11 @@ def load_identity(
         check_authority(ca, now=moment)
     with _naming(certificate_path):
         check_dates(certificate, now=moment)
-    private_key = load_private_key(key_path, passphrase)
+    private_key = known_key
+    if private_key is None or not _is_protected_key_of(
+        private_key, certificate, key_path
+    ):
+        private_key = load_private_key(key_path, passphrase)
     check_key_matches(certificate, private_key, f"{key_path}", f"{certificate_path}")
     return LoadedIdentity(
         name=name,
@@ -238,6 +246,18 @@ def load_identity(
         ca=ca,
         other_authorities=tuple(one for one in authorities if one != ca),
     )
+
+
+def _is_protected_key_of(
+    key: Ed25519PrivateKey, certificate: x509.Certificate, key_path: Path
+) -> bool:
+    """Tell whether the file is protected and `key` serves for the certificate."""
+    if raw_public_key_of(key) != raw_public_key(certificate):
+        return False
+    try:
+        return describe_key_file(read_bounded(key_path, MAX_KEY_FILE_BYTES)).protected
+    except KeyFileError:
+        return False  # and loading it says why
 
 
 def _require(path: Path, missing: str, hint: str) -> None:

@@ -7,9 +7,15 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from rpc25519_tools.config import Config
-from rpc25519_tools.errors import ConnectionLostError, NotConnectedError
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    LocalProtocolError,
+    NotConnectedError,
+)
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.rpc.connection import Connection
+from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
@@ -49,6 +55,8 @@ class Server:
         reveal_errors: whether a caller gets the text of any exception that a handler
             raises, or only of those of this package's own tree.
         grace_s: how long running calls may go on when the context manager is left.
+        identity_reloaded: told when changed files have brought another certificate,
+            key or authority; see ``Config.identity_poll_s``.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class Server:
         *,
         reveal_errors: bool = True,
         grace_s: float = 5.0,
+        identity_reloaded: Callable[[LoadedIdentity], None] | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -70,6 +79,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
         self._stopping = False
+        self._identity_reloaded = identity_reloaded
+        self._watch: IdentityWatch | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -116,9 +127,8 @@ class Server:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
-            tls = TlsSettings(
-                identity=identity, verify=config.verify_peer, peer_check=self._known
-            )
+                warn_of_end(identity)
+            tls = self._tls(identity)
         if self._known is not None:
             await self._known.require_usable()
         self._listener = await listen(
@@ -130,6 +140,50 @@ class Server:
         )
         if self._known is not None:
             self._known.watch(lambda: [one.driver for one in self._connections])
+        if identity is not None and tls is not None and config.identity_poll_s:
+            self._watch = IdentityWatch(
+                IdentityFiles(config.certs_dir, identity, config.reload_passphrase),
+                self._use_reloaded,
+                interval_s=config.identity_poll_s,
+            )
+
+    def _tls(self, identity: LoadedIdentity) -> TlsSettings:
+        return TlsSettings(
+            identity=identity,
+            verify=self._config.verify_peer,
+            peer_check=self._known,
+        )
+
+    def reload_identity(self, identity: LoadedIdentity) -> None:
+        """Use another certificate, key or authority for connections to come.
+
+        Open connections go on, whoever has authenticated them. See also
+        ``Config.identity_poll_s``, which does this whenever the files change.
+
+        Raises:
+            LocalProtocolError: the server does not run.
+            ConfigError: it runs on plain TCP.
+        """
+        if self._listener is None or self._stopping:
+            raise LocalProtocolError("this server does not run")
+        self._listener.use_tls(self._tls(identity))
+        if self._watch is not None:
+            self._watch.files.current = identity
+
+    def look_for_identity(self) -> None:
+        """Look at once whether our files have changed, if they are being watched.
+
+        What is wrong with them, if anything is, is logged again.
+        """
+        if self._watch is not None:
+            self._watch.look_now()
+
+    def _use_reloaded(self, identity: LoadedIdentity) -> None:
+        if self._stopping:
+            return
+        self.reload_identity(identity)
+        if self._identity_reloaded is not None:
+            self._identity_reloaded(identity)
 
     async def push(
         self,
@@ -184,6 +238,8 @@ class Server:
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""
         self._stopping = True
+        if self._watch is not None:
+            self._watch.close()
         if self._listener is not None:
             self._listener.close()
 

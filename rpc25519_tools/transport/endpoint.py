@@ -216,11 +216,29 @@ class _Handshakes:
 class Listener:
     """A listening socket; made by ``listen``."""
 
-    def __init__(self, server: asyncio.Server, handshakes: _Handshakes | None) -> None:
+    def __init__(
+        self,
+        server: asyncio.Server,
+        handshakes: _Handshakes | None,
+        maker: "_TlsMaker | None" = None,
+    ) -> None:
         self._server = server
         self._handshakes = handshakes
+        self._maker = maker
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
+
+    def use_tls(self, tls: TlsSettings) -> None:
+        """Begin handshakes with these settings from now on.
+
+        Open connections, and handshakes that run, keep theirs.
+
+        Raises:
+            ConfigError: this listener does not speak TLS.
+        """
+        if self._maker is None:
+            raise ConfigError("there is no identity on plain TCP")
+        self._maker.use(tls)
 
     def filenos(self) -> list[int]:
         """Return the descriptors of the listening sockets."""
@@ -259,9 +277,10 @@ async def listen(
     """
     _require_plain(tls, http_connect=http_connect)
     handshakes: _Handshakes | None = None
-    if tls is not None or http_connect:
+    maker = _TlsMaker(tls) if tls is not None else None
+    if maker is not None or http_connect:
         handshakes = _Handshakes(
-            _maker(tls),
+            maker or _make_http_connect,
             name="TLS handshake" if tls is not None else "HTTP CONNECT",
             timeout_s=handshake_timeout_s,
             accept=accept,
@@ -277,25 +296,35 @@ async def listen(
         )
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server, handshakes)
+    return Listener(server, handshakes, maker)
 
 
-def _maker(tls: TlsSettings | None) -> Callable[[Accept, _Failed], _Shaking]:
-    """Return what makes a server's transports; without TLS, those of HTTP CONNECT."""
-    if tls is None:
-        return lambda accept, failed: HttpConnectTransport(
-            side="server", accept=accept, failed=failed
+def _make_http_connect(accept: Accept, failed: _Failed) -> HttpConnectTransport:
+    """Make a server's transport on plain TCP that begins with HTTP CONNECT."""
+    return HttpConnectTransport(side="server", accept=accept, failed=failed)
+
+
+class _TlsMaker:
+    """Makes a server's TLS transports, each with the settings of its time."""
+
+    def __init__(self, tls: TlsSettings) -> None:
+        self.use(tls)
+
+    def use(self, tls: TlsSettings) -> None:
+        """Make transports with these settings from now on."""
+        self._context = tls_context(tls.identity, side="server", verify=tls.verify)
+        self._authorities = tls.identity.authorities if tls.verify else None
+        self._peer_check = tls.peer_check if tls.verify else None
+
+    def __call__(self, accept: Accept, failed: _Failed) -> TlsTransport:
+        return TlsTransport(
+            self._context,
+            authorities=self._authorities,
+            side="server",
+            accept=accept,
+            failed=failed,
+            peer_check=self._peer_check,
         )
-    context = tls_context(tls.identity, side="server", verify=tls.verify)
-    authorities = tls.identity.authorities if tls.verify else None
-    return lambda accept, failed: TlsTransport(
-        context,
-        authorities=authorities,
-        side="server",
-        accept=accept,
-        failed=failed,
-        peer_check=tls.peer_check if tls.verify else None,
-    )
 
 
 def _reason(exc: Exception) -> str:
