@@ -8,6 +8,7 @@ from typing import Final, Protocol, Self
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import ConnectionLostError, NotConnectedError
+from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.connection import Connection
 from rpc25519_tools.rpc.registry import Registry
@@ -48,6 +49,8 @@ class Server:
         reveal_errors: whether a caller gets the text of any exception that a handler
             raises, or only of those of this package's own tree.
         grace_s: how long running calls may go on when the context manager is left.
+        access: says which client may do what, asked at each call; None lets everybody
+            do whatever is on offer.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Server:
         *,
         reveal_errors: bool = True,
         grace_s: float = 5.0,
+        access: AccessPolicy | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
         self._observer = observer
         self._reveal_errors = reveal_errors
         self._grace_s = grace_s
+        self._access = access
         self._listener: Listener | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
@@ -246,6 +251,11 @@ class Server:
     def reveals_errors(self) -> bool:
         """Whether callers get the text of any error."""
         return self._reveal_errors
+
+    @property
+    def access(self) -> AccessPolicy | None:
+        """Who may do what; None where everybody may do everything."""
+        return self._access
 
     @property
     def stopping(self) -> bool:
