@@ -178,19 +178,25 @@ def _read(path: str) -> tuple[bytes, _Signature, int]:
         _require_safe_directories(path, shown)
         # O_NONBLOCK: a FIFO in the file's place must not hang the program.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb", buffering=0) as file:
-            before = os.fstat(descriptor)
-            _require_safe_file(before, shown)
-            for _ in range(_ATTEMPTS):
-                file.seek(0)
-                content = _read_all(file.fileno())
-                after = os.fstat(descriptor)
-                if _signature_of(before) == _signature_of(after):
-                    return content, _signature_of(after), after.st_ctime_ns
-                before = after
+        try:
+            return _read_open(descriptor, shown)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as exc:
         text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise LocalFileError(f"cannot read {shown}: {text.lower()}") from exc
+
+
+def _read_open(descriptor: int, shown: str) -> tuple[bytes, _Signature, int]:
+    before = os.fstat(descriptor)
+    for _ in range(_ATTEMPTS):
+        _require_safe_file(before, shown)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        content = _read_all(descriptor)
+        after = os.fstat(descriptor)
+        if _signature_of(before) == _signature_of(after):
+            return content, _signature_of(after), after.st_ctime_ns
+        before = after
     raise AccessFileError(f"{shown} is being changed all the time")
 
 

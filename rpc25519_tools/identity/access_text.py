@@ -81,9 +81,10 @@ def parse_access_file(content: bytes) -> AccessRules:
     rules: list[Rule] = []
     *lines, rest = content.split(b"\n")
     if rest:
+        number = len(lines) + 1
         raise AccessFileError(
-            "the last line has no line end; the file may not be complete",
-            line=len(lines) + 1,
+            f"line {number}: it has no line end; the file may not be complete",
+            line=number,
         )
     for number, line in enumerate(lines, start=1):
         try:
