@@ -22,6 +22,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.printable import quoted
+from rpc25519_tools.values import keyword_value_class
 
 #: What can be allowed. ``call`` is about services, the others are about paths.
 Right = Literal["read", "write", "list", "call"]
@@ -93,7 +94,7 @@ class Rule:
     service: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_value_class
 class Subject:
     """Who asks.
 
@@ -119,7 +120,7 @@ class Subject:
 NOBODY: Final = Subject(authenticated=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_value_class
 class Verdict:
     """An answer, and the rule that decided; None where no rule is about it."""
 

@@ -321,3 +321,34 @@ def test_questions_without_an_access_file(people: Path) -> None:
     assert done.returncode == 1
     done = run_program("srv", "-tcp", "--may", "anyone", "read", "/")
     assert done.returncode == 0
+
+
+def test_the_example_of_the_documentation_answers_as_it_says(
+    people: Path, access: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "access.md").read_text()
+    blocks = re.findall(r"(?m)(?:^    .*\n)+", page)
+    block = next(one for one in blocks if "# who" in one)
+    write(access, re.sub("(?m)^    ", "", block))
+    questions = [
+        line.split("--may ")[1].split()
+        for line in page.splitlines()
+        if line.startswith("    srv --access") and "certs/" not in line
+    ]
+    answers = re.findall(r"(?m)^    (yes|no): (.*)$", page)
+    ann = "ann@example.org"
+    for who, right, target in [
+        *questions,
+        (ann, "read", "/reports/drafts/x"),
+        (ann, "read", "/"),
+    ]:
+        done = run_program(
+            *("srv", "-certs", people, "--access", access),
+            *("--may", who, right, target),
+        )
+        if who == ann:
+            word, reason = answers.pop(0)
+            assert done.stdout == f"{word}: {reason}\n"
+        else:  # a key alone has what every certificate has
+            assert done.stdout == "yes: line 6: * call customEcho\n"
+    assert answers == []
