@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._access import AccessOptions, access_options
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from rpc25519_tools.config import Config
+    from rpc25519_tools.identity.access import AccessPolicy
     from rpc25519_tools.rpc.registry import Registry
 
     from ._transferlog import ServerLog
@@ -83,6 +85,7 @@ class _Job:
 @click.option(
     "--no-clobber", is_flag=True, help="Refuse uploads that would replace a file."
 )
+@access_options
 @transport_options
 @identity_options("node")
 @known_keys_options("known_client_keys")
@@ -118,6 +121,7 @@ def srv(
     echo: bool,
     no_echo_service: bool,
     no_clobber: bool,
+    access: AccessOptions,
     tcp: bool,
     press: str,
     big: bool,
@@ -135,8 +139,9 @@ def srv(
     """Serve files and echo calls over TLS 1.3 with client certificates.
 
     Nothing is given out or written unless -serve or -readfile says where. Clients
-    need a certificate of the authority in ca.crt. Changed certificates, keys and
-    ca.crt are used for new connections within some seconds, or at once on SIGHUP.
+    need a certificate of the authority in ca.crt; -access says what each may do.
+    Changed certificates, keys and ca.crt are used for new connections within some
+    seconds, or at once on SIGHUP.
     """
     begin_imports()
     with reporting_errors("srv"):
@@ -172,10 +177,20 @@ def srv(
             talk.warn("plain TCP: nothing is protected, and anyone can connect")
         elif skip_verify:
             talk.warn("-skip-verify: clients are not checked, and anyone can connect")
-        _run(config, job, talk)
+        if access.check or access.question is not None:
+            from ._check import check_server
+
+            offer = _offer(config, job)
+            check_server(
+                config, access, talk, serve=serve, readfile=readfile, offer=offer
+            )
+        else:
+            _run(config, job, talk, access.open(config, talk))
 
 
-def _run(config: "Config", job: _Job, talk: Talk) -> None:
+def _run(
+    config: "Config", job: _Job, talk: Talk, access: "AccessPolicy | None"
+) -> None:
     import asyncio
     import contextlib
     import signal
@@ -208,6 +223,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 log,
                 reveal_errors=False,
                 identity_reloaded=log.identity_reloaded,
+                access=access,
             )
             await server.start(identity)
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Address, Config, parse_address
+    from rpc25519_tools.identity.access import AccessPolicy
+    from rpc25519_tools.identity.access_store import AccessFile
     from rpc25519_tools.identity.certificate import PeerIdentity
     from rpc25519_tools.rpc.calls import CallKind
     from rpc25519_tools.rpc.client import Client
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessFile",
+    "AccessPolicy",
     "Address",
     "Backoff",
     "CallContext",
@@ -59,6 +63,8 @@ __all__ = [
 
 _MODULES = {
     "config": ("Address", "Config", "parse_address"),
+    "identity.access": ("AccessPolicy",),
+    "identity.access_store": ("AccessFile",),
     "identity.certificate": ("PeerIdentity",),
     "rpc.calls": ("CallKind",),
     "rpc.client": ("Client",),

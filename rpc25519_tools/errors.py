@@ -16,6 +16,18 @@ class ConfigError(Rpc25519Error):
     """A setting is missing, contradictory or out of range."""
 
 
+class AccessFileError(ConfigError):
+    """An access file is malformed, or others could have written it.
+
+    Attributes:
+        line: the number of the line at fault, from 1; None where it is none.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
 class ProtocolError(Rpc25519Error):
     """Something on the wire is not what the protocol allows (abstract)."""
 
@@ -116,6 +128,10 @@ class RemoteCallError(CallError):
 
 class HandlerError(CallError):
     """Raised by a handler for its caller: the text travels, nothing is logged."""
+
+
+class AccessDeniedError(CallError):
+    """Raised for a caller who may not do what it asks for; the text travels."""
 
 
 class NotConnectedError(CallError):

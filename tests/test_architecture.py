@@ -51,6 +51,7 @@ IO_MODULES = {
 }
 #: Modules outside the sans-IO core, as the linter's settings have them too.
 WITH_IO = {
+    "identity.access_store": "reads the access file, and clocks",
     "identity.issue": "writes what it has made, by way of identity.store",
     "identity.known_store": "reads and writes files, locks them, reads the clock",
     "identity.renew": "likewise",

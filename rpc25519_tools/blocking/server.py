@@ -7,6 +7,7 @@ from typing import Self
 from rpc25519_tools.blocking.loop import Loop, current_loop, run, this_loop
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import LocalProtocolError
+from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import DEFAULT_KEY_NAME, Server, ServerObserver
@@ -34,6 +35,7 @@ class BlockingServer:
         observer: learns about connections; must not block.
         reveal_errors: see ``Server``.
         grace_s: how long running calls may go on when the context manager is left.
+        access: says which client may do what; see ``Server``. It must not block.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class BlockingServer:
         *,
         reveal_errors: bool = True,
         grace_s: float = 5.0,
+        access: AccessPolicy | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
         self._observer = observer
         self._reveal_errors = reveal_errors
         self._grace_s = grace_s
+        self._access = access
         self._running: tuple[Server, Loop] | None = None
 
     def __enter__(self) -> Self:
@@ -92,6 +96,7 @@ class BlockingServer:
             self._registry,
             self._observer,
             reveal_errors=self._reveal_errors,
+            access=self._access,
         )
         self._running = server, loop
         try:

@@ -6,9 +6,10 @@ our client compares it.
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
-from rpc25519_tools.files.jail import Root
+from rpc25519_tools.files.jail import Root, access_target
 from rpc25519_tools.files.parts import (
     ARG_DOWNLOAD_LEN,
     ARG_DOWNLOAD_NAME,
@@ -156,6 +157,9 @@ class DownloadService:
         log: learns how each download ended.
     """
 
+    #: Rights are looked up here, by the file's name, and not by the service's.
+    checks_access: Final = True
+
     def __init__(self, root: Root, *, log: TransferLog) -> None:
         self._root = root
         self._log = log
@@ -165,6 +169,7 @@ class DownloadService:
         with TransferRecord("download", context, self._log) as record:
             path = context.header.args.get(ARG_DOWNLOAD_REQUEST, "")
             record.name = path
+            context.require("read", access_target(path))
             source = await open_in_worker(
                 lambda: open_remote_source(self._root, path), SourceFile.close
             )

@@ -32,14 +32,13 @@ from types import TracebackType
 from typing import Self
 
 from rpc25519_tools.errors import LocalFileError, UnsafePathError
+from rpc25519_tools.identity.printable import quoted
 
 PARTIAL_PREFIX = b".rpc25519-part-"
 """How the names of unfinished files begin (see ``atomic.py``)."""
 
 MAX_NAME_BYTES = 255  # NAME_MAX of Linux and of macOS
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
-
-SHOWN_CHARS = 80  # of a name in a message; a hostile one may have thousands
 
 DIR_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """To hold a directory: ``O_PATH`` needs no read permission; macOS lacks it."""
@@ -83,9 +82,7 @@ _REASONS = {
 def display_name(name: str | bytes) -> str:
     """Quote a name for one line of text: escaped, and shortened in the middle."""
     text = name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
-    if len(text) > SHOWN_CHARS:
-        text = f"{text[: SHOWN_CHARS // 2]}...{text[-SHOWN_CHARS // 4 :]}"
-    return repr(text)
+    return quoted(text)
 
 
 def file_error(exc: OSError, action: str, name: str | bytes) -> LocalFileError:
@@ -146,6 +143,18 @@ def split_remote_name(remote_name: str) -> tuple[bytes, ...]:
         if is_partial_name(part):
             raise unsafe(remote_name, "the name is reserved for unfinished files")
     return parts
+
+
+def access_target(remote_name: str) -> str:
+    """Return what rights to a name from the wire are looked up by: ``/a/b``.
+
+    It is the only spelling of that file; see ``identity/access.py``.
+
+    Raises:
+        UnsafePathError: the name is not a relative path of plain components.
+    """
+    parts = split_remote_name(remote_name)
+    return "/" + b"/".join(parts).decode("utf-8", "surrogateescape")
 
 
 def describe_kind(mode: int) -> str:

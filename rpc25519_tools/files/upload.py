@@ -4,10 +4,11 @@ import asyncio
 import os
 from collections.abc import Mapping
 from functools import partial
+from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError
 from rpc25519_tools.files.atomic import open_remote_target
-from rpc25519_tools.files.jail import Root
+from rpc25519_tools.files.jail import Root, access_target
 from rpc25519_tools.files.parts import (
     ARG_CLIENT_TOTAL_SUM,
     ARG_NO_CLOBBER,
@@ -145,6 +146,9 @@ class UploadService:
         log: learns how each upload ended.
     """
 
+    #: Rights are looked up here, by the file's name, and not by the service's.
+    checks_access: Final = True
+
     def __init__(self, root: Root, *, clobber: bool, log: TransferLog) -> None:
         self._root = root
         self._clobber = clobber
@@ -155,6 +159,7 @@ class UploadService:
         with TransferRecord("upload", context, self._log) as record:
             name = context.header.args.get(ARG_UPLOAD_NAME, "")
             record.name = name
+            context.require("write", access_target(name))
             clobber = self._clobber and ARG_NO_CLOBBER not in context.header.args
             open_target = partial(open_remote_target, self._root, name, clobber=clobber)
             async with PartWriter(open_target) as writer:

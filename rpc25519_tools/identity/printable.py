@@ -5,6 +5,9 @@ in them can move the cursor, and a bidirectional mark can show a name backwards,
 everything that is not plainly printable is shown as a Python escape.
 """
 
+#: Characters of a text that are shown; a hostile one may have thousands.
+SHOWN_CHARS = 80
+
 
 def printable(text: str) -> str:
     r"""Replace every character that could steer a terminal by its escape.
@@ -19,3 +22,10 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def quoted(text: str) -> str:
+    """Quote a text for one line: escaped, and shortened in the middle."""
+    if len(text) > SHOWN_CHARS:
+        text = f"{text[: SHOWN_CHARS // 2]}...{text[-SHOWN_CHARS // 4 :]}"
+    return repr(text)

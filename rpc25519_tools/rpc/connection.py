@@ -23,6 +23,7 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
     SecurityError,
 )
+from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.rpc import methods, server_core
 from rpc25519_tools.rpc.calls import CANCELLED, EXPIRED, CallKind
 from rpc25519_tools.rpc.context import (
@@ -74,6 +75,10 @@ class Owner(Protocol):
     @property
     def reveals_errors(self) -> bool:
         """Whether callers get the text of any error, or of those meant for them."""
+
+    @property
+    def access(self) -> AccessPolicy | None:
+        """Who may do what; None where everybody may do everything."""
 
     @property
     def stopping(self) -> bool:
@@ -297,6 +302,7 @@ class Connection:
             remote_address=transport.remote_address,
             until_s=running.until_s,
             cancellation=running.cancellation,
+            access=self._owner.access,
         )
         try:
             if call.cancelled:
@@ -339,6 +345,8 @@ class Connection:
         self, context: CallContext, call: OpenCall, incoming: IncomingStream | None
     ) -> object:
         registry, name = self._owner.registry, call.request.service_name
+        if context.access is not None:
+            self._require_allowed(context, name)
         match call.kind:
             case CallKind.RPC:
                 return await registry.calls[name](context)
@@ -357,6 +365,13 @@ class Connection:
                 assert incoming is not None
                 out = self._outgoing(call)
                 return await registry.bistreams[name](context, incoming, out)
+
+    def _require_allowed(self, context: CallContext, name: str) -> None:
+        """Refuse a call that its client may not make."""
+        if context.kind is CallKind.NET_RPC:
+            return  # names its method inside, and is checked where that is read
+        if not self._owner.registry.checks_access(context.kind, name):
+            context.require("call", name)
 
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
         async def send_part(

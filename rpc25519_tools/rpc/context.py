@@ -5,6 +5,7 @@ differ. So a deadline is turned into a stretch of time as soon as it arrives, by
 sender's own two time stamps, and from then on only the monotonic clock counts.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,15 @@ from contextvars import ContextVar
 from dataclasses import field
 from typing import Final
 
+from rpc25519_tools.errors import AccessDeniedError
+from rpc25519_tools.identity.access import AccessPolicy, Right, refusal
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.values import keyword_value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Header
+
+_log = logging.getLogger(__name__)
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -117,6 +122,7 @@ class CallContext:
         until_s: when the answer must be ready, on the clock of ``time.monotonic``;
             None for no limit.
         cancellation: tells plain handlers that nobody waits for them any more.
+        access: the server's policy; None where everybody may do everything.
     """
 
     kind: CallKind
@@ -127,8 +133,27 @@ class CallContext:
     remote_address: str
     until_s: float | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
+    access: AccessPolicy | None = None
 
     @property
     def time_left_s(self) -> float | None:
         """Seconds until the deadline, negative after it; None for no limit."""
         return None if self.until_s is None else self.until_s - time.monotonic()
+
+    def may(self, right: Right, target: str) -> bool:
+        """Tell whether the peer may do something now; see ``AccessPolicy.may``."""
+        # Not just anything true: the coroutine of an async method would be, too.
+        return self.access is None or self.access.may(self.peer, right, target) is True
+
+    def require(self, right: Right, target: str) -> None:
+        """Refuse the call, and log who wanted what, unless the peer may do it.
+
+        Raises:
+            AccessDeniedError: it may not; its text is for the caller.
+        """
+        if self.may(right, target):
+            return
+        text = refusal(right, target)
+        who = "unauthenticated" if self.peer is None else self.peer.describe()
+        _log.warning("%s %s %s", self.remote_address, who, text)
+        raise AccessDeniedError(text)

@@ -133,6 +133,7 @@ async def answer(
         error = _unknown(methods, request.service_method)
     else:
         try:
+            context.require("call", request.service_method)
             argument = records.decode(method.argument_type, request.argument)
             value = await method(context, argument)
             if method.result_type is not _NOTHING:

@@ -76,6 +76,14 @@ class Registry:
         """Tell whether a service of that kind and name is registered."""
         return name in self._names(kind)
 
+    def checks_access(self, kind: CallKind, name: str) -> bool:
+        """Tell whether a service asks for its caller's rights itself.
+
+        Its handler then has an attribute ``checks_access`` that is True, and calls
+        ``context.require``. For all others the server asks whether ``call`` is allowed.
+        """
+        return getattr(self._names(kind)[name], "checks_access", False) is True
+
     def require_free(self, kind: CallKind, name: str) -> None:
         """Raise ConfigError if the name is empty or taken."""
         if not name:

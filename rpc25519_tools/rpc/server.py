@@ -12,6 +12,7 @@ from rpc25519_tools.errors import (
     LocalProtocolError,
     NotConnectedError,
 )
+from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.rpc.connection import Connection
@@ -57,6 +58,8 @@ class Server:
         grace_s: how long running calls may go on when the context manager is left.
         identity_reloaded: told when changed files have brought another certificate,
             key or authority; see ``Config.identity_poll_s``.
+        access: says which client may do what, asked at each call; None lets everybody
+            do whatever is on offer.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class Server:
         reveal_errors: bool = True,
         grace_s: float = 5.0,
         identity_reloaded: Callable[[LoadedIdentity], None] | None = None,
+        access: AccessPolicy | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
         self._observer = observer
         self._reveal_errors = reveal_errors
         self._grace_s = grace_s
+        self._access = access
         self._listener: Listener | None = None
         self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
@@ -314,6 +319,11 @@ class Server:
     def reveals_errors(self) -> bool:
         """Whether callers get the text of any error."""
         return self._reveal_errors
+
+    @property
+    def access(self) -> AccessPolicy | None:
+        """Who may do what; None where everybody may do everything."""
+        return self._access
 
     @property
     def stopping(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rpc25519_tools.config import Config, parse_address
+from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server, ServerObserver
@@ -57,6 +58,7 @@ class Net:
         observer: Seen | None = None,
         *,
         reveal_errors: bool = True,
+        access: AccessPolicy | None = None,
         **settings: Any,
     ) -> AsyncIterator[Server]:
         """Run a server; ``settings`` are fields of its Config."""
@@ -65,6 +67,7 @@ class Net:
             registry,
             observer,
             reveal_errors=reveal_errors,
+            access=access,
         )
         await server.start()
         try:

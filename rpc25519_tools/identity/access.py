@@ -1,0 +1,271 @@
+"""Decides which identity may do what: rules, and what follows from them (sans-IO).
+
+A rule says who may do what, and where: below a path of the served directory, or with
+a service. Without a rule that allows something it is not allowed, and a rule that
+denies wins over all that allow, whatever their order.
+
+What allows and what denies are compared differently, so that no spelling gets round
+either. A rule that **allows** holds for exactly the text it has: an e-mail, a path, a
+name in another case is another one, and stays without rights. A rule that **denies**
+holds for everything that could mean the same: case, Unicode forms, invisible
+characters, and dots and spaces at the end do not count, since there are file systems
+to which they do not matter.
+
+Paths are compared component by component: ``/a`` covers ``/a/b`` and not ``/ab``.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeAlias
+
+from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.identity.printable import quoted
+from rpc25519_tools.values import keyword_value_class
+
+#: What can be allowed. ``call`` is about services, the others are about paths.
+Right = Literal["read", "write", "list", "call"]
+
+RIGHTS: Final[tuple[Right, ...]] = ("read", "write", "list", "call")
+PATH_RIGHTS: Final[tuple[Right, ...]] = ("read", "write", "list")
+
+#: What a `Rule` can be about.
+WhoKind = Literal["key", "email", "certified", "anyone"]
+
+#: What may stand round an address in an e-mail entry that holds more than one.
+_BETWEEN_EMAILS: Final = re.compile(r"[\s,;<>]+")
+
+
+class AccessPolicy(Protocol):
+    """Says what peers may do. A server asks it at each call, on its event loop."""
+
+    def may(self, peer: PeerIdentity | None, right: Right, target: str) -> bool:
+        """Tell whether a peer may do something now. Must not block.
+
+        Only True allows; whatever else is returned or raised refuses.
+
+        Args:
+            peer: who proved to be there; None for who proved nothing (plain TCP, or a
+                server that does not check its clients).
+            right: ``read``, ``write``, ``list`` or ``call``.
+            target: for ``call`` the service's name, ``Type.Method`` for net/rpc; else
+                a path of the served directory, such as ``/reports/may.pdf``: it
+                begins with a slash, and its components are neither empty nor ``.``
+                nor ``..``. Bytes that are not UTF-8 are lone surrogates in it.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """Whom a rule is about.
+
+    Attributes:
+        kind: ``certified`` is any certificate of our authority, ``anyone`` is also
+            who proved nothing.
+        value: for ``key`` the 64 hex digits of the public key, in lower case; for
+            ``email`` the whole entry of a certificate; else empty.
+    """
+
+    kind: WhoKind
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One line of an access file.
+
+    Attributes:
+        line: its number there, from 1.
+        deny: whether it takes away instead of allowing.
+        who: whom it is about.
+        rights: what it is about; at least one.
+        path: components of the path below which the path rights hold, ``()`` for
+            everything; None where the rule is about services only.
+        service: the name of the service that ``call`` is about, empty for all of
+            them; None where the rule is about paths only.
+    """
+
+    line: int
+    deny: bool
+    who: Who
+    rights: tuple[Right, ...]
+    path: tuple[str, ...] | None
+    service: str | None
+
+
+@keyword_value_class
+class Subject:
+    """Who asks.
+
+    Attributes:
+        authenticated: whether a certificate of our authority was shown.
+        key: the 64 hex digits of its public key; empty for one that is not known.
+        emails: its e-mail entries, as written.
+    """
+
+    authenticated: bool = True
+    key: str = ""
+    emails: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, peer: PeerIdentity | None) -> "Subject":
+        """Return the subject that a connection's peer is."""
+        if peer is None:
+            return NOBODY
+        return cls(key=peer.public_key.hex(), emails=peer.emails)
+
+
+#: Who proved nothing. Only rules for ``anyone`` allow anything to it.
+NOBODY: Final = Subject(authenticated=False)
+
+
+@keyword_value_class
+class Verdict:
+    """An answer, and the rule that decided; None where no rule is about it."""
+
+    allowed: bool
+    rule: Rule | None
+
+
+_Index: TypeAlias = dict[tuple[WhoKind, str, Right], list[Rule]]
+
+
+class AccessRules:
+    """A set of rules; an `AccessPolicy`.
+
+    Args:
+        rules: in any order; where several of a kind decide, the first one is named.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        self.rules = tuple(rules)
+        self._allow: _Index = {}
+        self._deny: _Index = {}
+        for rule in self.rules:
+            value = rule.who.value
+            if rule.deny and rule.who.kind == "email":
+                value = fold(value)
+            index = self._deny if rule.deny else self._allow
+            for right in rule.rights:
+                index.setdefault((rule.who.kind, value, right), []).append(rule)
+
+    def may(self, peer: PeerIdentity | None, right: Right, target: str) -> bool:
+        """Tell whether a peer may do something; see `AccessPolicy`."""
+        return self.decide(Subject.of(peer), right, target)
+
+    def decide(self, subject: Subject, right: Right, target: str) -> bool:
+        """Tell whether a subject may do something."""
+        return self.explain(subject, right, target).allowed
+
+    def explain(self, subject: Subject, right: Right, target: str) -> Verdict:
+        """Tell whether a subject may do something, and which rule decided.
+
+        A target that is no plain path, or an empty name, is never allowed.
+        """
+        path = None if right == "call" else split_path(target)
+        if path is None and (right != "call" or not target):
+            return Verdict(allowed=False, rule=None)
+        denied = self._first(self._deny, _denied_as(subject), right, path, target)
+        if denied is not None:
+            return Verdict(allowed=False, rule=denied)
+        rule = self._first(self._allow, _allowed_as(subject), right, path, target)
+        return Verdict(allowed=rule is not None, rule=rule)
+
+    @staticmethod
+    def _first(
+        index: _Index,
+        names: Iterable[tuple[WhoKind, str]],
+        right: Right,
+        path: tuple[str, ...] | None,
+        service: str,
+    ) -> Rule | None:
+        """Return the rule that covers the target and stands first in its file."""
+        if not index:
+            return None
+        found = [
+            rule
+            for kind, value in names
+            for rule in index.get((kind, value, right), ())
+            if _covers(rule, path, service)
+        ]
+        return min(found, key=lambda rule: rule.line, default=None)
+
+
+def _allowed_as(subject: Subject) -> Iterator[tuple[WhoKind, str]]:
+    """Return what a subject is to rules that allow."""
+    yield "anyone", ""
+    if subject.authenticated:
+        yield "certified", ""
+        yield "key", subject.key
+        for email in subject.emails:
+            yield "email", email
+
+
+def _denied_as(subject: Subject) -> Iterator[tuple[WhoKind, str]]:
+    """Return what a subject is to rules that deny.
+
+    What is denied to every certificate is denied to who has none, too. An entry that
+    holds several addresses, as selfy's ``-e`` can write it, is each of them.
+    """
+    yield "anyone", ""
+    yield "certified", ""
+    if subject.authenticated:
+        yield "key", subject.key
+        for entry in subject.emails:
+            for email in {entry, *_BETWEEN_EMAILS.split(entry)}:
+                yield "email", fold(email)
+
+
+def _covers(rule: Rule, path: tuple[str, ...] | None, service: str) -> bool:
+    if path is None:
+        return rule.service is not None and _covers_service(rule, service)
+    if rule.path is None or len(rule.path) > len(path):
+        return False
+    head = path[: len(rule.path)]
+    if rule.deny:
+        return tuple(map(fold, head)) == tuple(map(fold, rule.path))
+    return head == rule.path
+
+
+def _covers_service(rule: Rule, name: str) -> bool:
+    if not rule.service:
+        return True
+    if rule.deny:
+        # One method has two names: ``Type.sleep_milli`` and ``Type.SleepMilli``.
+        return fold(name).replace("_", "") == fold(rule.service).replace("_", "")
+    return name == rule.service
+
+
+def fold(text: str) -> str:
+    """Return the form in which texts that could mean the same are equal.
+
+    File systems differ in what they take for one name: upper and lower case (macOS,
+    Windows, FAT), the forms of Unicode and invisible characters (HFS+), dots and
+    spaces at the end (FAT). All of that goes. Short names of FAT (``SECRET~1``) are
+    beyond this.
+    """
+    if text.isascii():
+        return text.lower().rstrip(". ")
+    text = unicodedata.normalize("NFKD", text).casefold()
+    text = unicodedata.normalize("NFKD", text)
+    seen = (char for char in text if unicodedata.category(char) != "Cf")
+    return "".join(seen).rstrip(". ")
+
+
+def split_path(target: str) -> tuple[str, ...] | None:
+    """Return the components of a path such as ``/a/b``; None if it is no plain path.
+
+    ``/`` alone has none.
+    """
+    if target == "/":
+        return ()
+    if not target.startswith("/") or "\0" in target:
+        return None
+    parts = tuple(target[1:].split("/"))
+    return None if {"", ".", ".."} & set(parts) else parts
+
+
+def refusal(right: Right, target: str) -> str:
+    """Return the line that a caller gets: what it asked for, and not a word more."""
+    return f"not allowed: {right} {quoted(target)}"
