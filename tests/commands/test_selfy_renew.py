@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from rpc25519_tools.commands._authority import CA_VARIABLE
 from rpc25519_tools.commands.group import rpc25519
@@ -97,6 +98,25 @@ def test_mistakes_are_one_line(words: list[str], code: int, line: str) -> None:
     assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == 1
     assert serial() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "expected"),
+    [
+        ([], "re", ["renew"]),
+        (["renew"], "", ["node", "other"]),
+        (["renew"], "n", ["node"]),
+        (["renew", "node", "-o", "nowhere"], "", []),
+        (["status"], "--warn", ["--warn"]),
+    ],
+)
+def test_words_and_names_complete(
+    words: list[str], start: str, expected: list[str]
+) -> None:
+    run("-k", "other", "-e", "a@b", "-nopass")
+    completer = ShellComplete(selfy, {}, "selfy", "_SELFY_COMPLETE")
+    found = completer.get_completions(words, start)
+    assert [item.value for item in found] == expected
 
 
 def test_the_authoritys_pass_phrase_can_be_given(

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpc25519_tools.errors import ConfigError, PeerNotTrustedError
+from rpc25519_tools.errors import ConfigError, KeyFileError, PeerNotTrustedError
 from rpc25519_tools.identity.authority import parse_alternative_name
 from rpc25519_tools.identity.certificate import (
     USAGES,
@@ -231,3 +232,20 @@ def test_what_gos_selfy_made_is_renewed_to_the_byte_but_serial_and_dates(
     assert not openssl_accepts(ca, leaf, tmp_path)
     assert openssl_accepts(new_ca, leaf, tmp_path)
     assert new_ca.subject.public_bytes() == ca.subject.public_bytes()
+
+
+def test_what_cannot_be_read_is_not_renewed() -> None:
+    ca = sample_authority()
+    junk = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"junk")
+    broken = odd_certificate((junk, False))
+    with pytest.raises(PeerNotTrustedError, match="extensions cannot be read"):
+        check_renewable(broken, ca)
+    with pytest.raises(KeyFileError, match="cannot be copied"):
+        renewed(broken)
+    with pytest.raises(KeyFileError, match="cannot be copied"):
+        renew_authority(
+            broken, key=sample_key(), now=NOW, not_after=LATER, serial_number=1
+        )
+    elliptic = ec.generate_private_key(ec.SECP256R1()).public_key()
+    other = odd_certificate(public_key=elliptic, issuer=ca.subject)
+    assert not same_authority(other, other)

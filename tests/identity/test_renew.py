@@ -334,3 +334,28 @@ def test_a_renewed_certificate_of_gos_selfy_is_loaded(tmp_path: Path) -> None:
         assert identity.certificate == result.certificates["client"]
         issuer: x509.Name = identity.certificate.issuer
         assert issuer.public_bytes() == identity.ca.subject.public_bytes()
+
+
+def test_what_the_user_should_know_is_told(tmp_path: Path) -> None:
+    renewal = made(tmp_path, "node")
+    (renewal.private_dir / "ca.key").chmod(0o644)
+    (renewal.certs_dir / "ca.crt").unlink()
+    result = run(replace(renewal, email="e" * 130 + "@b"))
+    size, open_to_others = result.warnings
+    assert size.startswith("node: the certificate has 6")
+    assert "ca.key (mode 0644): chmod 600" in open_to_others
+    assert not (renewal.certs_dir / "ca.crt").exists()
+
+
+def test_all_in_one_directory(tmp_path: Path) -> None:
+    renewal = made(tmp_path, "node")
+    for name in ("node.crt", "node.key"):
+        (renewal.certs_dir / name).rename(renewal.private_dir / name)
+    before = files(tmp_path)
+    run(replace(renewal, certs_dir=renewal.private_dir, authority=True))
+    assert changed(before, tmp_path) == [
+        f"private/{name}.crt{suffix}"
+        for name in ("ca", "node")
+        for suffix in ("", ".old")
+    ]
+    load_identity(renewal.private_dir, "node", None, now=LATER)

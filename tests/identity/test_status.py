@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,3 +147,10 @@ def test_no_more_than_one_reminder_a_day_and_turn(minutes: list[int]) -> None:
         assert found is None or found == end_warning(who, now)
         given += found is not None
     assert given <= 60 + 2
+
+
+def test_a_certificate_that_cannot_be_read_is_unusable() -> None:
+    junk = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"junk")
+    status = certificate_status(odd_certificate((junk, False)), [CA], now=NOW)
+    assert (status.state, status.details) == ("unusable", None)
+    assert "cannot be read" in status.reason

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import os
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from rpc25519_tools.errors import ConfigError, LocalProtocolError
+from rpc25519_tools.identity import status
 from rpc25519_tools.identity.renew import Renewal, renew
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
@@ -132,3 +133,15 @@ async def test_only_a_running_tls_server_has_an_identity(net: Net) -> None:
     async with Net("tcp", net.certs).server(services(), identity_poll_s=1) as plain:
         with pytest.raises(ConfigError, match="plain TCP"):
             plain.reload_identity(identity)
+
+
+async def test_a_server_warns_of_its_certificates_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Net("tls", issue_certs(tmp_path, "node", days=10))
+    monkeypatch.setattr(status, "WARN_AGAIN", timedelta(seconds=0.2))
+    async with net.server(services(), identity_poll_s=0.02):
+        await until(lambda: len(caplog.records) >= 3)
+    texts = {record.getMessage() for record in caplog.records}
+    (text,) = texts
+    assert text.startswith("our certificate node.crt ends in 9 days, on ")
