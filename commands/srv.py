@@ -8,6 +8,7 @@ import click
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
+from ._limits import limits_options, raise_descriptor_limit
 from ._options import (
     identity_options,
     transport_options,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from rpc25519_tools.config import Config
+    from rpc25519_tools.limits import Limits
     from rpc25519_tools.rpc.registry import Registry
 
     from ._transferlog import ServerLog
@@ -101,6 +103,7 @@ class _Job:
     metavar="DURATION",
     help="How long running transfers may go on after SIGINT or SIGTERM.",
 )
+@limits_options
 @verbosity_options
 @version_option
 def srv(
@@ -120,6 +123,7 @@ def srv(
     sec: float,
     idle: str,
     grace: str,
+    limits: "Limits",
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -144,6 +148,7 @@ def srv(
             verify_peer=not skip_verify,
             compression="none" if big else press,
             idle_timeout_s=parse_duration(idle),
+            limits=limits,
         )
         job = _Job(
             serve=serve,
@@ -173,7 +178,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     from ._transferlog import ServerLog
 
     log_to(talk)
-    _raise_descriptor_limit()
+    config = raise_descriptor_limit(config, talk)
     log = ServerLog(talk, verbose=job.verbose)
     identity = open_identity(config, talk)
 
@@ -217,16 +222,6 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     end_imports()
     limit_heaps()
     asyncio.run(serve_until_stopped())
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many open files and connections as the system lets us have."""
-    import contextlib
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit still
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":

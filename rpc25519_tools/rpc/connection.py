@@ -79,6 +79,9 @@ class Owner(Protocol):
     def stopping(self) -> bool:
         """Whether no more calls may begin."""
 
+    def heard(self, connection: "Connection") -> None:
+        """Note that the client has sent its first message."""
+
     def forget(self, connection: "Connection", reason: Exception) -> None:
         """Drop a connection that is over."""
 
@@ -116,6 +119,7 @@ class Connection:
         self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
         self._held_len = 0
         self._holding = False
+        self._heard = False
         self.driver = Driver(transport, self._message, self._closed)
         self._core = ServerCore(
             local=f"{transport.network}://{transport.local_address}",
@@ -169,6 +173,9 @@ class Connection:
     # Called by the driver and by liveness.
 
     def _message(self, message: Message, codec: Codec) -> None:
+        if not self._heard:
+            self._heard = True
+            self._owner.heard(self)
         event = self._core.receive(message, codec, now_ns=now_ns())
         match event:
             case None:

@@ -118,6 +118,7 @@ class Server:
             tls=tls,
             accept=self._accept,
             failed=self._refused,
+            limits=config.limits,
             http_connect=config.http_connect,
         )
 
@@ -223,6 +224,11 @@ class Server:
             _log.exception("the observer of the server failed")
 
     # For connections.
+
+    def heard(self, connection: Connection) -> None:
+        """Note that a client has sent its first message."""
+        if self._listener is not None:
+            self._listener.prove(connection.driver.transport)
 
     def forget(self, connection: Connection, reason: Exception) -> None:
         """Drop a connection that is over."""
