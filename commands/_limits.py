@@ -35,15 +35,20 @@ _OPTIONS: tuple[tuple[str, str, str, str], ...] = (
         "--max-startups",
         "max_startups",
         "START:RATE:FULL",
-        "Most connections that have not proved who they are. From START on, each new "
-        "one drops an old one with a chance of RATE percent, growing to 100 at FULL.",
+        (
+            "Most connections that have not proved who they are. From START on, each "
+            "new one drops an old one with a chance of RATE percent, growing to 100 "
+            "at FULL."
+        ),
     ),
     (
         "--max-failures",
         "max_failures_per_minute",
         "N",
-        "Refuse an address for the rest of a minute after so many failed handshakes "
-        "in it (0: never).",
+        (
+            "Refuse an address for the rest of a minute after so many failed "
+            "handshakes in it (0: never)."
+        ),
     ),
     (
         "--handshake-timeout",

@@ -31,8 +31,9 @@ from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: Connections that the kernel keeps while the loop is busy.
-_BACKLOG: Final = 128
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
+#: its client tries again a second later, so that a short flood would cost it that.
+_BACKLOG: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
