@@ -10,6 +10,7 @@ from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
 from ._known import known_keys_options
+from ._limits import limits_options, raise_descriptor_limit
 from ._options import (
     identity_options,
     transport_options,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from rpc25519_tools.config import Config
     from rpc25519_tools.identity.access import AccessPolicy
+    from rpc25519_tools.limits import Limits
     from rpc25519_tools.rpc.registry import Registry
 
     from ._transferlog import ServerLog
@@ -112,6 +114,7 @@ class _Job:
     metavar="DURATION",
     help="How long running transfers may go on after SIGINT or SIGTERM.",
 )
+@limits_options
 @verbosity_options
 @version_option
 def srv(
@@ -133,6 +136,7 @@ def srv(
     sec: float,
     idle: str,
     grace: str,
+    limits: "Limits",
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -162,6 +166,7 @@ def srv(
             idle_timeout_s=parse_duration(idle),
             identity_poll_s=IDENTITY_POLL_S,
             reload_passphrase=unattended_passphrase(passphrase_file),
+            limits=limits,
         )
         job = _Job(
             serve=serve,
@@ -202,7 +207,7 @@ def _run(
     from ._transferlog import ServerLog
 
     log_to(talk)
-    _raise_descriptor_limit()
+    config = raise_descriptor_limit(config, talk)
     log = ServerLog(talk, verbose=job.verbose)
     on_hangup = Hangups()
     identity = open_identity(config, talk)
@@ -256,16 +261,6 @@ def _run(
     end_imports()
     limit_heaps()
     asyncio.run(serve_until_stopped())
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many open files and connections as the system lets us have."""
-    import contextlib
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit still
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":

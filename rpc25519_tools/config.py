@@ -7,10 +7,11 @@ every tool and the library agree about their form.
 import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from rpc25519_tools.errors import ConfigError
+from rpc25519_tools.limits import Limits
 
 DEFAULT_PORT: Final = 8443
 
@@ -162,6 +163,7 @@ class Config:
             long.
         reply_timeout_s: limit for storing an upload after its last part; generous,
             since the server has to put all of it on its disk.
+        limits: what peers may cost.
     """
 
     address: Address
@@ -185,6 +187,7 @@ class Config:
     reload_passphrase: Callable[[], bytes] | None = None
     stall_timeout_s: float = 30.0
     reply_timeout_s: float = 600.0
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything."""

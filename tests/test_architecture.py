@@ -27,6 +27,7 @@ LAYERS = [
     "greenpack",
     "wire",
     "config",
+    "limits",
 ]
 #: What every layer may use.
 BELOW_ALL = {"errors", "values", ""}

@@ -74,7 +74,12 @@ class Client:
         self.reply_timeout_s = config.reply_timeout_s
         self._pending: dict[str, _Pending] = {}
         self._deadlines: Deadlines[str] = Deadlines(self._expire)
-        self._driver = Driver(transport, self._message, self._closed)
+        self._driver = Driver(
+            transport,
+            self._message,
+            self._closed,
+            max_message_len=config.limits.max_message_len,
+        )
         self._pushes = Pushes(self._driver)
         self._core = ClientCore(
             local=f"{transport.network}://{transport.local_address}",

@@ -15,9 +15,12 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
+from rpc25519_tools.limits import format_size
 from rpc25519_tools.rpc.connection import Connection
+from rpc25519_tools.rpc.driver import UNPACKERS
 from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.known import KnownGuard, known_guard
+from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.transport.base import Receiver, Transport
@@ -28,6 +31,10 @@ _log = logging.getLogger(__name__)
 
 #: Which pair of keys is a server's own where its Config names none.
 DEFAULT_KEY_NAME: Final = "node"
+
+
+#: How often those are looked for who keep others waiting for memory, in seconds.
+_MEMORY_LOOK_S: Final = 1.0
 
 
 class ServerObserver(Protocol):
@@ -86,6 +93,9 @@ class Server:
         self._stopping = False
         self._identity_reloaded = identity_reloaded
         self._watch: IdentityWatch | None = None
+        self._memory = MemoryBudget(config.limits.max_memory_len, self._watch_memory)
+        self._memory_timer: asyncio.TimerHandle | None = None
+        self._turns = asyncio.Semaphore(UNPACKERS)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -141,6 +151,7 @@ class Server:
             tls=tls,
             accept=self._accept,
             failed=self._refused,
+            limits=config.limits,
             http_connect=config.http_connect,
         )
         if self._known is not None:
@@ -266,6 +277,8 @@ class Server:
     async def aclose(self) -> None:
         """Stop at once: cancel running calls, close all connections and the address."""
         self.stop_accepting()
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
         closing = [one.aclose() for one in list(self._connections)]
         await asyncio.gather(*closing)
         if self._known is not None:
@@ -295,7 +308,29 @@ class Server:
         except Exception:  # noqa: BLE001  # whatever a log can fail with
             _log.exception("the observer of the server failed")
 
+    # Called by the memory's budget, and by the timer.
+
+    def _watch_memory(self) -> None:
+        _log.warning(
+            "clients hold more than %s together: the largest have to wait",
+            format_size(self._config.limits.max_memory_len),
+        )
+        self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._memory_timer = loop.call_later(_MEMORY_LOOK_S, self._look_at_memory)
+
+    def _look_at_memory(self) -> None:
+        if self._memory.relieve(asyncio.get_running_loop().time()):
+            self._look_later()
+
     # For connections.
+
+    def heard(self, connection: Connection) -> None:
+        """Note that a client has sent its first message."""
+        if self._listener is not None:
+            self._listener.prove(connection.driver.transport)
 
     def forget(self, connection: Connection, reason: Exception) -> None:
         """Drop a connection that is over."""
@@ -329,3 +364,13 @@ class Server:
     def stopping(self) -> bool:
         """Whether ``stop_accepting`` has been called."""
         return self._stopping
+
+    @property
+    def memory(self) -> MemoryBudget:
+        """What all connections hold."""
+        return self._memory
+
+    @property
+    def turns(self) -> asyncio.Semaphore:
+        """Lets connections unpack, a few at a time."""
+        return self._turns

@@ -2,24 +2,24 @@
 
 ``connect`` returns one open, authenticated transport or raises; ``listen`` hands each
 one that a client opens to a callback. Clients whose handshake (TLS, or HTTP CONNECT on
-plain TCP) is not done cost one socket each for at most HANDSHAKE_TIMEOUT_S.
+plain TCP) is not done cost one socket each, and a few kilobytes, for the time that the
+limits allow; ``transport.door`` lets them in.
 """
 
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from rpc25519_tools.config import Address
 from rpc25519_tools.errors import (
     ConfigError,
     ConnectFailedError,
     DeadlineError,
-    HandshakeError,
 )
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     Accept,
     PeerCheck,
@@ -27,16 +27,14 @@ from rpc25519_tools.transport.base import (
     Transport,
     format_address,
 )
+from rpc25519_tools.transport.door import Door, Failed
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: How long a client may take to prove who it is; the Go server's own limit.
-HANDSHAKE_TIMEOUT_S: Final = 20.0
-#: Connections that the kernel keeps while the loop is busy.
-_BACKLOG: Final = 128
-#: Clients that may be in their handshake at a time; one more ends the oldest one.
-MAX_UNPROVEN: Final = 512
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
+#: its client tries again a second later, so that a short flood would cost it that.
+_BACKLOG: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,78 +150,14 @@ def _client_protocol(
     )
 
 
-#: What opens only when the client has gone through a handshake.
-_Shaking: TypeAlias = TlsTransport | HttpConnectTransport
-_Failed: TypeAlias = Callable[[Exception, str], None]
-
-
-class _Handshakes:
-    """Makes the transports of a listener, and watches them until they are open.
-
-    Args:
-        make: makes a transport of what it shall call when open and when failed.
-        name: of the handshake, for errors.
-        timeout_s: how long a handshake may take.
-        accept: called for each open connection.
-        failed: called for each handshake that fails.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[Accept, _Failed], _Shaking],
-        *,
-        name: str,
-        timeout_s: float,
-        accept: Accept,
-        failed: _Failed,
-    ) -> None:
-        self._make = make
-        self._name = name
-        self._timeout_s = timeout_s
-        self._accept = accept
-        self._failed = failed
-        self._unproven: dict[_Shaking, None] = {}  # the oldest one first
-
-    def start(self) -> _Shaking:
-        """Make the transport of a new connection."""
-
-        def proven(transport: Transport) -> Receiver:
-            self._unproven.pop(made, None)
-            return self._accept(transport)
-
-        def not_proven(error: Exception, address: str) -> None:
-            self._unproven.pop(made, None)
-            self._failed(error, address)
-
-        made = self._make(proven, not_proven)
-        if len(self._unproven) >= MAX_UNPROVEN:
-            oldest = next(iter(self._unproven))
-            del self._unproven[oldest]
-            oldest.fail_handshake(HandshakeError("too many clients in their handshake"))
-        self._unproven[made] = None
-        reason = HandshakeError(f"no {self._name} within {self._timeout_s:g} s")
-        made.handshake_timer = asyncio.get_running_loop().call_later(
-            self._timeout_s, made.fail_handshake, reason
-        )
-        return made
-
-    def give_up(self) -> None:
-        """End all that run."""
-        for transport in list(self._unproven):
-            transport.give_up()
-
-
 class Listener:
     """A listening socket; made by ``listen``."""
 
     def __init__(
-        self,
-        server: asyncio.Server,
-        handshakes: _Handshakes | None,
-        maker: "_TlsMaker | None" = None,
+        self, server: asyncio.Server, door: Door, maker: "_TlsMaker | None" = None
     ) -> None:
         self._server = server
-        self._handshakes = handshakes
+        self._door = door
         self._maker = maker
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
@@ -244,11 +178,14 @@ class Listener:
         """Return the descriptors of the listening sockets."""
         return [sock.fileno() for sock in self._server.sockets]
 
+    def prove(self, transport: Transport) -> None:
+        """Learn that a client over plain TCP has sent a whole message."""
+        self._door.prove(transport)
+
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""
         self._server.close()
-        if self._handshakes is not None:
-            self._handshakes.give_up()
+        self._door.close()
 
 
 async def listen(
@@ -256,8 +193,8 @@ async def listen(
     *,
     tls: TlsSettings | None,
     accept: Accept,
-    failed: _Failed,
-    handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    failed: Failed,
+    limits: Limits | None = None,
     http_connect: bool = False,
 ) -> Listener:
     """Listen, and hand each open, authenticated connection to ``accept``.
@@ -266,9 +203,10 @@ async def listen(
         address: where; port 0 picks a free one, an empty host means all interfaces.
         tls: None for plain TCP.
         accept: called for each connection; returns its receiver.
-        failed: called with the reason and the client's address when a handshake fails.
-        handshake_timeout_s: how long a client may take to prove who it is, or for its
-            HTTP head.
+        failed: called with the reason and the client's address when a handshake fails
+            or a connection is refused; for refusals not each time, but with a count.
+        limits: how many connections there may be, and how long a client may take to
+            prove who it is, or for its HTTP head; None means the usual ones.
         http_connect: require HTTP CONNECT of each client, on plain TCP.
 
     Raises:
@@ -276,32 +214,32 @@ async def listen(
         ConnectFailedError: the address cannot be listened on.
     """
     _require_plain(tls, http_connect=http_connect)
-    handshakes: _Handshakes | None = None
+    handshake = "HTTP CONNECT" if http_connect else "TLS handshake" if tls else ""
     maker = _TlsMaker(tls) if tls is not None else None
-    if maker is not None or http_connect:
-        handshakes = _Handshakes(
-            maker or _make_http_connect,
-            name="TLS handshake" if tls is not None else "HTTP CONNECT",
-            timeout_s=handshake_timeout_s,
-            accept=accept,
-            failed=failed,
-        )
-
-    def factory() -> TcpTransport:
-        return TcpTransport(accept) if handshakes is None else handshakes.start()
-
+    door = Door(
+        maker or (_make_http_connect if http_connect else _make_plain),
+        handshake=handshake,
+        limits=Limits() if limits is None else limits,
+        accept=accept,
+        failed=failed,
+    )
     try:
         server = await asyncio.get_running_loop().create_server(
-            factory, address.host or None, address.port, backlog=_BACKLOG
+            door.newcomer, address.host or None, address.port, backlog=_BACKLOG
         )
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server, handshakes, maker)
+    return Listener(server, door, maker)
 
 
-def _make_http_connect(accept: Accept, failed: _Failed) -> HttpConnectTransport:
+def _make_http_connect(accept: Accept, failed: Failed) -> HttpConnectTransport:
     """Make a server's transport on plain TCP that begins with HTTP CONNECT."""
     return HttpConnectTransport(side="server", accept=accept, failed=failed)
+
+
+def _make_plain(accept: Accept, _: Failed) -> TcpTransport:
+    """Make a server's transport on plain TCP, which is open at once."""
+    return TcpTransport(accept)
 
 
 class _TlsMaker:
@@ -316,7 +254,7 @@ class _TlsMaker:
         self._authorities = tls.identity.authorities if tls.verify else None
         self._peer_check = tls.peer_check if tls.verify else None
 
-    def __call__(self, accept: Accept, failed: _Failed) -> TlsTransport:
+    def __call__(self, accept: Accept, failed: Failed) -> TlsTransport:
         return TlsTransport(
             self._context,
             authorities=self._authorities,

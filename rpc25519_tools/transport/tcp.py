@@ -6,7 +6,7 @@ the TLS transport, which overrides how bytes pass through.
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from rpc25519_tools.identity.certificate import PeerIdentity
@@ -65,6 +65,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._closing = False
         self._gone = False
         self._linger_timer: asyncio.TimerHandle | None = None
+        #: Called when the socket is closed.
+        self.gone: Callable[[], None] | None = None
         self.local_address = ""
         self.remote_address = ""
 
@@ -130,6 +132,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.connection_lost(exc)
+        if self.gone is not None:
+            self.gone()
 
     # Called from above.
 
@@ -201,6 +205,13 @@ class TcpTransport(asyncio.BufferedProtocol):
         """Close at once, whether or not there is a socket yet."""
         if self._socket_transport is not None:
             self.abort()
+
+    def end_with(self, error: Exception) -> None:
+        """Close at once, and tell the receiver why."""
+        receiver, self._receiver = self._receiver, None
+        self.give_up()
+        if receiver is not None:
+            receiver.connection_lost(error)
 
     def _opened(self) -> None:
         """Hand the open connection to whoever takes its bytes."""

@@ -193,6 +193,8 @@ class TlsTransport(TcpTransport):
         self._peer: PeerIdentity | None = None
         self._refusal: PeerNotTrustedError | None = None
         self._handshaking = True
+        #: Whether the peer has sent anything.
+        self.has_received = False
         self.handshake_timer: asyncio.TimerHandle | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
@@ -262,6 +264,7 @@ class TlsTransport(TcpTransport):
             return
         self._records.feed(self._scratch[:nbytes])
         if self._handshaking:
+            self.has_received = True
             self._shake_hands()
         if not self._handshaking:
             self._decrypt()
@@ -404,23 +407,20 @@ class TlsTransport(TcpTransport):
             if filled:
                 self._receiver.buffer_updated(filled)
         if end is ReadEnd.FAILED:
-            self._end_with(self._records.failure)
+            self._fail(self._records.failure)
         elif end is ReadEnd.CLOSED:
             self.close()
         # What OpenSSL has to say on receiving, such as an answer to a key update, it
         # says in front of what we write next.
 
-    def _end_with(self, text: str) -> None:
+    def _fail(self, text: str) -> None:
         """End an open connection that TLS declares broken or refused."""
         error: Exception = ConnectionLostError(f"TLS error: {text}")
         if "alert" in text:
             error = PeerNotTrustedError(
                 f"the {self._other()} refused our certificate ({text})"
             )
-        receiver, self._receiver = self._receiver, None
-        self.abort()
-        if receiver is not None:
-            receiver.connection_lost(error)
+        self.end_with(error)
 
     def _flush(self) -> None:
         """Encrypt queued bytes as long as the kernel takes them at once."""

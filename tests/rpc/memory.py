@@ -9,6 +9,7 @@ import pytest
 
 from rpc25519_tools.config import Address
 from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
     WRITE_HIGH_WATER_LEN,
@@ -215,10 +216,14 @@ class MemoryNetwork:
         tls: object,
         accept: Accept,
         failed: Callable[[Exception, str], None],
+        limits: Limits,
         http_connect: bool = False,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self
+
+    def prove(self, transport: Transport) -> None:
+        pass
 
     def close(self) -> None:
         self.accept = None

@@ -17,6 +17,7 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
 )
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.framing import FrameDecoder
@@ -322,7 +323,7 @@ async def dial_and_leave(address: str, identity: LoadedIdentity) -> None:
 
 async def test_a_client_that_says_nothing_is_given_up(node: LoadedIdentity) -> None:
     async with (
-        listening(node, handshake_timeout_s=0.05) as found,
+        listening(node, limits=Limits(handshake_timeout_s=0.05)) as found,
         dialled(found.address, None) as ours,
     ):
         await until(lambda: ours.lost, what="the server to hang up")
