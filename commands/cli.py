@@ -1,6 +1,6 @@
 """The ``cli`` command: download, upload, echo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +16,7 @@ from ._options import (
 )
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
+from ._psk import codec_in_use, psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class _Job:
 )
 @transport_options
 @identity_options("client")
+@psk_option
 @passphrase_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @verbosity_options
@@ -131,6 +133,7 @@ def cli(
     key_name: str,
     certs_dir: str,
     skip_verify: bool,
+    psk_path: str | None,
     passphrase_file: str | None,
     as_json: bool,
     quiet: bool,
@@ -164,6 +167,7 @@ def cli(
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
+            pre_shared_key_path=psk_path,
             compression="none" if big else press,
             connect_timeout_s=wait_s,
             call_timeout_s=wait_s,
@@ -182,10 +186,12 @@ def cli(
             json=as_json,
             verbose=verbose,
         )
-        if tcp:
-            talk.warn("plain TCP: nothing is protected, and the server is not checked")
-        elif skip_verify:
-            talk.warn("-skip-verify: the server is not checked; it can be anybody")
+        warn_unprotected(
+            config,
+            talk,
+            plain="plain TCP: nothing is protected, and the server is not checked",
+            skip="-skip-verify: the server is not checked; it can be anybody",
+        )
         _run(config, job, talk)
 
 
@@ -251,6 +257,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
 
 async def _do(client: "Client", job: _Job, talk: Talk) -> None:
+    job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
         _describe_connection(client, talk)
     if job.download is not None:

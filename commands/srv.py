@@ -16,6 +16,7 @@ from ._options import (
 )
 from ._output import Talk
 from ._passphrase import passphrase_options, passphrase_source
+from ._psk import psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class _Job:
 )
 @transport_options
 @identity_options("node")
+@psk_option
 @passphrase_options
 @click.option(
     "--sec",
@@ -116,6 +118,7 @@ def srv(
     key_name: str,
     certs_dir: str,
     skip_verify: bool,
+    psk_path: str | None,
     passphrase_file: str | None,
     sec: float,
     idle: str,
@@ -142,6 +145,7 @@ def srv(
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
+            pre_shared_key_path=psk_path,
             compression="none" if big else press,
             idle_timeout_s=parse_duration(idle),
         )
@@ -155,10 +159,12 @@ def srv(
             grace_s=parse_duration(grace),
             verbose=verbose,
         )
-        if tcp:
-            talk.warn("plain TCP: nothing is protected, and anyone can connect")
-        elif skip_verify:
-            talk.warn("-skip-verify: clients are not checked, and anyone can connect")
+        warn_unprotected(
+            config,
+            talk,
+            plain="plain TCP: nothing is protected, and anyone can connect",
+            skip="-skip-verify: clients are not checked, and anyone can connect",
+        )
         _run(config, job, talk)
 
 
@@ -280,4 +286,6 @@ def _offer(config: "Config", job: _Job) -> str:
         if wanted
     ]
     how = "plain TCP" if config.network == "tcp" else "TLS 1.3"
+    if config.pre_shared_key_path is not None:
+        how += " with a pre-shared key"
     return f"{how}; {', '.join(offers) or 'nothing on offer'}"

@@ -121,14 +121,16 @@ class Config:
 
     Attributes:
         address: where a client dials to, or a server listens.
-        network: ``tls``, or ``tcp`` for plain TCP without any protection.
+        network: ``tls``, or ``tcp`` for plain TCP, which protects nothing unless
+            there is a pre-shared key.
         key_name: which pair in ``certs_dir`` is ours, NAME.crt and NAME.key; empty
             means ``client`` for a client and ``node`` for a server.
         certs_dir: the directory with our pair and with ca.crt.
         passphrase: asked for the pass phrase when our key is protected.
         verify_peer: False accepts any peer (a loud choice, for tests only).
-        pre_shared_key_path: a file with a key for a second layer of encryption. This
-            version cannot do that yet and refuses rather than go without.
+        pre_shared_key_path: a file with a key for a second layer of encryption
+            inside the first, at least 32 bytes; both sides need the same one. With it
+            certificates are needed on plain TCP too.
         compression: name of the codec for what we send: ``none``, ``s2``, ``lz4``,
             ``zstd:01``, ``zstd:03``, ``zstd:07`` or ``zstd:11``. A server uses it until
             a client's first message, then follows the client, unless it is ``none``.
@@ -181,8 +183,8 @@ class Config:
             )
         if self.http_connect and self.network != "tcp":
             raise ConfigError("http_connect works over plain TCP only (network tcp)")
-        if self.pre_shared_key_path is not None:
-            raise ConfigError("pre_shared_key_path: this version cannot use such keys")
+        if self.pre_shared_key_path == "":
+            raise ConfigError("pre_shared_key_path is empty")
         for name in (
             "connect_timeout_s",
             "call_timeout_s",

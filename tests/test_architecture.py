@@ -52,6 +52,7 @@ IO_MODULES = {
 #: Modules outside the sans-IO core, as the linter's settings have them too.
 WITH_IO = {
     "identity.issue": "writes what it has made, by way of identity.store",
+    "identity.pre_shared_key": "reads a file, by way of identity.store",
     "identity.store": "reads and writes files",
     "rpc.client": "",
     "rpc.client_stream": "",
@@ -68,6 +69,7 @@ WITH_IO = {
     "rpc.registry": "names the types of handlers",
     "rpc.server": "",
     "rpc.streams": "",
+    "rpc.tunnels": "reads a file, by way of identity.store",
 }
 
 

@@ -12,6 +12,7 @@ from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.connection import Connection
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
+from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
 from rpc25519_tools.wire.greenpack import Buffer
@@ -99,12 +100,13 @@ class Server:
             identity: our keys, where the caller has loaded them already.
 
         Raises:
-            KeyFileError: our keys or certificates are missing or do not fit.
+            KeyFileError: our keys, certificates or pre-shared key are missing or do
+                not fit.
             ConnectFailedError: the address cannot be listened on.
         """
         config = self._config
-        tls = None
-        if config.network == "tls":
+        tls = tunnel = None
+        if config.network == "tls" or config.pre_shared_key_path is not None:
             if identity is None:
                 identity = await asyncio.to_thread(
                     load_identity,
@@ -112,13 +114,16 @@ class Server:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
-            tls = TlsSettings(identity=identity, verify=config.verify_peer)
+            if config.network == "tls":
+                tls = TlsSettings(identity=identity, verify=config.verify_peer)
+            tunnel = await load_tunnel(config.pre_shared_key_path, identity)
         self._listener = await listen(
             config.address,
             tls=tls,
             accept=self._accept,
             failed=self._refused,
             http_connect=config.http_connect,
+            tunnel=tunnel,
         )
 
     async def push(

@@ -2,7 +2,8 @@
 
 ``connect`` returns one open, authenticated transport or raises; ``listen`` hands each
 one that a client opens to a callback. Clients whose handshake (TLS, or HTTP CONNECT on
-plain TCP) is not done cost one socket each for at most HANDSHAKE_TIMEOUT_S.
+plain TCP) is not done cost one socket each for at most HANDSHAKE_TIMEOUT_S; so do those
+that still have to open a pre-shared-key tunnel inside, for TUNNEL_TIMEOUT_S more.
 """
 
 import asyncio
@@ -27,6 +28,12 @@ from rpc25519_tools.transport.base import (
     format_address,
 )
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.psk import (
+    TUNNEL_TIMEOUT_S,
+    PskTransport,
+    TunnelGate,
+    TunnelSettings,
+)
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
@@ -59,6 +66,7 @@ async def connect(
     timeout_s: float,
     local: Address | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Transport:
     """Open a connection and, with ``tls``, authenticate both ends.
 
@@ -72,11 +80,14 @@ async def connect(
         timeout_s: limit for the whole of it, in seconds.
         local: the address to dial from; None leaves it to the system.
         http_connect: begin with HTTP CONNECT, on plain TCP.
+        tunnel: put a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: nobody answers, or the name does not resolve.
-        HandshakeError: TLS or HTTP CONNECT failed, or the server is not trusted.
+        HandshakeError: TLS, HTTP CONNECT or the tunnel's handshake failed, or the
+            server is not trusted.
+        DecryptionError: the server has another pre-shared key.
         DeadlineError: it took longer than ``timeout_s``.
     """
     _require_plain(tls, http_connect=http_connect)
@@ -84,7 +95,15 @@ async def connect(
     opened: asyncio.Future[Transport] = loop.create_future()
     # The caller may be cancelled just when the handshake fails.
     opened.add_done_callback(lambda done: done.cancelled() or done.exception())
-    protocol = _client_protocol(tls, accept, opened, http_connect=http_connect)
+    tunnels: list[PskTransport] = []
+    protocol = _client_protocol(
+        tls,
+        accept,
+        opened,
+        http_connect=http_connect,
+        tunnel=tunnel,
+        tunnels=tunnels,
+    )
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
@@ -96,7 +115,13 @@ async def connect(
             return await opened
     except TimeoutError as exc:
         protocol.give_up()
-        raise DeadlineError(f"no answer from {address} within {timeout_s:g} s") from exc
+        text = f"no answer from {address} within {timeout_s:g} s"
+        if tunnels:
+            text += (
+                " to the pre-shared-key handshake: perhaps it does not use -psk, or "
+                "does not let our key in"
+            )
+        raise DeadlineError(text) from exc
     except (OSError, UnicodeError) as exc:
         if isinstance(exc, ConnectFailedError):
             raise
@@ -114,12 +139,23 @@ def _client_protocol(
     opened: "asyncio.Future[Transport]",
     *,
     http_connect: bool,
+    tunnel: TunnelSettings | None,
+    tunnels: list[PskTransport],
 ) -> TcpTransport:
-    def announce(transport: Transport) -> Receiver:
+    def finish(transport: Transport) -> Receiver:
         receiver = accept(transport)
         if not opened.done():
             opened.set_result(transport)
         return receiver
+
+    def announce(transport: Transport) -> Receiver:
+        if tunnel is None:
+            return finish(transport)
+        inner = PskTransport(
+            transport, tunnel, side="client", accept=finish, failed=fail
+        )
+        tunnels.append(inner)
+        return inner
 
     def fail(error: Exception, _: str) -> None:
         if not opened.done():
@@ -203,9 +239,15 @@ class _Handshakes:
 class Listener:
     """A listening socket; made by ``listen``."""
 
-    def __init__(self, server: asyncio.Server, handshakes: _Handshakes | None) -> None:
+    def __init__(
+        self,
+        server: asyncio.Server,
+        handshakes: _Handshakes | None,
+        gate: TunnelGate | None,
+    ) -> None:
         self._server = server
         self._handshakes = handshakes
+        self._gate = gate
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
 
@@ -218,6 +260,8 @@ class Listener:
         self._server.close()
         if self._handshakes is not None:
             self._handshakes.give_up()
+        if self._gate is not None:
+            self._gate.give_up()
 
 
 async def listen(
@@ -228,6 +272,7 @@ async def listen(
     failed: _Failed,
     handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Listener:
     """Listen, and hand each open, authenticated connection to ``accept``.
 
@@ -239,6 +284,7 @@ async def listen(
         handshake_timeout_s: how long a client may take to prove who it is, or for its
             HTTP head.
         http_connect: require HTTP CONNECT of each client, on plain TCP.
+        tunnel: require a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
@@ -246,6 +292,14 @@ async def listen(
     """
     _require_plain(tls, http_connect=http_connect)
     handshakes: _Handshakes | None = None
+    gate: TunnelGate | None = None
+    if tunnel is not None:
+        accept = gate = TunnelGate(
+            tunnel,
+            accept=accept,
+            failed=failed,
+            timeout_s=min(TUNNEL_TIMEOUT_S, handshake_timeout_s),
+        )
     if tls is not None or http_connect:
         handshakes = _Handshakes(
             _maker(tls),
@@ -264,7 +318,7 @@ async def listen(
         )
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server, handshakes)
+    return Listener(server, handshakes, gate)
 
 
 def _maker(tls: TlsSettings | None) -> Callable[[Accept, _Failed], _Shaking]:

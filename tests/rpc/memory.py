@@ -198,6 +198,7 @@ class MemoryNetwork:
         timeout_s: float,
         local: Address | None = None,
         http_connect: bool = False,
+        tunnel: object = None,
     ) -> Transport:
         return self.dial(accept)
 
@@ -216,6 +217,7 @@ class MemoryNetwork:
         accept: Accept,
         failed: Callable[[Exception, str], None],
         http_connect: bool = False,
+        tunnel: object = None,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self
