@@ -246,9 +246,11 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 if client.has_heard:
                     raise
                 client.transport.abort()
-                hint = "perhaps it speaks TLS (then drop -tcp)"
+                hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
                 if config.network == "tls":
-                    hint = "perhaps it does not let our key in"
+                    hint = "perhaps it does not let our key in, or uses -psk"
+                if config.pre_shared_key_path is not None:
+                    hint = "perhaps it has another pre-shared key"
                 raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
     end_imports()

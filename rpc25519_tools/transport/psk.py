@@ -253,12 +253,15 @@ class PskTransport:
             if self._shake_filled == len(self._shake_memory):
                 self._take_handshake(bytes(self._shake_memory))
             return
-        try:
-            opened = self._opener.buffer_updated(count)
-        except (ProtocolError, SecurityError) as exc:
-            self._end_with(exc)
-            return
-        for plain in opened:
+        opened = self._opener.buffer_updated(count)
+        while not self._over:
+            try:
+                plain = next(opened, None)
+            except (ProtocolError, SecurityError) as exc:
+                self._end_with(exc)
+                return
+            if plain is None:
+                return
             self._deliver(plain)
 
     def writable(self) -> None:

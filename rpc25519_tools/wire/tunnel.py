@@ -21,7 +21,7 @@ Source: SECURITY-WIRE.md 7.1 and 7.3 to 7.6; vectors ``kdf.json``, ``pact.json``
 
 import hmac
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 from cryptography.exceptions import InvalidTag
@@ -214,7 +214,7 @@ class Opener:
         key: the session key, 32 bytes.
         writer: which side the peer is.
         scratch: memory for bytes that are not the inside of a long envelope; used
-            until ``buffer_updated`` has returned and its result has been used up.
+            until what ``buffer_updated`` returned has been used up.
         pool: where memory for envelopes comes from.
     """
 
@@ -254,11 +254,14 @@ class Opener:
             return self._scratch
         return memoryview(self._grown(body))[self._filled : self._body_len]
 
-    def buffer_updated(self, count: int) -> list[bytes]:
+    def buffer_updated(self, count: int) -> Iterator[bytes]:
         """Take the first ``count`` bytes of what ``get_buffer`` returned last.
 
-        Returns:
-            The plaintexts of the envelopes that are complete now.
+        The iterator has to be used up, or the connection given up, before anything
+        else is called.
+
+        Yields:
+            The plaintexts of the envelopes that are complete now, one at a time.
 
         Raises:
             DecryptionError: an envelope does not open, or its nonce was used before.
@@ -266,16 +269,17 @@ class Opener:
                 what it holds is no message.
         """
         if not self._direct:
-            return self.receive_data(self._scratch[:count])
+            yield from self.receive_data(self._scratch[:count])
+            return
         self._filled += count
-        return [self._open_body()] if self._filled == self._body_len else []
+        if self._filled == self._body_len:
+            yield self._open_body()
 
-    def receive_data(self, data: Buffer) -> list[bytes]:
+    def receive_data(self, data: Buffer) -> Iterator[bytes]:
         """Take the next bytes of the stream; the rest as for ``buffer_updated``."""
         if self._failed:
             raise RemoteProtocolError("the tunnel has already been given up")
         view = memoryview(data)
-        plain: list[bytes] = []
         position = 0
         while position < len(view):
             body = self._body
@@ -293,8 +297,7 @@ class Opener:
             self._filled += len(piece)
             position += len(piece)
             if self._filled == self._body_len:
-                plain.append(self._open_body())
-        return plain
+                yield self._open_body()
 
     def _begin_body(self) -> None:
         (length,) = _LENGTH.unpack(self._length)
