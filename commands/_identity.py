@@ -21,7 +21,7 @@ def open_identity(config: "Config", talk: Talk) -> "LoadedIdentity | None":
         KeyFileError: a file is missing or malformed, or does not fit the others.
     """
     check_psk(config.pre_shared_key_path, talk)
-    if config.network != "tls" and config.pre_shared_key_path is None:
+    if not config.needs_identity:
         return None
     from rpc25519_tools.identity.store import load_identity, loose_permissions
 

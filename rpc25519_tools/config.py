@@ -205,3 +205,8 @@ class Config:
                     f"{name} must be zero, or between {_SHORTEST_INTERVAL_S} s and "
                     "100 years"
                 )
+
+    @property
+    def needs_identity(self) -> bool:
+        """Whether our certificate and its key are needed: all but bare plain TCP."""
+        return self.network == "tls" or self.pre_shared_key_path is not None

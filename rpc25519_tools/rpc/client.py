@@ -107,7 +107,7 @@ class Client:
                 ``transport.endpoint``.
         """
         tls = tunnel = None
-        if config.network == "tls" or config.pre_shared_key_path is not None:
+        if config.needs_identity:
             if identity is None:
                 identity = await asyncio.to_thread(
                     load_identity,

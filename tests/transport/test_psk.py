@@ -1,7 +1,7 @@
 """The tunnel as a transport: both ends, every fault, and peers that cheat."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 
@@ -19,12 +19,14 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
     RemoteProtocolError,
 )
+from rpc25519_tools.identity.pre_shared_key import PreSharedKey
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport import psk
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.psk import PskTransport, safe_codec
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.framing import FrameDecoder
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.handshake import PREFIX_LEN
 from tests.helpers import until
 from tests.rpc.memory import MemoryTransport, Plan, memory_pair
@@ -52,7 +54,7 @@ Beside = tuple[HandMade, Ends, MemoryTransport]
 def hand_made_client(
     identity: LoadedIdentity = CLIENT,
     *,
-    key: psk.PreSharedKey | None = None,
+    key: PreSharedKey | None = None,
     changes: dict[str, bytes] | None = None,
     timeout_s: float = 10.0,
 ) -> Beside:
@@ -137,7 +139,12 @@ async def test_nothing_of_it_is_readable_below() -> None:
     pair = await Pair.make().opened()
     below = pair.client_end
     write = below.write
-    below.write = lambda buffers: (seen.extend(map(bytes, buffers)), write(buffers))[1]  # type: ignore[method-assign]  # a tap
+
+    def tap(buffers: Sequence[Buffer]) -> None:
+        seen.extend(map(bytes, buffers))
+        write(buffers)
+
+    below.write = tap  # type: ignore[method-assign]  # for what goes through
     pair.client.one.transport.write([frame(b"secret words")])
     await until(lambda: pair.server.data)
     assert b"secret words" not in b"".join(seen)

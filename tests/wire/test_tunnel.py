@@ -35,6 +35,7 @@ KEY = bytes(range(32))
 CLIENT_START = bytes(range(11)) + b"\x11"
 SERVER_START = bytes(range(11)) + b"\x7f"
 KDF = vectors("kdf")
+SIDES: tuple[Side, Side] = ("client", "server")
 
 
 def plain(body: bytes) -> bytes:
@@ -115,7 +116,7 @@ def test_recorded_exchanges_both_ways(codec: str) -> None:
         public = bytes.fromhex(recorded[f"{other}_ephemeral_public_hex"])
         shared = shared_secret(private, public)
         assert shared.hex() == recorded["x25519_shared_hex"]
-    key = session_key(shared, psk)
+    key = session_key(bytes.fromhex(recorded["x25519_shared_hex"]), psk)
     assert key.hex() == recorded["session_key_hex"]
     for envelope in recorded["envelopes"]:
         writer: Side = envelope["direction"].partition("_")[0]
@@ -150,8 +151,8 @@ def test_a_confirmation_depends_on_everything() -> None:
 def test_first_nonces_tell_the_sides_apart(random_bytes: bytes) -> None:
     assert first_nonce("client", random_bytes)[-1] < 0x40
     assert first_nonce("server", random_bytes)[-1] == 0x7F
-    for side in ("client", "server"):
-        assert first_nonce(side, random_bytes)[:11] == random_bytes[:11]  # type: ignore[arg-type]  # both are sides
+    for side in SIDES:
+        assert first_nonce(side, random_bytes)[:11] == random_bytes[:11]
 
 
 @settings(max_examples=50, deadline=None)
@@ -221,9 +222,9 @@ def test_every_changed_bit_ends_it_without_data(data: st.DataObject) -> None:
     ],
 )
 def test_what_is_repeated_swapped_or_left_out_is_refused(order: list[int]) -> None:
-    for writer, start in (("client", CLIENT_START), ("server", SERVER_START)):
+    for writer, start in zip(SIDES, (CLIENT_START, SERVER_START), strict=True):
         envelopes = sealed(b"zero", b"one", b"two", start=start)
-        receiver = opener(writer)  # type: ignore[arg-type]  # both are sides
+        receiver = opener(writer)
         opened: list[bytes] = []
         error: DecryptionError | None = None
         for number in order:
