@@ -240,7 +240,7 @@ class Driver:
             if not self._decoder.at_frame_boundary:
                 text += " in the middle of a message"
             reason: Exception = ConnectionLostError(text)
-        elif isinstance(error, SecurityError | ConnectionLostError):
+        elif isinstance(error, SecurityError | ProtocolError | ConnectionLostError):
             reason = error
         else:
             reason = ConnectionLostError(f"the connection broke: {_words(error)}")

@@ -1,9 +1,9 @@
 """Dialling and listening: where transports come from.
 
 ``connect`` returns one open, authenticated transport or raises; ``listen`` hands each
-one that a client opens to a callback. Clients whose handshake (TLS, or HTTP CONNECT on
-plain TCP) is not done cost one socket each, and a few kilobytes, for the time that the
-limits allow; ``transport.door`` lets them in.
+one that a client opens to a callback. Clients whose handshake (TLS, HTTP CONNECT on
+plain TCP, a pre-shared-key tunnel's) is not done cost one socket each, and a few
+kilobytes, for the time that the limits allow; ``transport.door`` lets them in.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from rpc25519_tools.transport.base import (
 )
 from rpc25519_tools.transport.door import Door, Failed
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
@@ -66,6 +67,7 @@ async def connect(
     timeout_s: float,
     local: Address | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Transport:
     """Open a connection and, with ``tls``, authenticate both ends.
 
@@ -79,11 +81,14 @@ async def connect(
         timeout_s: limit for the whole of it, in seconds.
         local: the address to dial from; None leaves it to the system.
         http_connect: begin with HTTP CONNECT, on plain TCP.
+        tunnel: put a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: nobody answers, or the name does not resolve.
-        HandshakeError: TLS or HTTP CONNECT failed, or the server is not trusted.
+        HandshakeError: TLS, HTTP CONNECT or the tunnel's handshake failed, or the
+            server is not trusted.
+        DecryptionError: the server has another pre-shared key.
         DeadlineError: it took longer than ``timeout_s``.
     """
     _require_plain(tls, http_connect=http_connect)
@@ -92,7 +97,16 @@ async def connect(
     # The caller may be cancelled just when the handshake fails.
     opened.add_done_callback(lambda done: done.cancelled() or done.exception())
     host = address.host or "127.0.0.1"
-    protocol = _client_protocol(tls, accept, opened, host, http_connect=http_connect)
+    tunnels: list[PskTransport] = []
+    protocol = _client_protocol(
+        tls,
+        accept,
+        opened,
+        host,
+        http_connect=http_connect,
+        tunnel=tunnel,
+        tunnels=tunnels,
+    )
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
@@ -104,7 +118,13 @@ async def connect(
             return await opened
     except TimeoutError as exc:
         protocol.give_up()
-        raise DeadlineError(f"no answer from {address} within {timeout_s:g} s") from exc
+        text = f"no answer from {address} within {timeout_s:g} s"
+        if tunnels:
+            text += (
+                " to the pre-shared-key handshake: perhaps it does not use -psk, or "
+                "does not let our key in"
+            )
+        raise DeadlineError(text) from exc
     except (OSError, UnicodeError) as exc:
         if isinstance(exc, ConnectFailedError):
             raise
@@ -123,12 +143,23 @@ def _client_protocol(
     host: str,
     *,
     http_connect: bool,
+    tunnel: TunnelSettings | None,
+    tunnels: list[PskTransport],
 ) -> TcpTransport:
-    def announce(transport: Transport) -> Receiver:
+    def finish(transport: Transport) -> Receiver:
         receiver = accept(transport)
         if not opened.done():
             opened.set_result(transport)
         return receiver
+
+    def announce(transport: Transport) -> Receiver:
+        if tunnel is None:
+            return finish(transport)
+        inner = PskTransport(
+            transport, tunnel, side="client", accept=finish, failed=fail
+        )
+        tunnels.append(inner)
+        return inner
 
     def fail(error: Exception, _: str) -> None:
         if not opened.done():
@@ -162,17 +193,16 @@ class Listener:
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
 
-    def use_tls(self, tls: TlsSettings) -> None:
+    def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
         """Begin handshakes with these settings from now on.
 
-        Open connections, and handshakes that run, keep theirs.
-
-        Raises:
-            ConfigError: this listener does not speak TLS.
+        Open connections, and handshakes that run, keep theirs. There must be TLS, and a
+        tunnel, where the listener had it before, and nowhere else.
         """
-        if self._maker is None:
-            raise ConfigError("there is no identity on plain TCP")
-        self._maker.use(tls)
+        assert (tls is not None) == (self._maker is not None)
+        if self._maker is not None and tls is not None:
+            self._maker.use(tls)
+        self._door.use_tunnel(tunnel)
 
     def filenos(self) -> list[int]:
         """Return the descriptors of the listening sockets."""
@@ -196,6 +226,7 @@ async def listen(
     failed: Failed,
     limits: Limits | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Listener:
     """Listen, and hand each open, authenticated connection to ``accept``.
 
@@ -208,6 +239,7 @@ async def listen(
         limits: how many connections there may be, and how long a client may take to
             prove who it is, or for its HTTP head; None means the usual ones.
         http_connect: require HTTP CONNECT of each client, on plain TCP.
+        tunnel: require a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
@@ -222,6 +254,7 @@ async def listen(
         limits=Limits() if limits is None else limits,
         accept=accept,
         failed=failed,
+        tunnel=tunnel,
     )
     try:
         server = await asyncio.get_running_loop().create_server(
