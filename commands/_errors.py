@@ -8,6 +8,7 @@ sees one line, ``prog: what is wrong``, and the shell sees a code from `EXIT_COD
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -153,12 +154,32 @@ def reporting_errors(prog: str) -> Iterator[None]:
         click.UsageError: unchanged; `GoStyleCommand` prints it.
     """
     try:
-        yield
+        with _without_remarks():
+            yield
         sys.stdout.flush()
     except (SystemExit, GeneratorExit, click.exceptions.Exit, click.UsageError):
         raise
     except BaseException as exc:  # noqa: BLE001  (the outermost frame of a program)
         _fail(prog, _innermost(exc))
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep to ourselves what libraries remark about the certificates of strangers.
+
+    `cryptography` warns about oddities in them, by UserWarnings, and the interpreter
+    would print those with source lines. Asked for with -W or the variable for
+    debugging, they are shown.
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions and not debugging():
+            warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def debugging() -> bool:
+    """Tell whether tracebacks are wanted."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}
 
 
 def _innermost(exc: BaseException) -> BaseException:
@@ -170,7 +191,7 @@ def _innermost(exc: BaseException) -> BaseException:
 
 def _fail(prog: str, exc: BaseException) -> NoReturn:
     row = exit_row_for(exc)
-    if os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}:
+    if debugging():
         import traceback
 
         traceback.print_exception(exc)

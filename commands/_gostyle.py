@@ -94,6 +94,9 @@ class GoStyleCommand(InterruptibleCommand):
     Use it as ``@click.command(cls=GoStyleCommand)``; nothing else changes.
     """
 
+    #: Whether everything from the first word on is somebody else's to read.
+    takes_words = False
+
     def __init__(
         self,
         name: str | None,
@@ -106,9 +109,10 @@ class GoStyleCommand(InterruptibleCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite the arguments into click's spelling, then parse them."""
         try:
-            return super().parse_args(
-                ctx, go_to_click(self.get_params(ctx), args, ctx=ctx)
+            words = go_to_click(
+                self.get_params(ctx), args, ctx=ctx, until_word=self.takes_words
             )
+            return super().parse_args(ctx, words)
         except click.UsageError as exc:
             raise _one_line(exc, ctx) from exc
 
@@ -130,6 +134,34 @@ class GoStyleCommand(InterruptibleCommand):
             return params
         taken = {opt for param in params for opt in _spellings(param)}
         return [_with_single_dashes(param, taken) for param in params]
+
+
+class OneLineGroup(InterruptibleCommand, click.Group):
+    """A group that reports errors in one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the group's own options; a wrong one is told in one line."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as exc:
+            raise _one_line(exc, ctx) from exc
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand; an unknown one is told in one line."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as exc:
+            raise _one_line(exc, ctx) from exc
+
+
+class GoStyleGroup(GoStyleCommand, click.Group):
+    """A command with options of its own that also knows words, each with its options.
+
+    What stands before the word is spelled as the command has it, what follows as the
+    word's own command has it.
+    """
+
+    takes_words = True
 
 
 def _one_line(exc: click.UsageError, ctx: click.Context) -> click.UsageError:
@@ -201,15 +233,18 @@ class _Rewriter:
             opt.lstrip("-"), _Known(option=option, negative=negative)
         )
 
-    def rewrite(self, args: Sequence[str]) -> list[str]:
+    def rewrite(self, args: Sequence[str], *, until_word: bool = False) -> list[str]:
         rest = list(args)
         while rest:
             word = rest.pop(0)
             if word == "--":
                 self._result.append((None, [word, *rest]))
                 break
-            if len(word) < 2 or word[0] != "-":
+            if not _looks_like_option(word):
                 self._result.append((None, [word]))
+                if until_word:
+                    self._result.append((None, rest))
+                    break
                 continue
             name, equals, text = word.lstrip("-").partition("=")
             known = self._known.get(name) if not word.startswith("---") else None
@@ -291,6 +326,7 @@ def go_to_click(
     args: Sequence[str],
     *,
     ctx: click.Context | None = None,
+    until_word: bool = False,
 ) -> list[str]:
     """Rewrite arguments in any of Go's spellings into click's.
 
@@ -301,12 +337,13 @@ def go_to_click(
         params: what the command declares, its help option included.
         args: the words of the command line.
         ctx: for error messages; while completing, unknown options are dropped.
+        until_word: leave everything from the first word on as it is.
 
     Raises:
         click.UsageError: an unknown option, or a boolean that is neither true nor
             false.
     """
-    return _Rewriter(params, ctx).rewrite(args)
+    return _Rewriter(params, ctx).rewrite(args, until_word=until_word)
 
 
 def _looks_like_option(word: str) -> bool:

@@ -1,9 +1,8 @@
 """What the engine and asyncio log, as warnings of one line each."""
 
 import logging
-import os
 
-from ._errors import DEBUG_VARIABLE
+from ._errors import debugging
 from ._output import Talk
 
 #: The same warning is shown once in so many seconds; asyncio repeats some endlessly.
@@ -31,7 +30,7 @@ class TalkHandler(logging.Handler):
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             text += f" ({type(error).__name__}: {error})"
-            if os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}:
+            if debugging():
                 import traceback
 
                 traceback.print_exception(error)

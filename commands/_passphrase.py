@@ -94,6 +94,33 @@ def refusing_empty(source: Callable[[], bytes]) -> Callable[[], bytes]:
     return get
 
 
+def unattended_passphrase(passphrase_file: str | None) -> Callable[[], bytes]:
+    """Return a function that gets the pass phrase anew each time, and asks nobody.
+
+    For keys that change while the program runs; their new pass phrase is in the file by
+    then. Pipes and standard input have been read already.
+
+    The returned function raises:
+        PassphraseError: it cannot be had without asking.
+        LocalFileError: the file cannot be read.
+    """
+
+    def get() -> bytes:
+        if passphrase_file is not None and not os.path.isfile(passphrase_file):
+            phrase = None
+        else:
+            phrase = _given(passphrase_file, VARIABLE)
+        if phrase is None:
+            raise PassphraseError(
+                "this is another key than before, and nobody can be asked for its pass "
+                f"phrase while the program runs: start it again (or next time give a "
+                f"file with --passphrase-file, or set {VARIABLE})"
+            )
+        return phrase
+
+    return get
+
+
 def is_passphrase_given(passphrase_file: str | None, variable: str = VARIABLE) -> bool:
     """Tell whether a pass phrase can be had without asking anybody."""
     return passphrase_file is not None or bool(os.environ.get(variable))

@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.files.record import TransferRecord
-from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.identity.certificate import PeerIdentity, peer_identity
+from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import Transport
 
 from ._output import Talk, printable
@@ -46,6 +47,16 @@ class ServerLog:
     def refused(self, address: str, reason: Exception) -> None:
         """Log a client that was not let in."""
         self._line(f"{address or 'unknown address'} refused: {reason}")
+
+    def identity_reloaded(self, identity: LoadedIdentity) -> None:
+        """Log that changed files are in use."""
+        certificate = identity.certificate
+        who = peer_identity(certificate).describe()
+        end = certificate.not_valid_after_utc
+        self._line(
+            f"new connections get the changed certificate: {who}, serial number "
+            f"{certificate.serial_number:x}, valid until {end:%Y-%m-%d}"
+        )
 
     def transfer(self, record: TransferRecord) -> None:
         """Log a transfer when it is over."""

@@ -1,11 +1,10 @@
 """The ``rpc25519`` command: all tools as subcommands, each loaded when it is used."""
 
 import importlib
-from typing import Any
 
 import click
 
-from ._gostyle import InterruptibleCommand, _one_line
+from ._gostyle import OneLineGroup
 from ._options import version_option
 
 #: Subcommand -> its module, and the line that the group's help shows for it. The help
@@ -13,28 +12,15 @@ from ._options import version_option
 _TOOLS = {
     "cli": ("cli", "Download, upload or echo a file, or make echo calls."),
     "completion": ("completion", "Print the completion script for a shell."),
+    "known": ("known", "List, approve and deny the keys of known peers."),
     "samesame": ("samesame", "Be server and client at the same time."),
-    "selfy": ("selfy", "Make, show and verify keys and certificates."),
+    "selfy": ("selfy", "Make, show, verify and renew keys and certificates."),
     "srv": ("srv", "Serve files and echo calls."),
 }
 
 
-class LazyGroup(InterruptibleCommand, click.Group):
+class LazyGroup(OneLineGroup):
     """A group whose subcommands are imported when they are called or completed."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the group's own options; a wrong one is told in one line."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as exc:
-            raise _one_line(exc, ctx) from exc
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a tool; an unknown one is told in one line."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as exc:
-            raise _one_line(exc, ctx) from exc
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all tools."""

@@ -1,4 +1,4 @@
-"""``selfy``: makes, shows and verifies certificates and keys."""
+"""``selfy``: makes, shows, verifies and renews certificates and keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,16 @@ import click
 
 from rpc25519_tools.errors import KeyFileError, PeerNotTrustedError, Rpc25519Error
 
+from ._authority import (
+    authority_path,
+    ca_passphrase_option,
+    directory_options,
+    given_authority_phrase,
+    opening_authority,
+    saying,
+)
 from ._errors import reporting_errors
-from ._gostyle import GoStyleCommand
+from ._gostyle import GoStyleGroup
 from ._options import version_option
 from ._output import Talk, printable
 from ._passphrase import (
@@ -20,17 +28,14 @@ from ._passphrase import (
     passphrase_source,
     refusing_empty,
 )
+from ._renew import renew
+from ._status import status
 
 if TYPE_CHECKING:
     from rpc25519_tools.identity.describe import Rows
     from rpc25519_tools.identity.issue import Issued, Order, Passphrases
     from rpc25519_tools.identity.keyfile import KeyFileInfo
 
-CA_VARIABLE = "RPC25519_CA_PASSPHRASE"
-
-# Without click's own check for readable paths: it also looks at defaults that are not
-# used, and calls a permission problem a usage error.
-_DIRECTORY = click.Path(file_okay=False, readable=False, path_type=Path)
 _FILE = click.Path(readable=False, path_type=Path)
 
 _EPILOG = """\
@@ -39,10 +44,19 @@ Actions may be combined (-verify stands alone). Nothing existing is overwritten
 without --force, and either all files are written or none.
 
 Example: selfy -k node -e node@example.org
+
+\b
+selfy renew --help tells how to renew certificates,
+selfy status --help how to see which ones have to be.
 """
 
 
-@click.command(cls=GoStyleCommand, epilog=_EPILOG)
+@click.command(
+    cls=GoStyleGroup,
+    invoke_without_command=True,
+    subcommand_metavar="| {renew|status} ...",
+    epilog=_EPILOG,
+)
 @click.option(
     "-k",
     "--key",
@@ -96,39 +110,18 @@ Example: selfy -k node -e node@example.org
     help="Check a certificate against ca.crt in the -p directory, with all the "
     "authorities in it; exits 0 or 1.",
 )
-@click.option(
-    "-o",
-    "--out-dir",
-    type=_DIRECTORY,
-    default=Path("certs"),
-    show_default=True,
-    metavar="DIR",
-    help="Where keys and certificates go.",
-)
-@click.option(
-    "-p",
-    "--private-dir",
-    type=_DIRECTORY,
-    default=Path("my-keep-private-dir"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the authority and pre-shared keys are. Keep it to yourself.",
-)
+@directory_options
 @click.option(
     "--nopass", is_flag=True, help="Write private keys without a pass phrase."
 )
 @passphrase_options
-@click.option(
-    "--ca-passphrase-file",
-    type=click.Path(readable=False, allow_dash=True),
-    metavar="PATH",
-    help="Read the pass phrase of the authority's key from this file, if it is another "
-    f"one; or set {CA_VARIABLE}.",
-)
+@ca_passphrase_option
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--quiet", is_flag=True, help="Say nothing but warnings and errors.")
 @version_option
+@click.pass_context
 def selfy(
+    ctx: click.Context,
     *,
     key: str | None,
     email: str | None,
@@ -147,12 +140,15 @@ def selfy(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Make, show and verify ed25519 certificates and keys.
+    """Make, show, verify and renew ed25519 certificates and keys.
 
     A private key is protected by a pass phrase (Argon2id, 256 MiB, and AES-256-GCM)
     unless -nopass is given. It is asked for on the terminal, or taken from
     --passphrase-file or the environment variable RPC25519_PASSPHRASE.
     """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options(ctx, ctx.invoked_subcommand)
+        return
     talk = Talk(prog="selfy", quiet=quiet)
     makes = ca or key is not None or gensym is not None
     _check_combination(
@@ -190,6 +186,18 @@ def selfy(
             _view(view, passphrase_file, talk, as_json=as_json)
 
 
+selfy.add_command(renew)
+selfy.add_command(status)
+
+
+def _refuse_options(ctx: click.Context, word: str) -> None:
+    """Refuse options in front of a word, which has its own."""
+    for param in selfy.params:
+        source = ctx.get_parameter_source(param.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{param.opts[0]} goes behind {word!r}.")
+
+
 def _check_combination(
     *,
     makes: bool,
@@ -203,7 +211,8 @@ def _check_combination(
     """Refuse options that mean nothing together."""
     if not any(actions):
         raise click.UsageError(
-            "Nothing to do: give -k NAME, -ca, -gensym NAME, -v PATH or -verify PATH."
+            "Nothing to do: give -k NAME, -ca, -gensym NAME, -v PATH, -verify PATH, "
+            "renew or status."
         )
     if actions[2] and (makes or view is not None):
         raise click.UsageError("-verify stands alone.")
@@ -246,15 +255,10 @@ class _Sources:
         given: Callable[[], bytes] | None = None
         if is_passphrase_given(self.passphrase_file):
             given = passphrase_source(self.passphrase_file)
-        ca_given = given
-        if is_passphrase_given(self.ca_passphrase_file, CA_VARIABLE):
-            ca_given = passphrase_source(self.ca_passphrase_file, variable=CA_VARIABLE)
+        ca_given = given_authority_phrase(self.ca_passphrase_file, given)
         ca_name = f"the authority's key {order.private_dir / 'ca.key'}"
         key_name = f"the key {order.certs_dir / f'{order.name}.key'}"
-        existing = self._then_say(
-            ca_given or passphrase_source(None, what=ca_name),
-            "opening the authority's key",
-        )
+        existing = opening_authority(order.private_dir, ca_given, self.talk)
         if nopass:
             return Passphrases(
                 existing_authority=existing, new_authority=None, new_key=None
@@ -263,8 +267,8 @@ class _Sources:
         new_key = self._new(given, key_name)
         # Protecting begins when all questions are answered.
         if order.name is None:
-            new_authority = self._then_say(new_authority, "protecting the key")
-        new_key = self._then_say(new_key, "protecting what was made")
+            new_authority = saying(new_authority, "protecting the key", self.talk)
+        new_key = saying(new_key, "protecting what was made", self.talk)
         return Passphrases(
             existing_authority=existing, new_authority=new_authority, new_key=new_key
         )
@@ -273,14 +277,6 @@ class _Sources:
         if given is None:
             return passphrase_source(None, what=name, confirm=True)
         return refusing_empty(given)
-
-    def _then_say(self, source: Callable[[], bytes], text: str) -> Callable[[], bytes]:
-        def get() -> bytes:
-            phrase = source()
-            self.talk.say(f"{text} (Argon2id, some seconds) ...")
-            return phrase
-
-        return get
 
 
 def _make(order: "Order", passphrases: "Passphrases", talk: Talk) -> None:
@@ -315,7 +311,6 @@ def _verify(path: Path, private_dir: Path, out_dir: Path, talk: Talk) -> None:
     Every failure ends in 1, also a file that is missing or no certificate: whoever
     calls this from a script asks one question, "may I use it?".
     """
-    import os
     from datetime import UTC, datetime
 
     from rpc25519_tools.identity.certificate import issuer_among
@@ -326,9 +321,7 @@ def _verify(path: Path, private_dir: Path, out_dir: Path, talk: Talk) -> None:
     )
     from rpc25519_tools.identity.store import load_authorities, load_certificate
 
-    ca_path = private_dir / "ca.crt"
-    if not os.path.exists(ca_path) and os.path.exists(out_dir / "ca.crt"):
-        ca_path = out_dir / "ca.crt"  # machines that hold keys only
+    ca_path = authority_path(private_dir, out_dir)
     now = datetime.now(UTC)
     try:
         authorities = load_authorities(ca_path)

@@ -9,6 +9,8 @@ from ._access import AccessOptions, access_options
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
+from ._known import known_keys_options
+from ._limits import limits_options, raise_descriptor_limit
 from ._options import (
     identity_options,
     transport_options,
@@ -16,7 +18,12 @@ from ._options import (
     version_option,
 )
 from ._output import Talk
-from ._passphrase import passphrase_options, passphrase_source
+from ._passphrase import (
+    passphrase_options,
+    passphrase_source,
+    unattended_passphrase,
+)
+from ._psk import psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
@@ -25,11 +32,14 @@ if TYPE_CHECKING:
 
     from rpc25519_tools.config import Config
     from rpc25519_tools.identity.access import AccessPolicy
+    from rpc25519_tools.limits import Limits
     from rpc25519_tools.rpc.registry import Registry
 
     from ._transferlog import ServerLog
 
 DEFAULT_ADDRESS = "0.0.0.0:8443"
+#: How often to look whether our certificate has been renewed, in seconds.
+IDENTITY_POLL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,8 @@ class _Job:
 @access_options
 @transport_options
 @identity_options("node")
+@known_keys_options("known_client_keys")
+@psk_option
 @passphrase_options
 @click.option(
     "--sec",
@@ -104,6 +116,7 @@ class _Job:
     metavar="DURATION",
     help="How long running transfers may go on after SIGINT or SIGTERM.",
 )
+@limits_options
 @verbosity_options
 @version_option
 def srv(
@@ -120,10 +133,13 @@ def srv(
     key_name: str,
     certs_dir: str,
     skip_verify: bool,
+    known_keys_path: str | None,
+    psk_path: str | None,
     passphrase_file: str | None,
     sec: float,
     idle: str,
     grace: str,
+    limits: "Limits",
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -131,6 +147,8 @@ def srv(
 
     Nothing is given out or written unless -serve or -readfile says where. Clients
     need a certificate of the authority in ca.crt; -access says what each may do.
+    Changed certificates, keys and ca.crt are used for new connections within some
+    seconds, or at once on SIGHUP.
     """
     begin_imports()
     with reporting_errors("srv"):
@@ -146,8 +164,13 @@ def srv(
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
+            known_keys_path=known_keys_path,
+            pre_shared_key_path=psk_path,
             compression="none" if big else press,
             idle_timeout_s=parse_duration(idle),
+            identity_poll_s=IDENTITY_POLL_S,
+            reload_passphrase=unattended_passphrase(passphrase_file),
+            limits=limits,
         )
         job = _Job(
             serve=serve,
@@ -159,10 +182,12 @@ def srv(
             grace_s=parse_duration(grace),
             verbose=verbose,
         )
-        if tcp:
-            talk.warn("plain TCP: nothing is protected, and anyone can connect")
-        elif skip_verify:
-            talk.warn("-skip-verify: clients are not checked, and anyone can connect")
+        warn_unprotected(
+            config,
+            talk,
+            plain="plain TCP: nothing is protected, and anyone can connect",
+            skip="-skip-verify: clients are not checked, and anyone can connect",
+        )
         if access.check or access.question is not None:
             from ._check import check_server
 
@@ -183,12 +208,14 @@ def _run(
 
     from rpc25519_tools.rpc.server import Server
 
+    from ._hangup import Hangups
     from ._logging import log_to
     from ._transferlog import ServerLog
 
     log_to(talk)
-    _raise_descriptor_limit()
+    config = raise_descriptor_limit(config, talk)
     log = ServerLog(talk, verbose=job.verbose)
+    on_hangup = Hangups()
     identity = open_identity(config, talk)
 
     async def serve_until_stopped() -> None:
@@ -201,10 +228,19 @@ def _run(
         with contextlib.ExitStack() as roots:
             services = _services(job, log, roots)
             # What goes wrong inside may name files of ours.
-            server = Server(config, services, log, reveal_errors=False, access=access)
+            server = Server(
+                config,
+                services,
+                log,
+                reveal_errors=False,
+                identity_reloaded=log.identity_reloaded,
+                access=access,
+            )
             await server.start(identity)
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
+            if identity is not None:
+                on_hangup.handle(server.look_for_identity, asked_to_stop)
             click.echo(f"srv: listening on {server.address} ({_offer(config, job)})")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), job.seconds or None)
@@ -231,16 +267,6 @@ def _run(
     end_imports()
     limit_heaps()
     asyncio.run(serve_until_stopped())
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many open files and connections as the system lets us have."""
-    import contextlib
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit still
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":
@@ -294,4 +320,6 @@ def _offer(config: "Config", job: _Job) -> str:
         if wanted
     ]
     how = "plain TCP" if config.network == "tcp" else "TLS 1.3"
+    if config.pre_shared_key_path is not None:
+        how += " with a pre-shared key"
     return f"{how}; {', '.join(offers) or 'nothing on offer'}"

@@ -7,10 +7,11 @@ every tool and the library agree about their form.
 import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from rpc25519_tools.errors import ConfigError
+from rpc25519_tools.limits import Limits
 
 DEFAULT_PORT: Final = 8443
 
@@ -77,8 +78,9 @@ _UNIT_S: Final = {
     "s": 1.0,
     "m": 60.0,
     "h": 3600.0,
+    "d": 86400.0,
 }
-_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 #: A hundred years; longer durations are typing errors.
 _LONGEST_S: Final = 100 * 365 * 86400.0
 
@@ -86,7 +88,8 @@ _LONGEST_S: Final = 100 * 365 * 86400.0
 def parse_duration(text: str) -> float:
     """Parse a Go duration, such as ``10s``, ``1m30s`` or ``500ms``, into seconds.
 
-    A number without a unit counts as seconds.
+    A number without a unit counts as seconds. Unlike Go we also know ``d``, days of
+    24 hours.
 
     Raises:
         ConfigError: the text is no duration, or is negative or absurdly long.
@@ -121,14 +124,21 @@ class Config:
 
     Attributes:
         address: where a client dials to, or a server listens.
-        network: ``tls``, or ``tcp`` for plain TCP without any protection.
+        network: ``tls``, or ``tcp`` for plain TCP, which protects nothing unless
+            there is a pre-shared key.
         key_name: which pair in ``certs_dir`` is ours, NAME.crt and NAME.key; empty
             means ``client`` for a client and ``node`` for a server.
         certs_dir: the directory with our pair and with ca.crt.
         passphrase: asked for the pass phrase when our key is protected.
         verify_peer: False accepts any peer (a loud choice, for tests only).
-        pre_shared_key_path: a file with a key for a second layer of encryption. This
-            version cannot do that yet and refuses rather than go without.
+        known_keys_path: the list of keys that were met before: of clients for a server,
+            of servers for a client. Where there is no such file, nothing is checked or
+            recorded; one that may be written means trust on first use; a read-only one
+            refuses unknown keys. None uses none; so do plain TCP and ``verify_peer``
+            False.
+        pre_shared_key_path: a file with a key for a second layer of encryption
+            inside the first, at least 32 bytes; both sides need the same one. With it
+            certificates are needed on plain TCP too.
         compression: name of the codec for what we send: ``none``, ``s2``, ``lz4``,
             ``zstd:01``, ``zstd:03``, ``zstd:07`` or ``zstd:11``. A server uses it until
             a client's first message, then follows the client, unless it is ``none``.
@@ -145,10 +155,17 @@ class Config:
             never does. Dead hosts are noticed by TCP's own keep-alive in any case.
         idle_timeout_s: a server closes a connection that moves nothing for this long,
             unless it is busy with a call; 0 never does.
+        identity_poll_s: a TLS server looks so often whether its certificate, its key or
+            ca.crt have changed, and uses the new ones for new connections; 0 never
+            does.
+        reload_passphrase: gets the pass phrase of a protected key that has replaced
+            another while the server runs. It must not ask a person; it is called in a
+            worker thread. None goes on with the old key.
         stall_timeout_s: a client's file transfer fails when nothing moves for this
             long.
         reply_timeout_s: limit for storing an upload after its last part; generous,
             since the server has to put all of it on its disk.
+        limits: what peers may cost.
     """
 
     address: Address
@@ -157,6 +174,7 @@ class Config:
     certs_dir: str = "certs"
     passphrase: Callable[[], bytes] | None = None
     verify_peer: bool = True
+    known_keys_path: str | None = None
     pre_shared_key_path: str | None = None
     compression: str = "s2"
     http_connect: bool = False
@@ -167,8 +185,11 @@ class Config:
     write_timeout_s: float = 0.0
     keepalive_s: float = 0.0
     idle_timeout_s: float = 0.0
+    identity_poll_s: float = 0.0
+    reload_passphrase: Callable[[], bytes] | None = None
     stall_timeout_s: float = 30.0
     reply_timeout_s: float = 600.0
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything."""
@@ -179,10 +200,12 @@ class Config:
                 f"unknown compression {self.compression!r}; choose from "
                 + ", ".join(COMPRESSIONS)
             )
+        if self.known_keys_path == "":
+            raise ConfigError("known_keys_path must not be empty; None uses no list")
         if self.http_connect and self.network != "tcp":
             raise ConfigError("http_connect works over plain TCP only (network tcp)")
-        if self.pre_shared_key_path is not None:
-            raise ConfigError("pre_shared_key_path: this version cannot use such keys")
+        if self.pre_shared_key_path == "":
+            raise ConfigError("pre_shared_key_path is empty")
         for name in (
             "connect_timeout_s",
             "call_timeout_s",
@@ -196,6 +219,7 @@ class Config:
             "write_timeout_s",
             "keepalive_s",
             "idle_timeout_s",
+            "identity_poll_s",
         ):
             value = getattr(self, name)
             if value and not _SHORTEST_INTERVAL_S <= value <= _LONGEST_S:
@@ -203,3 +227,8 @@ class Config:
                     f"{name} must be zero, or between {_SHORTEST_INTERVAL_S} s and "
                     "100 years"
                 )
+
+    @property
+    def needs_identity(self) -> bool:
+        """Whether our certificate and its key are needed: all but bare plain TCP."""
+        return self.network == "tls" or self.pre_shared_key_path is not None

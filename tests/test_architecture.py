@@ -27,6 +27,7 @@ LAYERS = [
     "greenpack",
     "wire",
     "config",
+    "limits",
 ]
 #: What every layer may use.
 BELOW_ALL = {"errors", "values", ""}
@@ -53,6 +54,11 @@ IO_MODULES = {
 WITH_IO = {
     "identity.access_store": "reads the access file, and clocks",
     "identity.issue": "writes what it has made, by way of identity.store",
+    "identity.known_store": "reads and writes files, locks them, reads the clock",
+    "identity.renew": "likewise",
+    "identity.status": "names the type of what identity.store has loaded",
+    "identity.watch": "looks at files, by way of identity.store",
+    "identity.pre_shared_key": "reads a file, by way of identity.store",
     "identity.store": "reads and writes files",
     "rpc.client": "",
     "rpc.client_stream": "",
@@ -60,7 +66,9 @@ WITH_IO = {
     "rpc.context": "reads the monotonic clock, and wakes threads",
     "rpc.deadlines": "",
     "rpc.driver": "",
+    "rpc.identity_watch": "",
     "rpc.handlers": "runs plain handlers in threads",
+    "rpc.known": "watches files",
     "rpc.liveness": "",
     "rpc.methods": "runs handlers",
     "rpc.netrpc_client": "",
@@ -69,6 +77,7 @@ WITH_IO = {
     "rpc.registry": "names the types of handlers",
     "rpc.server": "",
     "rpc.streams": "",
+    "rpc.tunnels": "reads a file, by way of identity.store",
 }
 
 

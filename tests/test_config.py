@@ -108,6 +108,8 @@ DURATIONS = {
     "100µs": 1e-4,
     "5ns": 5e-9,
     "1h1m1s1ms": 3661.001,
+    "30d": 30 * 86400,
+    "1d12h": 129600,
 }
 
 
@@ -131,7 +133,7 @@ def test_absurdly_long_durations_are_refused(text: str) -> None:
         parse_duration(text)
 
 
-@given(st.text(alphabet="0123456789.hmsunµ -", max_size=20))
+@given(st.text(alphabet="0123456789.dhmsunµ -", max_size=20))
 def test_any_text_is_a_duration_or_refused(text: str) -> None:
     try:
         seconds = parse_duration(text)

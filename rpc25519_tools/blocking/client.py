@@ -98,7 +98,7 @@ class BlockingClient:
     def __init__(
         self, config: Config, identity: LoadedIdentity | None = None, *, name: str = ""
     ) -> None:
-        if identity is None and config.network == "tls":
+        if identity is None and config.needs_identity:
             # Here, in the caller's thread: a pass phrase may be asked for, once.
             identity = load_identity(
                 config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase

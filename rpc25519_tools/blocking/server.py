@@ -80,7 +80,7 @@ class BlockingServer:
             LocalProtocolError: it runs already.
         """
         config = self._config
-        if identity is None and config.network == "tls":
+        if identity is None and config.needs_identity:
             # Here, in the caller's thread: a pass phrase may be asked for.
             identity = load_identity(
                 config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
@@ -159,6 +159,15 @@ class BlockingServer:
             server.disconnect(address, reason)
 
         run(disconnect, on=loop)
+
+    def reload_identity(self, identity: LoadedIdentity) -> None:
+        """Use another identity for connections to come; see the same of ``Server``."""
+        server, loop = self._started()
+
+        async def reload_identity() -> None:
+            server.reload_identity(identity)
+
+        run(reload_identity, on=loop)
 
     def stop(self, grace_s: float = 0.0) -> None:
         """Stop; running calls may go on for ``grace_s`` seconds.

@@ -41,6 +41,7 @@ from rpc25519_tools.files.jail import (
 )
 from rpc25519_tools.files.partial import CREATE_FLAGS, acquire_partial, names_inode
 from rpc25519_tools.files.sink import FdSink, PlainSink, Sink
+from rpc25519_tools.identity.store import copy_ownership
 
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
@@ -200,7 +201,7 @@ class AtomicFile(FdSink):
         if old is None:
             os.fchmod(self._fd, 0o666 & ~process_umask())
         else:
-            _copy_ownership(self._fd, old)
+            copy_ownership(self._fd, old)
         if self._fsync:
             _sync_file(self._fd)
 
@@ -276,20 +277,6 @@ def _reopen_directory(dir_fd: int) -> int:
         return os.open(".", flags, dir_fd=dir_fd)
     except PermissionError:
         return os.dup(dir_fd)
-
-
-def _copy_ownership(fd: int, old: os.stat_result) -> None:
-    """Give the new file the old one's mode and, where permitted, owner and group."""
-    mode = old.st_mode & 0o777
-    mine = os.fstat(fd)
-    if (mine.st_uid, mine.st_gid) != (old.st_uid, old.st_gid):
-        owner = old.st_uid if os.geteuid() == 0 else -1
-        try:
-            os.fchown(fd, owner, old.st_gid)
-        except OSError:
-            if mine.st_gid != old.st_gid:
-                mode &= ~0o070  # those bits were meant for another group
-    os.fchmod(fd, mode)
 
 
 def _sync_file(fd: int) -> None:

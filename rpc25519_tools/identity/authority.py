@@ -29,17 +29,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from rpc25519_tools.errors import ConfigError
 from rpc25519_tools.identity.certificate import USAGES, Usage
+from rpc25519_tools.wire.handshake import MAX_CERTIFICATE_LEN
 
 DEFAULT_DAYS = 36600  # as the reference: a little over a hundred years
 
 # The sender of the reference's tunnel handshake panics above 914 bytes, of which 273
 # are not the certificate (SECURITY-WIRE 7.2, vector handshake-encodings.json).
-MAX_TUNNEL_CERTIFICATE_BYTES = 641
+MAX_TUNNEL_CERTIFICATE_BYTES = MAX_CERTIFICATE_LEN
 
 # 79 random bits: more than the 64 that the CA/Browser Forum's baseline requirements
 # ask for, and 10 bytes less than the 20 octets that RFC 5280 allows; see above why
@@ -125,7 +127,7 @@ def end_of_life(now: datetime, days: int) -> datetime:
     if days < 1:
         raise ConfigError(f"a certificate must live at least one day, not {days}")
     try:
-        return _whole_seconds(now) + timedelta(days=days)
+        return whole_seconds(now) + timedelta(days=days)
     except OverflowError as exc:
         raise ConfigError(f"a life of {days} days ends after the year 9999") from exc
 
@@ -190,14 +192,6 @@ def mint_certificate(
     Raises:
         ConfigError: the e-mail cannot be written.
     """
-    names: list[x509.GeneralName] = [
-        x509.DNSName("localhost"),
-        x509.RFC822Name(check_email(email)),
-        x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
-    ]
-    for name in extra_names:
-        if name not in names:
-            names.append(name)
     return (
         _builder(public_key, now, not_after, serial_number)
         .subject_name(_name("New York", "New York", "MyOrg", "MyOrgUnit"))
@@ -207,13 +201,46 @@ def mint_certificate(
             x509.ExtendedKeyUsage([_USAGE_OID[usage] for usage in usages]),
             critical=False,
         )
-        .add_extension(_authority_key_identifier(ca), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(authority_key_identifier(ca), critical=False)
+        .add_extension(alternative_names(email, extra_names), critical=False)
         .sign(ca_key, None)
     )
 
 
-def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def alternative_names(
+    email: str | None, extra_names: Sequence[x509.GeneralName] = ()
+) -> x509.SubjectAlternativeName:
+    """Return the names of a certificate: the standard ones, then others, each once.
+
+    The standard ones are DNS ``localhost``, the e-mail if there is one, IP 127.0.0.1.
+
+    Raises:
+        ConfigError: the e-mail cannot be written; see `check_email`.
+    """
+    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+    if email is not None:
+        names.append(x509.RFC822Name(check_email(email)))
+    names.append(x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")))
+    for name in extra_names:
+        if name not in names:
+            names.append(name)
+    return x509.SubjectAlternativeName(names)
+
+
+def tunnel_warning(certificate: x509.Certificate) -> str | None:
+    """Say in one line that a certificate is too large for Go's tunnel, or None."""
+    der_len = len(certificate.public_bytes(Encoding.DER))
+    if der_len <= MAX_TUNNEL_CERTIFICATE_BYTES:
+        return None
+    return (
+        f"the certificate has {der_len} bytes: Go peers die of more than "
+        f"{MAX_TUNNEL_CERTIFICATE_BYTES} with a pre-shared key; a shorter e-mail or "
+        "fewer names would help"
+    )
+
+
+def authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Return what a certificate of `ca` says about its issuer's key."""
     try:
         known = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except x509.ExtensionNotFound:
@@ -233,12 +260,13 @@ def _builder(
         x509.CertificateBuilder()
         .public_key(public_key)
         .serial_number(serial_number)
-        .not_valid_before(_whole_seconds(now))
+        .not_valid_before(whole_seconds(now))
         .not_valid_after(not_after)
     )
 
 
-def _whole_seconds(time: datetime) -> datetime:
+def whole_seconds(time: datetime) -> datetime:
+    """Return a time as a certificate can write it."""
     return time.replace(microsecond=0)
 
 

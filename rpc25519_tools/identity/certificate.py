@@ -160,11 +160,18 @@ def issuer_among(
         try:
             check_issued_by(leaf, authority)
         except PeerNotTrustedError as exc:
-            errors.append((leaf.issuer != authority.subject, exc))
+            errors.append((not _names_issuer(leaf, authority), exc))
         else:
             return authority
     _, error = min(errors, key=lambda error: error[0])
     raise PeerNotTrustedError(f"{error}; ours is in ca.crt") from error
+
+
+def _names_issuer(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        return leaf.issuer == authority.subject
+    except MALFORMED:  # a name that cannot be read is nobody's
+        return False
 
 
 def verify_peer(

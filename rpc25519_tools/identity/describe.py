@@ -104,7 +104,10 @@ class CertificateDetails:
         """Return ``valid``, ``expired`` or ``not yet valid``."""
         if now < self.not_before:
             return "not yet valid"
-        return "expired" if now > self.not_after + timedelta(seconds=1) else "valid"
+        # As check_dates has it; nothing can be added to the last second of 9999, which
+        # RFC 5280 (4.1.2.5) has certificates say that never expire.
+        expired = now.replace(microsecond=0) > self.not_after
+        return "expired" if expired else "valid"
 
     def days_left(self, now: datetime) -> int:
         """Return whole days until the end; negative once it has passed."""

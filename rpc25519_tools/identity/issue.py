@@ -20,15 +20,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rpc25519_tools.errors import KeyFileError, PeerNotTrustedError, UnsafePathError
 from rpc25519_tools.identity.authority import (
     DEFAULT_DAYS,
-    MAX_TUNNEL_CERTIFICATE_BYTES,
     check_email,
     end_of_life,
     generate_key,
     mint_authority,
     mint_certificate,
     random_serial_number,
+    tunnel_warning,
 )
-from rpc25519_tools.identity.certificate import check_authority
+from rpc25519_tools.identity.certificate import check_dates, check_may_issue
 from rpc25519_tools.identity.keyfile import KdfParameters, encode_private_key
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.identity.store import (
@@ -133,6 +133,33 @@ def issue(
         In each case nothing was written.
     """
     return _Issuer(order, passphrases, now, random_bytes, kdf).run()
+
+
+def load_authority(
+    private_dir: Path, passphrase: Passphrase | None, *, now: datetime | None
+) -> tuple[x509.Certificate, Ed25519PrivateKey]:
+    """Load the authority's certificate, then open its key.
+
+    Args:
+        private_dir: where ``ca.crt`` and ``ca.key`` are.
+        passphrase: called at most once, if the key is protected.
+        now: an aware time; None takes an authority that has expired too.
+
+    Raises:
+        PassphraseError: the pass phrase is wrong or missing.
+        KeyFileError: a file is unusable; the text says which one and why.
+    """
+    path, key_path = private_dir / f"{CA_NAME}.crt", private_dir / f"{CA_NAME}.key"
+    certificate = load_certificate(path)
+    try:
+        check_may_issue(certificate)
+        if now is not None:
+            check_dates(certificate, now=now)
+    except PeerNotTrustedError as exc:
+        raise KeyFileError(f"{printable(str(path))}: {exc}") from exc
+    key = load_private_key(key_path, passphrase)
+    check_key_matches(certificate, key, str(key_path), str(path))
+    return certificate, key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,14 +267,11 @@ class _Issuer:
         return self._load_authority()
 
     def _load_authority(self) -> _Authority:
-        certificate = load_certificate(self._ca_path)
-        shown = printable(str(self._ca_path))
-        try:
-            check_authority(certificate, now=self._now)
-        except PeerNotTrustedError as exc:
-            raise KeyFileError(f"{shown}: {exc}") from exc
-        key = load_private_key(self._ca_key_path, self._passphrases.existing_authority)
-        check_key_matches(certificate, key, str(self._ca_key_path), str(self._ca_path))
+        certificate, key = load_authority(
+            self._order.private_dir,
+            self._passphrases.existing_authority,
+            now=self._now,
+        )
         self._warn_if_loose(self._ca_key_path)
         return _Authority(
             certificate=certificate, key=key, is_new=False, passphrase=None
@@ -272,13 +296,9 @@ class _Issuer:
             not_after=self._leaf_end(authority.certificate),
             serial_number=random_serial_number(self._random_bytes),
         )
-        der_len = len(certificate.public_bytes(Encoding.DER))
-        if der_len > MAX_TUNNEL_CERTIFICATE_BYTES:
-            self._warnings.append(
-                f"the certificate has {der_len} bytes: Go peers die of more than "
-                f"{MAX_TUNNEL_CERTIFICATE_BYTES} with a pre-shared key; a shorter "
-                "e-mail or fewer names would help"
-            )
+        warning = tunnel_warning(certificate)
+        if warning is not None:
+            self._warnings.append(warning)
         files = self._leaf_files(name, self._encode(key, passphrase), _pem(certificate))
         return certificate, files + copy
 

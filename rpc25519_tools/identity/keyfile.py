@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from argon2.exceptions import HashingError
 from argon2.low_level import ARGON2_VERSION, Type, hash_secret_raw
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import (
@@ -241,7 +241,8 @@ def _derive(passphrase: bytes, salt: bytes, kdf: KdfParameters) -> bytes:
 def _load_pkcs8(der: bytes) -> Ed25519PrivateKey:
     try:
         key = load_der_private_key(der, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as exc:
+        # InternalError: an Ed25519 key that has not 32 bytes.
         raise KeyFileError("not a readable PKCS#8 private key") from exc
     if not isinstance(key, Ed25519PrivateKey):
         kind = type(key).__name__.removesuffix("PrivateKey").lstrip("_")

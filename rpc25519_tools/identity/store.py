@@ -44,6 +44,7 @@ from rpc25519_tools.identity.certificate import (
 from rpc25519_tools.identity.keyfile import (
     MAX_KEY_FILE_BYTES,
     decode_private_key,
+    describe_key_file,
     raw_public_key_of,
 )
 from rpc25519_tools.identity.printable import printable
@@ -87,11 +88,14 @@ class Output:
         path: where; its directory is created (0700) if it is missing.
         content: what.
         replace: whether an existing file may be replaced.
+        like: another file's; the new one gets its mode and, where permitted, its owner.
+            None means mode 0600.
     """
 
     path: Path
     content: bytes
     replace: bool = False
+    like: os.stat_result | None = None
 
 
 def check_name(name: str) -> str:
@@ -131,7 +135,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
                 raise KeyFileError(f"{shown} is not a regular file")
             content = file.read(limit + 1)
     except (OSError, ValueError) as exc:
-        raise KeyFileError(f"cannot read {shown}: {_reason(exc)}") from exc
+        raise KeyFileError(f"cannot read {shown}: {reason_of(exc)}") from exc
     if len(content) > limit:
         raise KeyFileError(f"{shown} is too long to be a key or certificate")
     return content
@@ -187,6 +191,7 @@ def load_identity(
     passphrase: Callable[[], bytes] | None,
     *,
     now: datetime | None = None,
+    known_key: Ed25519PrivateKey | None = None,
 ) -> LoadedIdentity:
     """Load ``NAME.crt``, ``NAME.key`` and ``ca.crt`` and check that they fit.
 
@@ -198,6 +203,8 @@ def load_identity(
         passphrase: called at most once, if the key is protected; blocks for some
             seconds while Argon2id runs.
         now: an aware time; None means the clock.
+        known_key: a key that is open already. If it is the certificate's and the key
+            file is protected, that file is not opened again.
 
     Raises:
         UnsafePathError: the name is not a plain file name.
@@ -226,7 +233,11 @@ def load_identity(
         check_authority(ca, now=moment)
     with _naming(certificate_path):
         check_dates(certificate, now=moment)
-    private_key = load_private_key(key_path, passphrase)
+    private_key = known_key
+    if private_key is None or not _is_protected_key_of(
+        private_key, certificate, key_path
+    ):
+        private_key = load_private_key(key_path, passphrase)
     check_key_matches(certificate, private_key, f"{key_path}", f"{certificate_path}")
     return LoadedIdentity(
         name=name,
@@ -237,6 +248,18 @@ def load_identity(
     )
 
 
+def _is_protected_key_of(
+    key: Ed25519PrivateKey, certificate: x509.Certificate, key_path: Path
+) -> bool:
+    """Tell whether the file is protected and `key` serves for the certificate."""
+    if raw_public_key_of(key) != raw_public_key(certificate):
+        return False
+    try:
+        return describe_key_file(read_bounded(key_path, MAX_KEY_FILE_BYTES)).protected
+    except KeyFileError:
+        return False  # and loading it says why
+
+
 def _require(path: Path, missing: str, hint: str) -> None:
     """Check that `path` exists; else say ``missing path: hint``."""
     shown = printable(str(path))
@@ -245,7 +268,7 @@ def _require(path: Path, missing: str, hint: str) -> None:
     except FileNotFoundError as exc:
         raise KeyFileError(f"{missing} {shown}: {hint}") from exc
     except OSError as exc:
-        raise KeyFileError(f"cannot read {shown}: {_reason(exc)}") from exc
+        raise KeyFileError(f"cannot read {shown}: {reason_of(exc)}") from exc
 
 
 def check_key_matches(
@@ -326,7 +349,7 @@ def write_outputs(outputs: Sequence[Output]) -> None:
                 _sync_directory(directory)
         except OSError as exc:
             shown = printable(str(exc.filename or outputs[0].path))
-            raise LocalFileError(f"cannot write {shown}: {_reason(exc)}") from exc
+            raise LocalFileError(f"cannot write {shown}: {reason_of(exc)}") from exc
         undo.pop_all()
     for backup in backups:
         if backup is not None:
@@ -343,8 +366,24 @@ def _stage(output: Output, undo: contextlib.ExitStack) -> Path:
     with open(descriptor, "wb") as file:
         file.write(output.content)
         file.flush()
+        if output.like is not None:
+            copy_ownership(descriptor, output.like)
         os.fsync(descriptor)
     return temporary
+
+
+def copy_ownership(fd: int, old: os.stat_result) -> None:
+    """Give the new file the old one's mode and, where permitted, owner and group."""
+    mode = old.st_mode & 0o777
+    mine = os.fstat(fd)
+    if (mine.st_uid, mine.st_gid) != (old.st_uid, old.st_gid):
+        owner = old.st_uid if os.geteuid() == 0 else -1
+        try:
+            os.fchown(fd, owner, old.st_gid)
+        except OSError:
+            if mine.st_gid != old.st_gid:
+                mode &= ~0o070  # those bits were meant for another group
+    os.fchmod(fd, mode)
 
 
 def _publish(
@@ -447,7 +486,7 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise KeyFileError(f"{printable(os.fspath(path))}: {exc}") from exc
 
 
-def _reason(exc: Exception) -> str:
+def reason_of(exc: Exception) -> str:
     """Return the operating system's text for an error, in lower case."""
     text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
     return text[:1].lower() + text[1:]

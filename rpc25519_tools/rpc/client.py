@@ -27,12 +27,15 @@ from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.known import known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, Part
+from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect
+from rpc25519_tools.transport.psk import safe_codec
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -61,7 +64,8 @@ class Client:
     """
 
     def __init__(self, config: Config, transport: Transport, name: str = "") -> None:
-        self._codec = codec_from_name(config.compression)
+        #: What packs our messages: the Config's choice, if the server can bear it.
+        self.codec = safe_codec(transport, codec_from_name(config.compression))
         self._loop = asyncio.get_running_loop()
         #: What the user calls this client.
         self.name = name
@@ -73,7 +77,12 @@ class Client:
         self.reply_timeout_s = config.reply_timeout_s
         self._pending: dict[str, _Pending] = {}
         self._deadlines: Deadlines[str] = Deadlines(self._expire)
-        self._driver = Driver(transport, self._message, self._closed)
+        self._driver = Driver(
+            transport,
+            self._message,
+            self._closed,
+            max_message_len=config.limits.max_message_len,
+        )
         self._pushes = Pushes(self._driver)
         self._core = ClientCore(
             local=f"{transport.network}://{transport.local_address}",
@@ -98,12 +107,15 @@ class Client:
             name: for the user's own bookkeeping.
 
         Raises:
-            KeyFileError: our keys or certificates are missing or do not fit.
+            KeyFileError: our keys, certificates or pre-shared key are missing or do
+                not fit.
             ConnectFailedError, HandshakeError, DeadlineError: see ``connect`` of
-                ``transport.endpoint``.
+                ``transport.endpoint``; PeerNotTrustedError, a HandshakeError, is also
+                what a server meets that the list of known keys does not let in.
         """
-        tls = None
-        if config.network == "tls":
+        tls = tunnel = None
+        known = known_guard(config, "server")
+        if config.needs_identity:
             if identity is None:
                 identity = await asyncio.to_thread(
                     load_identity,
@@ -111,21 +123,33 @@ class Client:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
-            tls = TlsSettings(identity=identity, verify=config.verify_peer)
+            if config.network == "tls":
+                tls = TlsSettings(
+                    identity=identity, verify=config.verify_peer, peer_check=known
+                )
+            tunnel = await load_tunnel(config.pre_shared_key_path, identity)
         made: list[Self] = []
 
         def accept(transport: Transport) -> Receiver:
             made.append(cls(config, transport, name))
             return made[0]._driver
 
-        await connect(
-            config.address,
-            tls=tls,
-            accept=accept,
-            timeout_s=config.connect_timeout_s,
-            local=config.local_address,
-            http_connect=config.http_connect,
-        )
+        try:
+            await connect(
+                config.address,
+                tls=tls,
+                accept=accept,
+                timeout_s=config.connect_timeout_s,
+                local=config.local_address,
+                http_connect=config.http_connect,
+                tunnel=tunnel,
+            )
+            if known is not None:
+                await known.aclose()
+        except BaseException:
+            for client in made:
+                client.transport.abort()
+            raise
         return made[0]
 
     async def __aenter__(self) -> Self:
@@ -246,7 +270,7 @@ class Client:
             call_id=call_id,
             compress=compress,
         )
-        await self._driver.send(message, self._codec)
+        await self._driver.send(message, self.codec)
 
     def upload(
         self,
@@ -336,10 +360,10 @@ class Client:
             DeadlineError, CallError: the call was over before there was room.
         """
         at_once = len(self._pending) <= 1
-        if self._driver.try_send(message, self._codec, at_once=at_once):
+        if self._driver.try_send(message, self.codec, at_once=at_once):
             return
         pending = self._pending.get(message.header.call_id)
-        sending = self._loop.create_task(self._driver.send(message, self._codec))
+        sending = self._loop.create_task(self._driver.send(message, self.codec))
         waited_for: list[asyncio.Future[Any]] = [sending]
         if pending is not None:
             waited_for.append(pending.reply)
@@ -402,7 +426,7 @@ class Client:
             self._fail(call_id, CallCancelledError("the call was cancelled"))
         message = self._core.cancel(call_id, now_ns=now_ns())
         if message is not None:
-            self._driver.send_now(message, self._codec, hold_peer=False)
+            self._driver.send_now(message, self.codec, hold_peer=False)
 
     def _open(
         self,
@@ -483,7 +507,7 @@ class Client:
         self.cancel(call_id)
 
     def _send_keepalive(self) -> None:
-        self._driver.send_now(KEEP_ALIVE, self._codec, hold_peer=False)
+        self._driver.send_now(KEEP_ALIVE, self.codec, hold_peer=False)
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()

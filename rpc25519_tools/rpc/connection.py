@@ -17,6 +17,7 @@ from rpc25519_tools.errors import (
     CallCancelledError,
     ConnectionLostError,
     DeadlineError,
+    DecodeError,
     HandlerError,
     IncompleteTransferError,
     LocalProtocolError,
@@ -36,6 +37,7 @@ from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.handlers import Reply, as_reply
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
+from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server_core import OpenCall, ServerCore
 from rpc25519_tools.rpc.streams import (
@@ -47,14 +49,14 @@ from rpc25519_tools.rpc.streams import (
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import Message, header_len
 
 _log = logging.getLogger(__name__)
 
 #: How long cancelled handlers may take to clean up, in seconds.
 _CLEANUP_TIMEOUT_S: Final = 2.0
-#: A connection is not read from while its running calls hold more than this.
-_HIGH_HELD_LEN: Final = 32 << 20
+#: What a running call takes beside the message that began it.
+_CALL_COST: Final = 2048
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
 _SHUTTING_DOWN: Final = "the server is shutting down"
@@ -84,6 +86,17 @@ class Owner(Protocol):
     def stopping(self) -> bool:
         """Whether no more calls may begin."""
 
+    @property
+    def memory(self) -> MemoryBudget:
+        """What all connections hold."""
+
+    @property
+    def turns(self) -> asyncio.Semaphore:
+        """Who may unpack."""
+
+    def heard(self, connection: "Connection") -> None:
+        """Note that the client has sent its first message."""
+
     def forget(self, connection: "Connection", reason: Exception) -> None:
         """Drop a connection that is over."""
 
@@ -94,13 +107,15 @@ class _Running:
 
     A task that is cancelled before it has begun runs nothing at all, not even what
     answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
-    and only its answer is on the way.
+    and only its answer is on the way. ``cost`` is what the message that began it takes,
+    in bytes.
     """
 
     task: asyncio.Task[None]
     incoming: IncomingStream | None
     cancellation: Cancellation
     until_s: float | None
+    cost: int
     begun: bool = False
     answering: bool = False
 
@@ -121,12 +136,24 @@ class Connection:
         self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
         self._held_len = 0
         self._holding = False
-        self.driver = Driver(transport, self._message, self._closed)
+        self._heard = False
+        limits = owner.config.limits
+        self._max_header_len = limits.max_header_len
+        self._max_held_len = limits.max_connection_memory_len
+        self.driver = Driver(
+            transport,
+            self._message,
+            self._closed,
+            max_message_len=limits.max_message_len,
+            memory=owner.memory,
+            turns=owner.turns,
+        )
         self._core = ServerCore(
             local=f"{transport.network}://{transport.local_address}",
             remote=f"{transport.network}://{transport.remote_address}",
             default_codec=codec_from_name(owner.config.compression),
             offers=owner.registry.offers,
+            max_calls=limits.max_calls,
         )
         self._liveness = Liveness(
             self.driver,
@@ -174,6 +201,15 @@ class Connection:
     # Called by the driver and by liveness.
 
     def _message(self, message: Message, codec: Codec) -> None:
+        if not self._heard:
+            self._heard = True
+            self._owner.heard(self)
+        size = header_len(message.header)
+        if size > self._max_header_len:
+            raise DecodeError(
+                f"the header of a message has {size} bytes; the limit is "
+                f"{self._max_header_len}"
+            )
         event = self._core.receive(message, codec, now_ns=now_ns())
         match event:
             case None:
@@ -239,7 +275,7 @@ class Connection:
     def _start(self, call: OpenCall, opening: Message) -> None:
         incoming = None
         if call.kind.sends_parts:
-            incoming = IncomingStream(self.driver)
+            incoming = IncomingStream(self.driver, self._change_held)
             incoming.feed(Part.of(opening, last=False))
         until_s = None
         if call.request.deadline_ns is not None:
@@ -252,8 +288,9 @@ class Connection:
         task = asyncio.Task(
             self._run(call, opening), loop=self._loop, context=self._context.copy()
         )
-        self._running[call] = _Running(task, incoming, Cancellation(), until_s)
-        self._change_held(len(opening.payload))
+        cost = len(opening.payload) + header_len(opening.header) + _CALL_COST
+        self._running[call] = _Running(task, incoming, Cancellation(), until_s, cost)
+        self._change_held(cost)
 
     async def _run(self, call: OpenCall, opening: Message) -> None:
         """Run the handler of one call and send what it returns."""
@@ -274,12 +311,13 @@ class Connection:
             if running.until_s is not None:
                 self._deadlines.discard(call)
             del self._running[call]
-            self._change_held(-len(opening.payload))
+            self._change_held(-running.cost)
 
     def _change_held(self, difference: int) -> None:
-        """Count what running calls hold; read on only when that is bearable."""
+        """Count what calls and streams hold; read on only when that is bearable."""
         self._held_len += difference
-        too_much = self._held_len > _HIGH_HELD_LEN
+        self.driver.change_held(difference)
+        too_much = self._held_len > self._max_held_len
         if too_much and not self._holding:
             self._holding = True
             self.driver.hold_reading()

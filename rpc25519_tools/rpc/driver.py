@@ -23,6 +23,8 @@ from rpc25519_tools.errors import (
     ProtocolError,
     SecurityError,
 )
+from rpc25519_tools.limits import LONGEST_MESSAGE_LEN
+from rpc25519_tools.rpc.memory import SMALL_LEN, MemoryBudget
 from rpc25519_tools.transport.base import (
     WRITE_HIGH_WATER_LEN,
     Transport,
@@ -30,6 +32,7 @@ from rpc25519_tools.transport.base import (
     scratch_buffer,
 )
 from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import MAX_PLAIN_LEN
 from rpc25519_tools.wire.framing import (
     Frame,
     FrameDecoder,
@@ -51,6 +54,8 @@ _OUTBOX_LEN: Final = 64 * 1024
 _OUTBOX_COUNT: Final = 8
 #: A message with no more payload than this may overtake longer ones.
 _SHORT_LEN: Final = 16 * 1024
+#: Bytes received at a time that the account of memory does not mind.
+_MINOR_LEN: Final = 4 * 1024
 #: What a frame takes beside its body.
 _FRAME_COST: Final = 256
 #: How long a closing connection may take to send what is queued, in seconds.
@@ -58,7 +63,8 @@ CLOSE_TIMEOUT_S: Final = 10.0
 
 #: Unpacking has threads of its own: what a peer packed can be made to take long, and
 #: files and answers of others must not wait behind it.
-_UNPACKERS: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="unpack")
+UNPACKERS: Final = 2
+_UNPACKERS: Final = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
 
 OnMessage: TypeAlias = Callable[[Message, Codec], None]
 OnClosed: TypeAlias = Callable[[Exception], None]
@@ -95,16 +101,35 @@ class Driver:
         on_message: called with each message and the codec that packed it. What it
             raises of the ProtocolError family ends the connection.
         on_closed: called once when the connection is over, with the reason.
+        max_message_len: longest message to be taken, packed as well as unpacked.
+        memory: where the connection's memory is counted together with that of others.
+        turns: lets some connections unpack at a time: each may get a long message.
     """
 
     def __init__(
-        self, transport: Transport, on_message: OnMessage, on_closed: OnClosed
+        self,
+        transport: Transport,
+        on_message: OnMessage,
+        on_closed: OnClosed,
+        *,
+        max_message_len: int = LONGEST_MESSAGE_LEN,
+        memory: MemoryBudget | None = None,
+        turns: asyncio.Semaphore | None = None,
     ) -> None:
         self.transport = transport
         self._on_message = on_message
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._decoder = FrameDecoder(scratch_buffer(), body_pool())
+        self._decoder = FrameDecoder(
+            scratch_buffer(), body_pool(), max_body_len=max_message_len
+        )
+        #: Go peers may send messages that unpack to a little more than 64 MiB.
+        self._max_plain_len = (
+            max_message_len if max_message_len < LONGEST_MESSAGE_LEN else MAX_PLAIN_LEN
+        )
+        self._turns = asyncio.Semaphore(1) if turns is None else turns
+        self._received_len = 0
+        self._held_len = 0
         self._inbox: deque[Frame] = deque()
         self._inbox_len = 0
         self._unpacking: asyncio.Task[None] | None = None
@@ -129,6 +154,7 @@ class Driver:
         self.last_sent_s = self.last_received_s
         #: Whether anything has come from the peer.
         self.has_received = False
+        self._account = None if memory is None else memory.open(self)
 
     @property
     def is_closed(self) -> bool:
@@ -150,6 +176,33 @@ class Driver:
         """Bytes queued that have not left the process."""
         return self._outbox_len + self.transport.unsent_len
 
+    # Called by the account of memory.
+
+    @property
+    def memory_len(self) -> int:
+        """Bytes held: in messages that come, wait, are worked on, or go."""
+        return (
+            self._decoder.partial_len
+            + self._inbox_len
+            + self._held_len
+            + self.unsent_len
+        )
+
+    @property
+    def moved_len(self) -> int:
+        """All bytes received and sent so far."""
+        return self._received_len + self.sent_len
+
+    @property
+    def is_mid_message(self) -> bool:
+        """Whether a part of a message has come."""
+        return self._decoder.partial_len > 0
+
+    @property
+    def waits_for_peer(self) -> bool:
+        """Whether the peer has to go on with a message, or to take one."""
+        return self.unsent_len > 0 or (self._reading and self.is_mid_message)
+
     # Called by the transport.
 
     def get_buffer(self) -> memoryview:
@@ -160,6 +213,7 @@ class Driver:
         """Take bytes; a peer that breaks the protocol loses the connection."""
         self.last_received_s = self._loop.time()
         self.has_received = True
+        self._received_len += count
         if self._close_error is not None:
             return
         try:
@@ -167,9 +221,12 @@ class Driver:
                 self._take(frame)
         except ProtocolError as exc:
             self.abort(exc)
+        if count > _MINOR_LEN:
+            self._recount()
 
     def writable(self) -> None:
         """Let waiting senders go on."""
+        self._recount()
         self._output_full = False
         self._pause_or_resume()
         self._wake_writer()
@@ -183,7 +240,7 @@ class Driver:
             if not self._decoder.at_frame_boundary:
                 text += " in the middle of a message"
             reason: Exception = ConnectionLostError(text)
-        elif isinstance(error, SecurityError | ConnectionLostError):
+        elif isinstance(error, SecurityError | ProtocolError | ConnectionLostError):
             reason = error
         else:
             reason = ConnectionLostError(f"the connection broke: {_words(error)}")
@@ -258,6 +315,7 @@ class Driver:
 
     async def _wait_for_turn(self, *, short: bool) -> None:
         """Wait for the turn to queue a message; short ones go first."""
+        self._recount()
         writer: asyncio.Future[None] = self._loop.create_future()
         if short:
             self._writers.appendleft(writer)
@@ -303,6 +361,11 @@ class Driver:
     def _write(self, buffers: list[Buffer], *, at_once: bool) -> None:
         length = sum(map(len, buffers))
         self._queued_len += length
+        self._queue(buffers, length, at_once=at_once)
+        if length > _MINOR_LEN:
+            self._recount()
+
+    def _queue(self, buffers: list[Buffer], length: int, *, at_once: bool) -> None:
         if at_once and not self._outbox:
             self.transport.write(buffers)
             return
@@ -327,6 +390,16 @@ class Driver:
         self._outbox_len = 0
         if buffers:
             self.transport.write([b"".join(buffers)] if joinable else buffers)
+
+    def change_held(self, difference: int) -> None:
+        """Count what is held above for messages that have been handed on."""
+        self._held_len += difference
+        if self._held_len >= SMALL_LEN or difference < -_MINOR_LEN:
+            self._recount()
+
+    def _recount(self) -> None:
+        if self._account is not None:
+            self._account.update()
 
     def hold_reading(self) -> None:
         """Deliver nothing until ``release_reading`` is called as often as this."""
@@ -381,11 +454,14 @@ class Driver:
             return
         self._close_error = reason
         self._inbox.clear()
+        self._inbox_len = 0
         if self._released is not None:
             self._released.set_result(None)
             self._released = None
         self._wake_all_writers()
         self._on_closed(reason)
+        if self._account is not None:
+            self._account.close()
 
     def _take(self, frame: Frame) -> None:
         if self._unpacking is None:
@@ -404,17 +480,17 @@ class Driver:
         self._inbox_full = self._inbox_len > _INBOX_HIGH_LEN
         self._pause_or_resume()
 
-    @staticmethod
-    def _unpack_inline(frame: Frame) -> Message | None:
+    def _unpack_inline(self, frame: Frame) -> Message | None:
         """Unpack what takes no time; None for what a worker thread has to do."""
         if frame.codec in (Codec.NONE, Codec.NONE_ONCE):
             return decode_frame(frame)
         if len(frame.body) > _INLINE_LEN:
             return None
         try:
-            return decode_frame(frame, max_plain_len=_INLINE_PLAIN_LEN)
+            most = min(_INLINE_PLAIN_LEN, self._max_plain_len)
+            return decode_frame(frame, max_plain_len=most)
         except FrameTooLargeError:
-            return None
+            return None  # a worker has the right limit
 
     async def _unpack_inbox(self) -> None:
         """Unpack waiting frames in worker threads, in order, until none is left."""
@@ -424,18 +500,30 @@ class Driver:
                     self._released = self._loop.create_future()
                     await self._released
                     continue
-                frame = self._inbox[0]
-                message = await self._loop.run_in_executor(
-                    _UNPACKERS, decode_frame, frame
-                )
+                await self._unpack_next()
                 if self._close_error is not None:
                     return
-                self._inbox.popleft()
-                self._change_inbox(-_cost(frame))
-                self._on_message(message, frame.codec)
         except ProtocolError as exc:
             self.abort(exc)
         finally:
             self._unpacking = None
             if self._lost_error is not None:
                 self._finish(self._lost_error)
+
+    async def _unpack_next(self) -> None:
+        """Unpack one waiting frame, unless memory is short."""
+        async with self._turns:
+            if self._account is not None and not self._account.may_take():
+                return
+            if self._holds or not self._inbox:
+                return
+            frame = self._inbox[0]
+            message = await self._loop.run_in_executor(
+                _UNPACKERS, decode_frame, frame, self._max_plain_len
+            )
+            if self._close_error is not None:
+                return
+            self._inbox.popleft()
+            self._change_inbox(-_cost(frame))
+            self._on_message(message, frame.codec)
+            self._recount()

@@ -3,24 +3,42 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from rpc25519_tools.config import Config
-from rpc25519_tools.errors import ConnectionLostError, NotConnectedError
+from rpc25519_tools.errors import (
+    ConfigError,
+    ConnectionLostError,
+    LocalProtocolError,
+    NotConnectedError,
+)
 from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.identity.watch import IdentityFiles
+from rpc25519_tools.limits import format_size
 from rpc25519_tools.rpc.connection import Connection
+from rpc25519_tools.rpc.driver import UNPACKERS
+from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
+from rpc25519_tools.rpc.known import KnownGuard, known_guard
+from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
+from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
+from rpc25519_tools.transport.psk import TunnelSettings
 from rpc25519_tools.wire.greenpack import Buffer
 
 _log = logging.getLogger(__name__)
 
 #: Which pair of keys is a server's own where its Config names none.
 DEFAULT_KEY_NAME: Final = "node"
+
+
+#: How often those are looked for who keep others waiting for memory, in seconds.
+_MEMORY_LOOK_S: Final = 1.0
 
 
 class ServerObserver(Protocol):
@@ -49,6 +67,8 @@ class Server:
         reveal_errors: whether a caller gets the text of any exception that a handler
             raises, or only of those of this package's own tree.
         grace_s: how long running calls may go on when the context manager is left.
+        identity_reloaded: told when changed files have brought another certificate,
+            key or authority; see ``Config.identity_poll_s``.
         access: says which client may do what, asked at each call; None lets everybody
             do whatever is on offer.
     """
@@ -61,6 +81,7 @@ class Server:
         *,
         reveal_errors: bool = True,
         grace_s: float = 5.0,
+        identity_reloaded: Callable[[LoadedIdentity], None] | None = None,
         access: AccessPolicy | None = None,
     ) -> None:
         self._config = config
@@ -70,9 +91,16 @@ class Server:
         self._grace_s = grace_s
         self._access = access
         self._listener: Listener | None = None
+        self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
         self._stopping = False
+        self._identity_reloaded = identity_reloaded
+        self._watch: IdentityWatch | None = None
+        self._tunnel: TunnelSettings | None = None
+        self._memory = MemoryBudget(config.limits.max_memory_len, self._watch_memory)
+        self._memory_timer: asyncio.TimerHandle | None = None
+        self._turns = asyncio.Semaphore(UNPACKERS)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -104,12 +132,14 @@ class Server:
             identity: our keys, where the caller has loaded them already.
 
         Raises:
-            KeyFileError: our keys or certificates are missing or do not fit.
+            KeyFileError: our keys, certificates or pre-shared key are missing or do
+                not fit; or the list of known keys is broken, or locked and empty.
             ConnectFailedError: the address cannot be listened on.
         """
         config = self._config
         tls = None
-        if config.network == "tls":
+        self._known = known_guard(config, "client")
+        if config.needs_identity:
             if identity is None:
                 identity = await asyncio.to_thread(
                     load_identity,
@@ -117,14 +147,73 @@ class Server:
                     config.key_name or DEFAULT_KEY_NAME,
                     config.passphrase,
                 )
-            tls = TlsSettings(identity=identity, verify=config.verify_peer)
+                warn_of_end(identity)
+            if config.network == "tls":
+                tls = self._tls(identity)
+            self._tunnel = await load_tunnel(config.pre_shared_key_path, identity)
+        if self._known is not None:
+            await self._known.require_usable()
         self._listener = await listen(
             config.address,
             tls=tls,
             accept=self._accept,
             failed=self._refused,
+            limits=config.limits,
             http_connect=config.http_connect,
+            tunnel=self._tunnel,
         )
+        if self._known is not None:
+            self._known.watch(lambda: [one.driver for one in self._connections])
+        if identity is not None and config.identity_poll_s:
+            self._watch = IdentityWatch(
+                IdentityFiles(config.certs_dir, identity, config.reload_passphrase),
+                self._use_reloaded,
+                interval_s=config.identity_poll_s,
+            )
+
+    def _tls(self, identity: LoadedIdentity) -> TlsSettings:
+        return TlsSettings(
+            identity=identity,
+            verify=self._config.verify_peer,
+            peer_check=self._known,
+        )
+
+    def reload_identity(self, identity: LoadedIdentity) -> None:
+        """Use another certificate, key or authority for connections to come.
+
+        Open connections go on, whoever has authenticated them. See also
+        ``Config.identity_poll_s``, which does this whenever the files change.
+
+        Raises:
+            LocalProtocolError: the server does not run.
+            ConfigError: it runs on plain TCP, without a pre-shared key.
+            KeyFileError: the certificate is too long for a pre-shared key's tunnel.
+        """
+        if self._listener is None or self._stopping:
+            raise LocalProtocolError("this server does not run")
+        if not self._config.needs_identity:
+            raise ConfigError("there is no identity on plain TCP")
+        tls = self._tls(identity) if self._config.network == "tls" else None
+        if self._tunnel is not None:
+            self._tunnel = replace(self._tunnel, identity=identity)
+        self._listener.use(tls, self._tunnel)
+        if self._watch is not None:
+            self._watch.files.current = identity
+
+    def look_for_identity(self) -> None:
+        """Look at once whether our files have changed, if they are being watched.
+
+        What is wrong with them, if anything is, is logged again.
+        """
+        if self._watch is not None:
+            self._watch.look_now()
+
+    def _use_reloaded(self, identity: LoadedIdentity) -> None:
+        if self._stopping:
+            return
+        self.reload_identity(identity)
+        if self._identity_reloaded is not None:
+            self._identity_reloaded(identity)
 
     async def push(
         self,
@@ -179,6 +268,8 @@ class Server:
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""
         self._stopping = True
+        if self._watch is not None:
+            self._watch.close()
         if self._listener is not None:
             self._listener.close()
 
@@ -200,8 +291,12 @@ class Server:
     async def aclose(self) -> None:
         """Stop at once: cancel running calls, close all connections and the address."""
         self.stop_accepting()
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
         closing = [one.aclose() for one in list(self._connections)]
         await asyncio.gather(*closing)
+        if self._known is not None:
+            await self._known.aclose()
 
     # Called by the listener.
 
@@ -227,7 +322,29 @@ class Server:
         except Exception:  # noqa: BLE001  # whatever a log can fail with
             _log.exception("the observer of the server failed")
 
+    # Called by the memory's budget, and by the timer.
+
+    def _watch_memory(self) -> None:
+        _log.warning(
+            "clients hold more than %s together: the largest have to wait",
+            format_size(self._config.limits.max_memory_len),
+        )
+        self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._memory_timer = loop.call_later(_MEMORY_LOOK_S, self._look_at_memory)
+
+    def _look_at_memory(self) -> None:
+        if self._memory.relieve(asyncio.get_running_loop().time()):
+            self._look_later()
+
     # For connections.
+
+    def heard(self, connection: Connection) -> None:
+        """Note that a client has sent its first message."""
+        if self._listener is not None:
+            self._listener.prove(connection.driver.transport)
 
     def forget(self, connection: Connection, reason: Exception) -> None:
         """Drop a connection that is over."""
@@ -261,3 +378,13 @@ class Server:
     def stopping(self) -> bool:
         """Whether ``stop_accepting`` has been called."""
         return self._stopping
+
+    @property
+    def memory(self) -> MemoryBudget:
+        """What all connections hold."""
+        return self._memory
+
+    @property
+    def turns(self) -> asyncio.Semaphore:
+        """Lets connections unpack, a few at a time."""
+        return self._turns

@@ -26,7 +26,8 @@ _NO_ARGS: Final[Mapping[str, str]] = {}
 
 _KINDS: Final[Mapping[int, CallKind]] = {kind.value: kind for kind in CallKind}
 
-#: Calls that one connection may have running; more are answered with an error.
+#: Calls that one connection may have running where nothing else is said; more are
+#: answered with an error.
 MAX_OPEN_CALLS: Final = 1024
 
 
@@ -102,6 +103,7 @@ class ServerCore:
         default_codec: what packs answers before the client has shown its own codec;
             NONE is kept whatever the client uses.
         offers: tells whether a service of that kind and name is registered.
+        max_calls: how many calls may be running at a time.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class ServerCore:
         remote: str,
         default_codec: Codec,
         offers: Callable[[CallKind, str], bool],
+        max_calls: int = MAX_OPEN_CALLS,
     ) -> None:
+        self._max_calls = max_calls
         self._local = local
         self._remote = remote
         self._follows = default_codec is not Codec.NONE
@@ -160,8 +164,8 @@ class ServerCore:
         call = OpenCall(kind, header)
         namesake = self._open.get(header.call_id)
         problem = None
-        if self._open_count >= MAX_OPEN_CALLS:
-            problem = f"more than {MAX_OPEN_CALLS} calls at a time on one connection"
+        if self._open_count >= self._max_calls:
+            problem = f"more than {self._max_calls} calls at a time on one connection"
         elif namesake and (kind.sends_parts or namesake.kind.sends_parts):
             # Parts find their call by its id alone.
             problem = "this call id belongs to a call that is still running"

@@ -59,10 +59,17 @@ class IncomingStream:
 
     It ends after the last part, or raises what ended it early. Leaving it unread holds
     the whole connection back; ``discard`` says that nobody will read on.
+
+    Args:
+        driver: the connection.
+        change_held: learns how much more, or less, the stream holds.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(
+        self, driver: Driver, change_held: Callable[[int], None] | None = None
+    ) -> None:
         self._driver = driver
+        self._change_held = driver.change_held if change_held is None else change_held
         self._parts: deque[Part] = deque()
         self._len = 0
         self._holding = False
@@ -101,6 +108,7 @@ class IncomingStream:
     def _pop(self) -> Part:
         part = self._parts.popleft()
         self._len -= part.cost
+        self._change_held(-part.cost)
         if self._holding and self._len <= _HIGH_WATER_LEN // 2:
             self._holding = False
             self._driver.release_reading()
@@ -112,6 +120,7 @@ class IncomingStream:
             return
         self._parts.append(part)
         self._len += part.cost
+        self._change_held(part.cost)
         if self._len > _HIGH_WATER_LEN and not self._holding:
             self._holding = True
             self._driver.hold_reading()
@@ -134,6 +143,7 @@ class IncomingStream:
 
     def _drop_parts(self) -> None:
         self._parts.clear()
+        self._change_held(-self._len)
         self._len = 0
         if self._holding:
             self._holding = False

@@ -130,6 +130,28 @@ class Transport(Protocol):
         """Close at once and drop what is queued."""
 
 
+class PeerCheck(Protocol):
+    """Decides, beyond the certificate, whether a peer is let in.
+
+    Neither method may block, and both may raise PeerNotTrustedError, which ends the
+    handshake.
+    """
+
+    def check(self, peer: PeerIdentity, host: str) -> None:
+        """Judge a peer whose certificate is good.
+
+        It has not proved yet that it has the key: remember nothing.
+
+        Args:
+            peer: who it says it is.
+            host: where it is, without a port: for a client what it has dialled, for a
+                server the address that the connection comes from.
+        """
+
+    def proven(self, peer: PeerIdentity, host: str) -> None:
+        """Judge again, now that the handshake is done and the peer has the key."""
+
+
 #: Called when a connection is fully open; returns who takes its bytes.
 Accept: TypeAlias = Callable[[Transport], Receiver]
 

@@ -1,49 +1,57 @@
 """Dialling and listening: where transports come from.
 
 ``connect`` returns one open, authenticated transport or raises; ``listen`` hands each
-one that a client opens to a callback. Clients whose handshake (TLS, or HTTP CONNECT on
-plain TCP) is not done cost one socket each for at most HANDSHAKE_TIMEOUT_S.
+one that a client opens to a callback. Clients whose handshake (TLS, HTTP CONNECT on
+plain TCP, a pre-shared-key tunnel's) is not done cost one socket each, and a few
+kilobytes, for the time that the limits allow; ``transport.door`` lets them in.
 """
 
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from rpc25519_tools.config import Address
 from rpc25519_tools.errors import (
     ConfigError,
     ConnectFailedError,
     DeadlineError,
-    HandshakeError,
 )
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     Accept,
+    PeerCheck,
     Receiver,
     Transport,
     format_address,
 )
+from rpc25519_tools.transport.door import Door, Failed
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: How long a client may take to prove who it is; the Go server's own limit.
-HANDSHAKE_TIMEOUT_S: Final = 20.0
-#: Connections that the kernel keeps while the loop is busy.
-_BACKLOG: Final = 128
-#: Clients that may be in their handshake at a time; one more ends the oldest one.
-MAX_UNPROVEN: Final = 512
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
+#: its client tries again a second later, so that a short flood would cost it that.
+_BACKLOG: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """Who we are and whether we check the peer; no settings at all mean plain TCP."""
+    """Who we are and whether we check the peer; no settings at all mean plain TCP.
+
+    Attributes:
+        identity: our keys.
+        verify: False checks nothing about the peer.
+        peer_check: asked about each peer whose certificate is good; never without
+            ``verify``.
+    """
 
     identity: LoadedIdentity
     verify: bool = True
+    peer_check: PeerCheck | None = None
 
 
 def _require_plain(tls: TlsSettings | None, *, http_connect: bool) -> None:
@@ -59,6 +67,7 @@ async def connect(
     timeout_s: float,
     local: Address | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Transport:
     """Open a connection and, with ``tls``, authenticate both ends.
 
@@ -72,11 +81,14 @@ async def connect(
         timeout_s: limit for the whole of it, in seconds.
         local: the address to dial from; None leaves it to the system.
         http_connect: begin with HTTP CONNECT, on plain TCP.
+        tunnel: put a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: nobody answers, or the name does not resolve.
-        HandshakeError: TLS or HTTP CONNECT failed, or the server is not trusted.
+        HandshakeError: TLS, HTTP CONNECT or the tunnel's handshake failed, or the
+            server is not trusted.
+        DecryptionError: the server has another pre-shared key.
         DeadlineError: it took longer than ``timeout_s``.
     """
     _require_plain(tls, http_connect=http_connect)
@@ -84,19 +96,35 @@ async def connect(
     opened: asyncio.Future[Transport] = loop.create_future()
     # The caller may be cancelled just when the handshake fails.
     opened.add_done_callback(lambda done: done.cancelled() or done.exception())
-    protocol = _client_protocol(tls, accept, opened, http_connect=http_connect)
+    host = address.host or "127.0.0.1"
+    tunnels: list[PskTransport] = []
+    protocol = _client_protocol(
+        tls,
+        accept,
+        opened,
+        host,
+        http_connect=http_connect,
+        tunnel=tunnel,
+        tunnels=tunnels,
+    )
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
                 lambda: protocol,
-                address.host or "127.0.0.1",
+                host,
                 address.port,
                 local_addr=(local.host, local.port) if local else None,
             )
             return await opened
     except TimeoutError as exc:
         protocol.give_up()
-        raise DeadlineError(f"no answer from {address} within {timeout_s:g} s") from exc
+        text = f"no answer from {address} within {timeout_s:g} s"
+        if tunnels:
+            text += (
+                " to the pre-shared-key handshake: perhaps it does not use -psk, or "
+                "does not let our key in"
+            )
+        raise DeadlineError(text) from exc
     except (OSError, UnicodeError) as exc:
         if isinstance(exc, ConnectFailedError):
             raise
@@ -112,14 +140,26 @@ def _client_protocol(
     tls: TlsSettings | None,
     accept: Accept,
     opened: "asyncio.Future[Transport]",
+    host: str,
     *,
     http_connect: bool,
+    tunnel: TunnelSettings | None,
+    tunnels: list[PskTransport],
 ) -> TcpTransport:
-    def announce(transport: Transport) -> Receiver:
+    def finish(transport: Transport) -> Receiver:
         receiver = accept(transport)
         if not opened.done():
             opened.set_result(transport)
         return receiver
+
+    def announce(transport: Transport) -> Receiver:
+        if tunnel is None:
+            return finish(transport)
+        inner = PskTransport(
+            transport, tunnel, side="client", accept=finish, failed=fail
+        )
+        tunnels.append(inner)
+        return inner
 
     def fail(error: Exception, _: str) -> None:
         if not opened.done():
@@ -136,88 +176,46 @@ def _client_protocol(
         side="client",
         accept=announce,
         failed=fail,
+        peer_check=tls.peer_check if tls.verify else None,
+        peer_host=host,
     )
-
-
-#: What opens only when the client has gone through a handshake.
-_Shaking: TypeAlias = TlsTransport | HttpConnectTransport
-_Failed: TypeAlias = Callable[[Exception, str], None]
-
-
-class _Handshakes:
-    """Makes the transports of a listener, and watches them until they are open.
-
-    Args:
-        make: makes a transport of what it shall call when open and when failed.
-        name: of the handshake, for errors.
-        timeout_s: how long a handshake may take.
-        accept: called for each open connection.
-        failed: called for each handshake that fails.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[Accept, _Failed], _Shaking],
-        *,
-        name: str,
-        timeout_s: float,
-        accept: Accept,
-        failed: _Failed,
-    ) -> None:
-        self._make = make
-        self._name = name
-        self._timeout_s = timeout_s
-        self._accept = accept
-        self._failed = failed
-        self._unproven: dict[_Shaking, None] = {}  # the oldest one first
-
-    def start(self) -> _Shaking:
-        """Make the transport of a new connection."""
-
-        def proven(transport: Transport) -> Receiver:
-            self._unproven.pop(made, None)
-            return self._accept(transport)
-
-        def not_proven(error: Exception, address: str) -> None:
-            self._unproven.pop(made, None)
-            self._failed(error, address)
-
-        made = self._make(proven, not_proven)
-        if len(self._unproven) >= MAX_UNPROVEN:
-            oldest = next(iter(self._unproven))
-            del self._unproven[oldest]
-            oldest.fail_handshake(HandshakeError("too many clients in their handshake"))
-        self._unproven[made] = None
-        reason = HandshakeError(f"no {self._name} within {self._timeout_s:g} s")
-        made.handshake_timer = asyncio.get_running_loop().call_later(
-            self._timeout_s, made.fail_handshake, reason
-        )
-        return made
-
-    def give_up(self) -> None:
-        """End all that run."""
-        for transport in list(self._unproven):
-            transport.give_up()
 
 
 class Listener:
     """A listening socket; made by ``listen``."""
 
-    def __init__(self, server: asyncio.Server, handshakes: _Handshakes | None) -> None:
+    def __init__(
+        self, server: asyncio.Server, door: Door, maker: "_TlsMaker | None" = None
+    ) -> None:
         self._server = server
-        self._handshakes = handshakes
+        self._door = door
+        self._maker = maker
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
+
+    def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
+        """Begin handshakes with these settings from now on.
+
+        Open connections, and handshakes that run, keep theirs. There must be TLS, and a
+        tunnel, where the listener had it before, and nowhere else.
+        """
+        assert (tls is not None) == (self._maker is not None)
+        if self._maker is not None and tls is not None:
+            self._maker.use(tls)
+        self._door.use_tunnel(tunnel)
 
     def filenos(self) -> list[int]:
         """Return the descriptors of the listening sockets."""
         return [sock.fileno() for sock in self._server.sockets]
 
+    def prove(self, transport: Transport) -> None:
+        """Learn that a client over plain TCP has sent a whole message."""
+        self._door.prove(transport)
+
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""
         self._server.close()
-        if self._handshakes is not None:
-            self._handshakes.give_up()
+        self._door.close()
 
 
 async def listen(
@@ -225,9 +223,10 @@ async def listen(
     *,
     tls: TlsSettings | None,
     accept: Accept,
-    failed: _Failed,
-    handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    failed: Failed,
+    limits: Limits | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Listener:
     """Listen, and hand each open, authenticated connection to ``accept``.
 
@@ -235,49 +234,68 @@ async def listen(
         address: where; port 0 picks a free one, an empty host means all interfaces.
         tls: None for plain TCP.
         accept: called for each connection; returns its receiver.
-        failed: called with the reason and the client's address when a handshake fails.
-        handshake_timeout_s: how long a client may take to prove who it is, or for its
-            HTTP head.
+        failed: called with the reason and the client's address when a handshake fails
+            or a connection is refused; for refusals not each time, but with a count.
+        limits: how many connections there may be, and how long a client may take to
+            prove who it is, or for its HTTP head; None means the usual ones.
         http_connect: require HTTP CONNECT of each client, on plain TCP.
+        tunnel: require a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: the address cannot be listened on.
     """
     _require_plain(tls, http_connect=http_connect)
-    handshakes: _Handshakes | None = None
-    if tls is not None or http_connect:
-        handshakes = _Handshakes(
-            _maker(tls),
-            name="TLS handshake" if tls is not None else "HTTP CONNECT",
-            timeout_s=handshake_timeout_s,
-            accept=accept,
-            failed=failed,
-        )
-
-    def factory() -> TcpTransport:
-        return TcpTransport(accept) if handshakes is None else handshakes.start()
-
+    handshake = "HTTP CONNECT" if http_connect else "TLS handshake" if tls else ""
+    maker = _TlsMaker(tls) if tls is not None else None
+    door = Door(
+        maker or (_make_http_connect if http_connect else _make_plain),
+        handshake=handshake,
+        limits=Limits() if limits is None else limits,
+        accept=accept,
+        failed=failed,
+        tunnel=tunnel,
+    )
     try:
         server = await asyncio.get_running_loop().create_server(
-            factory, address.host or None, address.port, backlog=_BACKLOG
+            door.newcomer, address.host or None, address.port, backlog=_BACKLOG
         )
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server, handshakes)
+    return Listener(server, door, maker)
 
 
-def _maker(tls: TlsSettings | None) -> Callable[[Accept, _Failed], _Shaking]:
-    """Return what makes a server's transports; without TLS, those of HTTP CONNECT."""
-    if tls is None:
-        return lambda accept, failed: HttpConnectTransport(
-            side="server", accept=accept, failed=failed
+def _make_http_connect(accept: Accept, failed: Failed) -> HttpConnectTransport:
+    """Make a server's transport on plain TCP that begins with HTTP CONNECT."""
+    return HttpConnectTransport(side="server", accept=accept, failed=failed)
+
+
+def _make_plain(accept: Accept, _: Failed) -> TcpTransport:
+    """Make a server's transport on plain TCP, which is open at once."""
+    return TcpTransport(accept)
+
+
+class _TlsMaker:
+    """Makes a server's TLS transports, each with the settings of its time."""
+
+    def __init__(self, tls: TlsSettings) -> None:
+        self.use(tls)
+
+    def use(self, tls: TlsSettings) -> None:
+        """Make transports with these settings from now on."""
+        self._context = tls_context(tls.identity, side="server", verify=tls.verify)
+        self._authorities = tls.identity.authorities if tls.verify else None
+        self._peer_check = tls.peer_check if tls.verify else None
+
+    def __call__(self, accept: Accept, failed: Failed) -> TlsTransport:
+        return TlsTransport(
+            self._context,
+            authorities=self._authorities,
+            side="server",
+            accept=accept,
+            failed=failed,
+            peer_check=self._peer_check,
         )
-    context = tls_context(tls.identity, side="server", verify=tls.verify)
-    authorities = tls.identity.authorities if tls.verify else None
-    return lambda accept, failed: TlsTransport(
-        context, authorities=authorities, side="server", accept=accept, failed=failed
-    )
 
 
 def _reason(exc: Exception) -> str:

@@ -242,6 +242,11 @@ class HttpConnectTransport(TcpTransport):
         self.handshake_timer: asyncio.TimerHandle | None = None
         self._open_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer has sent any of its head."""
+        return self._reader.has_data
+
     # Called by asyncio.
 
     def _opened(self) -> None:

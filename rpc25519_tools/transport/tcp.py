@@ -6,8 +6,8 @@ the TLS transport, which overrides how bytes pass through.
 
 import asyncio
 import socket
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.transport.base import (
@@ -24,6 +24,9 @@ _KEEPALIVE_IDLE_S = 30
 _KEEPALIVE_INTERVAL_S = 10
 _KEEPALIVE_COUNT = 4
 
+
+#: What the security of a connection says where there is none.
+NOTHING_PROTECTED: Final = "plain TCP, nothing is protected"
 
 #: How long a peer may take to hang up in its turn, in seconds.
 LINGER_S = 2.0
@@ -65,6 +68,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._closing = False
         self._gone = False
         self._linger_timer: asyncio.TimerHandle | None = None
+        #: Called when the socket is closed.
+        self.gone: Callable[[], None] | None = None
         self.local_address = ""
         self.remote_address = ""
 
@@ -76,7 +81,7 @@ class TcpTransport(asyncio.BufferedProtocol):
     @property
     def security(self) -> str:
         """Say that nothing is protected."""
-        return "plain TCP, nothing is protected"
+        return NOTHING_PROTECTED
 
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 where it is closed."""
@@ -130,6 +135,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.connection_lost(exc)
+        if self.gone is not None:
+            self.gone()
 
     # Called from above.
 
@@ -201,6 +208,13 @@ class TcpTransport(asyncio.BufferedProtocol):
         """Close at once, whether or not there is a socket yet."""
         if self._socket_transport is not None:
             self.abort()
+
+    def end_with(self, error: Exception) -> None:
+        """Close at once, and tell the receiver why."""
+        receiver, self._receiver = self._receiver, None
+        self.give_up()
+        if receiver is not None:
+            receiver.connection_lost(error)
 
     def _opened(self) -> None:
         """Hand the open connection to whoever takes its bytes."""

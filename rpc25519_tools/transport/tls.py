@@ -34,6 +34,7 @@ from rpc25519_tools.transport.base import (
     ENCRYPTED_LEN,
     WRITE_HIGH_WATER_LEN,
     Accept,
+    PeerCheck,
     encrypted_pool,
     scratch_buffer,
     short_buffer,
@@ -164,6 +165,9 @@ class TlsTransport(TcpTransport):
         accept: called when the handshake is done and the peer is trusted.
         failed: called with the reason and the peer's address when it never comes to
             that; the connection is closed by then.
+        peer_check: asked about each peer whose certificate is good.
+        peer_host: what it is told of where the peer is; None tells the address that
+            the connection comes from.
     """
 
     def __init__(
@@ -174,6 +178,8 @@ class TlsTransport(TcpTransport):
         side: Side,
         accept: Accept,
         failed: Callable[[Exception, str], None],
+        peer_check: PeerCheck | None = None,
+        peer_host: str | None = None,
     ) -> None:
         super().__init__(accept)
         self._ssl = SSL.Connection(context, None)
@@ -182,9 +188,13 @@ class TlsTransport(TcpTransport):
         self._authorities = authorities
         self._side: Side = side
         self._failed = failed
+        self._peer_check = peer_check
+        self._peer_host = peer_host
         self._peer: PeerIdentity | None = None
         self._refusal: PeerNotTrustedError | None = None
         self._handshaking = True
+        #: Whether the peer has sent anything.
+        self.has_received = False
         self.handshake_timer: asyncio.TimerHandle | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
@@ -219,11 +229,14 @@ class TlsTransport(TcpTransport):
                 now=datetime.now(UTC),
                 host_name=SERVER_NAME if self._side == "client" else None,
             )
+            if openssl_error is not None:
+                raise PeerNotTrustedError(
+                    f"the certificate was refused: {_verdict(openssl_error)}"
+                )
+            if self._peer_check is not None:
+                self._peer_check.check(self._peer, self._host())
         except PeerNotTrustedError as exc:
-            self._refusal = exc
-            return False
-        if openssl_error is not None:
-            self.refuse(f"the certificate was refused: {_verdict(openssl_error)}")
+            self._refusal, self._peer = exc, None
             return False
         return True
 
@@ -251,6 +264,7 @@ class TlsTransport(TcpTransport):
             return
         self._records.feed(self._scratch[:nbytes])
         if self._handshaking:
+            self.has_received = True
             self._shake_hands()
         if not self._handshaking:
             self._decrypt()
@@ -332,13 +346,21 @@ class TlsTransport(TcpTransport):
     def _other(self) -> str:
         return "server" if self._side == "client" else "client"
 
+    def _host(self) -> str:
+        """Return where the peer is, without its port."""
+        if self._peer_host is not None:
+            return self._peer_host
+        return self.remote_address.rpartition(":")[0].strip("[]")
+
     def _shake_hands(self) -> None:
         try:
             self._ssl.do_handshake()
+            if self._peer_check is not None and self._peer is not None:
+                self._peer_check.proven(self._peer, self._host())
         except SSL.WantReadError:
             self._send_encrypted()
             return
-        except (SSL.Error, ValueError) as exc:
+        except (SSL.Error, ValueError, PeerNotTrustedError) as exc:
             self._end_handshake()
             self._send_encrypted()
             if self._side == "server" and _speaks_no_tls(exc):
@@ -365,6 +387,8 @@ class TlsTransport(TcpTransport):
     def _handshake_error(self, exc: Exception) -> SecurityError:
         if self._refusal is not None:
             return self._refusal
+        if isinstance(exc, PeerNotTrustedError):
+            return exc
         if not isinstance(exc, SSL.Error):
             return HandshakeError(f"unusable certificate: {exc}")
         if _speaks_no_tls(exc):
@@ -383,23 +407,20 @@ class TlsTransport(TcpTransport):
             if filled:
                 self._receiver.buffer_updated(filled)
         if end is ReadEnd.FAILED:
-            self._end_with(self._records.failure)
+            self._fail(self._records.failure)
         elif end is ReadEnd.CLOSED:
             self.close()
         # What OpenSSL has to say on receiving, such as an answer to a key update, it
         # says in front of what we write next.
 
-    def _end_with(self, text: str) -> None:
+    def _fail(self, text: str) -> None:
         """End an open connection that TLS declares broken or refused."""
         error: Exception = ConnectionLostError(f"TLS error: {text}")
         if "alert" in text:
             error = PeerNotTrustedError(
                 f"the {self._other()} refused our certificate ({text})"
             )
-        receiver, self._receiver = self._receiver, None
-        self.abort()
-        if receiver is not None:
-            receiver.connection_lost(error)
+        self.end_with(error)
 
     def _flush(self) -> None:
         """Encrypt queued bytes as long as the kernel takes them at once."""

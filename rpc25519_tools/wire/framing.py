@@ -47,6 +47,8 @@ _CODECS: Final = tuple(Codec(number) for number in range(_HIGHEST_CODEC + 1))
 _WHOLE_UP_TO_LEN: Final = 64 * 1024
 #: The first two bytes of a TLS alert record: what a plain client hears from TLS.
 _TLS_ALERT: Final = b"\x15\x03"
+#: How the length begins that a pre-shared-key handshake begins with.
+_TUNNEL_LENGTH: Final = bytes(5)
 
 
 @value_class
@@ -117,9 +119,19 @@ class FrameDecoder:
             only between ``get_buffer`` and ``buffer_updated``, so several decoders of
             one thread can share it.
         pool: where memory for bodies comes from; can be shared in the same way.
+        max_body_len: most bytes of one body, as they come; never above the wire's own
+            limit.
     """
 
-    def __init__(self, scratch: bytearray, pool: BufferPool | None = None) -> None:
+    def __init__(
+        self,
+        scratch: bytearray,
+        pool: BufferPool | None = None,
+        *,
+        max_body_len: int = MAX_BODY_LEN,
+    ) -> None:
+        self._max_body_len = min(max_body_len, MAX_BODY_LEN)
+        self._whole_up_to_len = min(_WHOLE_UP_TO_LEN, self._max_body_len)
         self._scratch = memoryview(scratch)
         self._pool = BufferPool() if pool is None else pool
         self._partial_header = b""
@@ -134,6 +146,11 @@ class FrameDecoder:
     def at_frame_boundary(self) -> bool:
         """Whether the bytes so far end exactly with a frame."""
         return self._body is None and not self._partial_header
+
+    @property
+    def partial_len(self) -> int:
+        """Bytes of a body that has not come to its end yet."""
+        return self._filled if self._body is not None else 0
 
     def get_buffer(self) -> memoryview:
         """Return memory (never empty) in which to place the next bytes."""
@@ -188,8 +205,7 @@ class FrameDecoder:
                 frames.append(self._finish_body())
         return frames
 
-    @staticmethod
-    def _whole_frame(view: memoryview, position: int, end: int) -> Frame | None:
+    def _whole_frame(self, view: memoryview, position: int, end: int) -> Frame | None:
         """Cut out a short frame that is there in one piece, as most are; else None."""
         start = position + FRAME_HEADER_LEN
         if start > end:
@@ -199,7 +215,7 @@ class FrameDecoder:
         if (
             magic != MAGIC
             or codec > _HIGHEST_CODEC
-            or body_len > _WHOLE_UP_TO_LEN
+            or body_len > self._whole_up_to_len
             or stop > end
         ):
             return None
@@ -218,12 +234,12 @@ class FrameDecoder:
         self._partial_header = b""
         self._check_magic(header)
         _, codec, body_len = _HEADER.unpack(header)
-        if body_len > MAX_BODY_LEN:
+        if body_len > self._max_body_len:
             self._failed = True
             raise FrameTooLargeError(
                 f"the peer announces a message of {body_len} bytes; "
-                f"the limit is {MAX_BODY_LEN}",
-                limit=MAX_BODY_LEN,
+                f"the limit is {self._max_body_len}",
+                limit=self._max_body_len,
                 got=body_len,
             )
         self._codec = Codec(codec)
@@ -237,6 +253,10 @@ class FrameDecoder:
             self._failed = True
             if header.startswith(_TLS_ALERT) or _TLS_ALERT.startswith(header):
                 raise BadMagicError("the peer speaks TLS, not plain TCP (drop -tcp)")
+            if header.startswith(_TUNNEL_LENGTH) or _TUNNEL_LENGTH.startswith(header):
+                raise BadMagicError(
+                    "the peer uses a pre-shared key (-psk), and this side does not"
+                )
             raise BadMagicError("the peer does not speak this protocol (bad magic)")
         if len(header) > len(MAGIC) and header[len(MAGIC)] > _HIGHEST_CODEC:
             self._failed = True

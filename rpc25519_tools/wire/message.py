@@ -143,6 +143,22 @@ class Message:
     error: str = ""
 
 
+#: What an entry of Args takes beside its two texts: two objects and a place in a dict.
+ARG_COST: Final = 64
+
+
+def header_len(header: Header) -> int:
+    """Return the size of a header as limits count it.
+
+    The characters of all its texts, and ARG_COST for each entry of its Args.
+    """
+    length = len(header.sender) + len(header.recipient) + len(header.subject)
+    length += len(header.call_id) + len(header.service_name)
+    for key, text in header.args.items():
+        length += len(key) + len(text) + ARG_COST
+    return length
+
+
 _KEY_HEADER: Final = pack_str("HDR_zid00_rct")
 _KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
 _KEY_ERROR: Final = pack_str("JobErrs_zid02_str")

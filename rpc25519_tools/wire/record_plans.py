@@ -128,21 +128,24 @@ def integer(width: Width) -> Plan:
 
 def floating(width: Width) -> Plan:
     """Return the plan of a float of 32 or 64 bits."""
-    mark, pack = (
-        (b"\xcb", struct.Struct(">d").pack)
+    mark, form = (
+        (b"\xcb", struct.Struct(">d"))
         if width.bits == 64
-        else (b"\xca", struct.Struct(">f").pack)
+        else (b"\xca", struct.Struct(">f"))
     )
 
-    def encode_float(value: object, out: Out) -> None:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise wrong(value, "a number")
+    def pack(value: float) -> bytes:
         try:
-            out.pieces.append(mark + pack(value))
+            return form.pack(value)
         except (OverflowError, struct.error):
             raise MismatchError(
                 f"{_shown(value)} is no {width.bits}-bit float"
             ) from None
+
+    def encode_float(value: object, out: Out) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise wrong(value, "a number")
+        out.pieces.append(mark + pack(value))
 
     def decode_float(source: In) -> float:
         value = scalar(source)
@@ -150,7 +153,11 @@ def floating(width: Width) -> Plan:
             return 0.0
         if type(value) is not float:
             raise wrong(value, "a float")
-        return value
+        if width.bits == 64:
+            return value
+        # A peer may have sent 64 bits. What is taken can be encoded again.
+        narrow: float = form.unpack(pack(value))[0]
+        return narrow
 
     return Plan(
         width.clue, encode_float, decode_float, lambda: 0.0, lambda one: one == 0

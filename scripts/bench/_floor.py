@@ -2,27 +2,33 @@
 
 One process reads a file, hashes each part and the whole, encrypts and sends; another
 receives, decrypts, hashes the same and writes. The libraries are the ones that the
-product uses. No frames, no event loop, no threads, and the time of start-up and of
-handshakes does not count: what this takes is a lower bound for the product on the same
-machine, once with the bare cipher in pieces of a whole part, once with TLS and its
-records of 16 KiB.
+product uses. No frames, no threads, and the time of start-up and of handshakes does not
+count: what this takes is a lower bound for the product on the same machine, once with
+the bare cipher in pieces of a whole part, once with TLS and its records of 16 KiB, and
+once with TLS on the event loop, by the product's own transports.
 
-Run as a program: ``_floor.py cipher|tls SOURCE TARGET CERTS`` prints the seconds.
+Run as a program: ``_floor.py cipher|tls|loop SOURCE TARGET CERTS`` prints the seconds.
 """
 
+import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import socket
 import sys
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from OpenSSL import SSL
 
+from rpc25519_tools.config import parse_address
 from rpc25519_tools.identity.store import load_identity
+from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, Transport
+from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
 from rpc25519_tools.transport.tls import Side, tls_context
 from rpc25519_tools.transport.tls_records import records_of
 
@@ -38,6 +44,8 @@ _Receive = Callable[[bytearray], bool]
 
 def floor_seconds(way: str, source: Path, target: Path, certs: Path) -> float:
     """Return the seconds to carry ``source``, whole parts, into ``target``."""
+    if way == "loop":
+        return _loop_seconds(source, target, certs)
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -60,6 +68,97 @@ def floor_seconds(way: str, source: Path, target: Path, certs: Path) -> float:
     if sender.exitcode:
         raise SystemExit("the floor's sender failed")
     return seconds
+
+
+def _loop_seconds(source: Path, target: Path, certs: Path) -> float:
+    context = multiprocessing.get_context("fork")
+    addresses: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+    sender = context.Process(target=_send_on_loop, args=(source, certs, addresses))
+    sender.start()
+    with target.open("wb", 0) as file:
+        seconds = asyncio.run(_receive_on_loop(file, certs, addresses))
+    sender.join()
+    if sender.exitcode:
+        raise SystemExit("the floor's sender failed")
+    return seconds
+
+
+class _Bare:
+    """A receiver that hashes and writes whole parts, and does nothing else."""
+
+    def __init__(self, take: Callable[[bytearray], object]) -> None:
+        self._take = take
+        self._part = bytearray(_PART_LEN)
+        self._filled = 0
+        self.total = blake3()
+        self.started = 0.0
+        self.ended = asyncio.get_running_loop().create_future()
+        self.has_room = asyncio.Event()
+
+    def opened(self, _: Transport) -> "_Bare":
+        self.started = time.perf_counter()
+        return self
+
+    def get_buffer(self) -> memoryview:
+        return memoryview(self._part)[self._filled :]
+
+    def buffer_updated(self, count: int) -> None:
+        self._filled += count
+        if self._filled == _PART_LEN:
+            self._filled = 0
+            self.total.update(self._part)
+            blake3(self._part).digest()
+            self._take(self._part)
+
+    def writable(self) -> None:
+        self.has_room.set()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended.set_result(time.perf_counter() - self.started)
+
+
+async def _receive_on_loop(
+    file: FileIO, certs: Path, addresses: "multiprocessing.SimpleQueue[str]"
+) -> float:
+    receiver = _Bare(file.write)
+    listener = await listen(
+        parse_address("127.0.0.1:0"),
+        tls=TlsSettings(identity=load_identity(certs, "node", None)),
+        accept=receiver.opened,
+        failed=lambda error, _: receiver.ended.set_exception(error),
+    )
+    addresses.put(listener.address)
+    seconds: float = await receiver.ended
+    listener.close()
+    return seconds
+
+
+def _send_on_loop(
+    source: Path, certs: Path, addresses: "multiprocessing.SimpleQueue[str]"
+) -> None:
+    async def send() -> None:
+        receiver = _Bare(bytearray)
+        transport = await connect(
+            parse_address(addresses.get()),
+            tls=TlsSettings(identity=load_identity(certs, "client", None)),
+            accept=receiver.opened,
+            timeout_s=20,
+        )
+        parts = [bytearray(_PART_LEN) for _ in range(4)]  # one is filled, others leave
+        with source.open("rb", 0) as file:
+            for part in itertools.cycle(parts):
+                if file.readinto(part) != _PART_LEN:
+                    break
+                receiver.total.update(part)
+                blake3(part).digest()
+                transport.write([part])
+                while transport.unsent_len > WRITE_HIGH_WATER_LEN:
+                    receiver.has_room.clear()
+                    await receiver.has_room.wait()
+        transport.close()
+        await receiver.ended
+
+    asyncio.run(send())
 
 
 def _send(

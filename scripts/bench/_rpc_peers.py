@@ -4,7 +4,8 @@
     _rpc_peers.py call STACK DIR PORT PAYLOAD_LEN IN_FLIGHT CONNECTIONS SECONDS
                                           prints one JSON object
 
-STACK is ``ours``, ``ours-uvloop``, ``grpc-sync`` or ``grpc-aio``. All use TLS with
+STACK is ``ours``, ``ours-uvloop``, ``bare`` (see _rpc_floor.py), ``bare-uvloop``,
+``grpc-sync`` or ``grpc-aio``. All use TLS with
 certificates on both sides, from DIR: ours its own ed25519 ones, grpcio (which takes no
 ed25519) ECDSA ones.
 The service echoes its payload.
@@ -27,19 +28,16 @@ _WARM_UP_S = 0.3
 def main() -> None:
     """Run one end."""
     what, stack, directory, *rest = sys.argv[1:]
-    if stack == "ours-uvloop":
+    if stack.endswith("-uvloop"):
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-        stack = "ours"
+        stack = stack.removesuffix("-uvloop")
+    serve, call = ends_of(stack)
     if what == "serve":
-        {"ours": serve_ours, "grpc-sync": serve_grpc, "grpc-aio": serve_grpc_aio}[
-            stack
-        ](Path(directory))
+        serve(Path(directory))
         return
     port, payload_len, in_flight, connections = map(int, rest[:4])
-    callers = {"ours": call_ours, "grpc-sync": call_grpc, "grpc-aio": call_grpc_aio}
-    call = callers[stack]
     latencies, seconds = call(
         Path(directory),
         port,
@@ -55,6 +53,19 @@ def main() -> None:
         for name, share in shares.items()
     }
     print(json.dumps({"calls_per_s": len(latencies) / seconds, **result}))
+
+
+def ends_of(stack: str) -> tuple[Callable[..., None], "Callable[..., Latencies]"]:
+    """Return what serves and what calls."""
+    if stack == "bare":
+        import _rpc_floor
+
+        return _rpc_floor.serve, _rpc_floor.call
+    return {
+        "ours": (serve_ours, call_ours),
+        "grpc-sync": (serve_grpc, call_grpc),
+        "grpc-aio": (serve_grpc_aio, call_grpc_aio),
+    }[stack]
 
 
 Latencies = tuple[list[float], float]

@@ -26,8 +26,9 @@ from rpc25519_tools.errors import (
     NotConnectedError,
     RemoteCallError,
 )
+from rpc25519_tools.identity.store import load_identity
 from tests.blocking.services import Pair, Served, config_of, serving
-from tests.helpers import wait_until
+from tests.helpers import issue_certs, wait_until
 
 
 @pytest.fixture
@@ -465,3 +466,13 @@ def test_stopping_lets_running_calls_end(certs: Path) -> None:
             go.set()
             assert reply.result(5).payload == b"finished"
             stopping.result(5)
+
+
+def test_the_identity_of_a_running_server_is_replaced(tmp_path: Path) -> None:
+    certs = issue_certs(tmp_path, "node", "client", "other")
+    with serving(certs) as served:
+        for name in ("node", "other"):
+            served.server.reload_identity(load_identity(certs, name, None))
+            with served.client() as client:
+                assert client.peer is not None
+                assert client.peer.emails == (f"{name}@example.org",)

@@ -112,6 +112,8 @@ TABS = [
     ("srv -readf", "-readfile"),
     ("srv -certs so", "-certs some-directory/"),
     ("selfy --verif", "--verify"),
+    ("selfy stat", "status"),
+    ("selfy renew --da", "renew --days"),
     ("rpc25519 same", "samesame"),
     ("rpc25519 cli -echof", "cli -echofile"),
     ("rpc25519 completion z", "completion zsh"),

@@ -8,6 +8,7 @@ import pytest
 from rpc25519_tools.commands.cli import cli
 from rpc25519_tools.commands.completion import completion
 from rpc25519_tools.commands.group import rpc25519
+from rpc25519_tools.commands.known import known
 from rpc25519_tools.commands.samesame import samesame
 from rpc25519_tools.commands.selfy import selfy
 from rpc25519_tools.commands.srv import srv
@@ -23,7 +24,7 @@ COMMANDS: dict[str, click.Command] = {
     "srv": srv,
 }
 TOOLS = {name: command for name, command in COMMANDS.items() if name != "rpc25519"}
-WITHIN_GROUP = {**TOOLS, "completion": completion}
+WITHIN_GROUP = {**TOOLS, "completion": completion, "known": known}
 
 #: What may be loaded beside the standard library; and what may not be loaded from it,
 #: since it takes more than a few milliseconds.

@@ -25,8 +25,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from rpc25519_tools.commands import _passphrase
+from rpc25519_tools.commands._authority import CA_VARIABLE
 from rpc25519_tools.commands._passphrase import passphrase_source
-from rpc25519_tools.commands.selfy import CA_VARIABLE, selfy
+from rpc25519_tools.commands.selfy import selfy
 
 from rpc25519_tools.errors import LocalFileError, PassphraseError
 from rpc25519_tools.identity import keyfile

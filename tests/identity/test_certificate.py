@@ -21,6 +21,7 @@ from rpc25519_tools.identity.certificate import (
     key_id,
     parse_certificate,
     peer_identity,
+    verify_peer,
     verify_peer_certificate,
 )
 from rpc25519_tools.identity.printable import printable
@@ -221,6 +222,26 @@ def test_unreadable_keys_and_dates_are_refused_not_raised() -> None:
     year_zero = parse_certificate(der.replace(b"\x18\x0f2126", b"\x18\x0f0000"))
     with pytest.raises(PeerNotTrustedError, match="dates cannot be read"):
         check_dates(year_zero, now=NOW)
+
+
+def der_sequence(content: bytes) -> bytes:
+    """Wrap what is between 256 and 65535 bytes long."""
+    return b"\x30\x82" + len(content).to_bytes(2, "big") + content
+
+
+def test_an_unreadable_issuer_is_refused_not_raised() -> None:
+    """Its name has the same attribute twice in one set."""
+    issuer = "3016 3114" + 2 * "3008 0603550403 130161"
+    ca = sample_authority()
+    before, _, after = sample_leaf().tbs_certificate_bytes.partition(
+        ca.subject.public_bytes()
+    )
+    version_on = before[before.index(b"\xa0\x03") :]
+    to_be_signed = der_sequence(version_on + bytes.fromhex(issuer) + after)
+    signature = bytes.fromhex("300506032b6570 034100") + bytes(64)
+    odd = parse_certificate(der_sequence(to_be_signed + signature))
+    with pytest.raises(PeerNotTrustedError, match="was not issued by our"):
+        verify_peer(odd, (ca,), usage="client", now=NOW, host_name=None)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What certificates and keys look like to people and programs."""
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
@@ -72,6 +72,15 @@ def test_validity(after: timedelta, status: str, days: int, shown: str) -> None:
     assert details.status(NOW + after) == status
     assert details.days_left(NOW + after) == days
     assert shown in dict(details.rows(NOW + after))["Status"]
+
+
+def test_a_certificate_that_never_expires_is_shown() -> None:
+    """RFC 5280 (4.1.2.5) has one day for that, the last that there is."""
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    details = describe_certificate(sample_leaf(life=last - NOW))
+    assert details.status(NOW) == "valid"
+    assert details.status(last.replace(microsecond=999_999)) == "valid"
+    assert dict(details.rows(NOW))["Valid until"] == "9999-12-31 23:59:59 UTC"
 
 
 def test_hostile_names_are_escaped_in_rows() -> None:

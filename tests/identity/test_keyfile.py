@@ -1,5 +1,6 @@
 """Private key files: the reference's bytes, hostile bytes, and no leaks."""
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -201,6 +202,16 @@ def test_hostile_headers_are_refused_before_any_work(
 )
 def test_other_files_are_refused(content: bytes, why: str) -> None:
     with pytest.raises(KeyFileError, match=why):
+        decode_private_key(content, must_not_ask)
+
+
+@pytest.mark.parametrize("seed_len", [0, 31, 33, 64])
+def test_an_ed25519_key_of_another_length_is_refused(seed_len: int) -> None:
+    inner = b"\x04" + bytes((seed_len,)) + bytes(seed_len)
+    outer = bytes.fromhex("020100300506032b6570") + bytes((4, len(inner))) + inner
+    der = base64.encodebytes(bytes((0x30, len(outer))) + outer)
+    content = b"-----BEGIN PRIVATE KEY-----\n%b-----END PRIVATE KEY-----\n" % der
+    with pytest.raises(KeyFileError, match="PKCS#8"):
         decode_private_key(content, must_not_ask)
 
 

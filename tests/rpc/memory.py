@@ -9,6 +9,7 @@ import pytest
 
 from rpc25519_tools.config import Address
 from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
     WRITE_HIGH_WATER_LEN,
@@ -198,6 +199,7 @@ class MemoryNetwork:
         timeout_s: float,
         local: Address | None = None,
         http_connect: bool = False,
+        tunnel: object = None,
     ) -> Transport:
         return self.dial(accept)
 
@@ -215,10 +217,15 @@ class MemoryNetwork:
         tls: object,
         accept: Accept,
         failed: Callable[[Exception, str], None],
+        limits: Limits,
         http_connect: bool = False,
+        tunnel: object = None,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self
+
+    def prove(self, transport: Transport) -> None:
+        pass
 
     def close(self) -> None:
         self.accept = None

@@ -312,7 +312,7 @@ async def test_a_slow_listener_holds_the_server_back_and_nothing_grows(
 
 
 async def test_short_pushes_count_for_more_than_their_payload(memory: Net) -> None:
-    count = 3000
+    count = 1500
     async with raw_server(memory) as (peer, client):
         with client.listen() as slow:
             for number in range(count):

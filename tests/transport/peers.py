@@ -21,6 +21,7 @@ from rpc25519_tools.config import parse_address
 from rpc25519_tools.identity.authority import mint_authority, mint_certificate
 from rpc25519_tools.identity.certificate import USAGES, Usage
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
 
@@ -87,7 +88,7 @@ async def listening(
     identity: LoadedIdentity | None,
     *,
     verify: bool = True,
-    handshake_timeout_s: float = 20.0,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Listening]:
     """Listen on a free port; TLS with an identity, plain TCP without."""
     found = Listening()
@@ -96,7 +97,7 @@ async def listening(
         tls=TlsSettings(identity=identity, verify=verify) if identity else None,
         accept=found.accept,
         failed=found.fail,
-        handshake_timeout_s=handshake_timeout_s,
+        limits=limits,
     )
     found.address, found.close = listener.address, listener.close
     try:

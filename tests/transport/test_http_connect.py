@@ -21,6 +21,7 @@ from rpc25519_tools.errors import (
     HandshakeError,
 )
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.limits import Limits, Startups
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
 from rpc25519_tools.transport.http_connect import (
@@ -240,7 +241,7 @@ def test_any_other_status_is_a_refusal(status: str) -> None:
 async def serving(
     *,
     accept: Callable[[Transport], Receiver] | None = None,
-    handshake_timeout_s: float = 20.0,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Listening]:
     """Listen for HTTP CONNECT on a free port."""
     found = Listening()
@@ -249,7 +250,7 @@ async def serving(
         tls=None,
         accept=accept or found.accept,
         failed=found.fail,
-        handshake_timeout_s=handshake_timeout_s,
+        limits=limits,
         http_connect=True,
     )
     found.address, found.close = listener.address, listener.close
@@ -609,7 +610,7 @@ async def test_an_endless_head_ends() -> None:
 @pytest.mark.parametrize("sent", [b"", b"CONN", REQUEST[:-1], CLIENT_HELLO[:1]])
 async def test_a_slow_head_is_given_up(sent: bytes) -> None:
     async with (
-        serving(handshake_timeout_s=0.05) as found,
+        serving(limits=Limits(handshake_timeout_s=0.05)) as found,
         RawClient.to(found.address, sent) as client,
     ):
         await client.expect_end()
@@ -622,7 +623,7 @@ async def test_the_time_for_the_head_is_no_time_limit_for_the_rest(
 ) -> None:
     monkeypatch.setattr(DELAY, 0.1)
     async with (
-        serving(handshake_timeout_s=0.05) as found,
+        serving(limits=Limits(handshake_timeout_s=0.05)) as found,
         RawClient.to(found.address, REQUEST),
     ):
         await until(lambda: found.outcomes)
@@ -630,12 +631,9 @@ async def test_the_time_for_the_head_is_no_time_limit_for_the_rest(
 
 
 @leakless
-async def test_too_many_heads_at_a_time_end_the_oldest(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("rpc25519_tools.transport.endpoint.MAX_UNPROVEN", 2)
+async def test_too_many_heads_at_a_time_end_the_oldest() -> None:
     async with (
-        serving() as found,
+        serving(limits=Limits(max_startups=Startups(2, 100, 2))) as found,
         RawClient.to(found.address, b"C") as oldest,
         RawClient.to(found.address, b"C") as second,
     ):
@@ -650,17 +648,15 @@ async def test_too_many_heads_at_a_time_end_the_oldest(
 
 
 @leakless
-async def test_connections_beyond_the_limit_in_one_moment_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("rpc25519_tools.transport.endpoint.MAX_UNPROVEN", 1)
-    async with serving() as found, contextlib.AsyncExitStack() as stack:
+async def test_connections_beyond_the_limit_in_one_moment_end() -> None:
+    limits = Limits(max_startups=Startups(1, 100, 1))
+    async with serving(limits=limits) as found, contextlib.AsyncExitStack() as stack:
         clients = await asyncio.gather(
             *(stack.enter_async_context(RawClient.to(found.address)) for _ in range(8))
         )
         ends = [asyncio.create_task(client.expect_end()) for client in clients]
         await until(lambda: sum(end.done() for end in ends) == 7)
-        assert len(found.failures) == 7
+        assert len(found.failures) == 1, "the others are told later, with their number"
         found.close()
         await asyncio.gather(*ends)
 

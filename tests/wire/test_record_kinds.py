@@ -226,6 +226,12 @@ def test_extreme_values_are_named(value: object, type_: Any, text: str) -> None:
         encode(value, type_)
 
 
+def test_a_float_of_64_bits_is_taken_for_one_of_32_only_if_it_fits() -> None:
+    assert decode(Float32, encode(0.1, float)) == decode(Float32, encode(0.1, Float32))
+    with pytest.raises(DecodeError, match=r"1e\+300 is no 32-bit float"):
+        decode(Float32, encode(1e300, float))
+
+
 def test_a_view_of_larger_items_is_sent_as_its_bytes() -> None:
     view = memoryview(array.array("H", [1, 2, 3]))
     assert decode(bytes, encode(view, bytes)) == view.tobytes()

@@ -1,0 +1,61 @@
+"""The options of ``srv`` and ``cli`` about lists of known keys."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def known_keys_options(default_name: str) -> Callable[[_F], _F]:
+    """Add ``--known-keys`` and ``--no-known-keys``.
+
+    The command gets one parameter, ``known_keys_path``: what Config has of that name.
+
+    Args:
+        default_name: the list in the current directory that is used if it is there.
+    """
+
+    def decorate(command: _F) -> _F:
+        @functools.wraps(command)
+        def wrapped(
+            *args: Any, known_keys: str | None, no_known_keys: bool, **kwargs: Any
+        ) -> Any:
+            path = _chosen(known_keys, default_name, off=no_known_keys)
+            return command(*args, known_keys_path=path, **kwargs)
+
+        options: Any = wrapped
+        for option in (
+            click.option(
+                "--no-known-keys", is_flag=True, help="Use no list of known keys."
+            ),
+            click.option(
+                "--known-keys",
+                type=click.Path(readable=False, dir_okay=False),
+                metavar="PATH",
+                help="List of the keys met before. Writable: new keys are added; "
+                "read-only: they are refused. Default, if it is there: "
+                f"{default_name} in the current directory.",
+            ),
+        ):
+            options = option(options)
+        return options  # type: ignore[no-any-return]  # as functools.wraps made it
+
+    return decorate
+
+
+def _chosen(given: str | None, default_name: str, *, off: bool) -> str | None:
+    if given is None:
+        return None if off else default_name
+    if off:
+        raise click.UsageError("--known-keys and --no-known-keys exclude each other")
+    if not os.path.lexists(given):
+        # Not so for the default name. But who names a list wants to be protected by
+        # it, and a missing one protects from nothing.
+        raise click.UsageError(
+            f"there is no {given!r}; rpc25519 known unlock --file makes one"
+        )
+    return given

@@ -1,0 +1,413 @@
+"""Keeps a list of known keys, and the denied ones beside it, on disk.
+
+Reading looks at the files each time (a stat each) and reads what has changed, so that
+whatever an operator or a Go program does takes effect at once.
+
+Writing is atomic and under a lock, so that no line is lost, whoever writes: each writer
+takes an advisory lock on ``NAME.lock`` (the file stays), reads anew, and puts a whole
+new file in place, with the old one's mode. A Go program takes no lock.
+
+Whether a list is locked against new keys is in its mode bits alone: no write bit at all
+(as the reference has it; so it holds for root too).
+
+An object may be used by several threads at a time. All of it blocks, but reading what
+has not changed takes some microseconds.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rpc25519_tools.errors import KeyFileError, LocalFileError, PeerNotTrustedError
+from rpc25519_tools.identity.known_peers import (
+    DENIED_SUFFIX,
+    MAX_LIST_BYTES,
+    NO_KEYS,
+    KeyList,
+    Knowledge,
+    KnownPeer,
+    PeerRole,
+    Verdict,
+    added,
+    format_list,
+    parse_list,
+    removed,
+)
+from rpc25519_tools.identity.printable import printable
+from rpc25519_tools.identity.store import Output, reason_of, write_outputs
+
+_WRITE_BITS: Final = 0o222
+#: The times of files have the resolution of the kernel's clock, or of the file system
+#: (2 s on FAT). A file changed this recently may change again with no sign of it.
+_UNSETTLED_NS: Final = 2_000_000_000
+#: How long another program may hold the lock; it takes a few milliseconds.
+_LOCK_TIMEOUT_S: Final = 10.0
+_LOCK_POLL_S: Final = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What tells one state of a file from another."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> "_Stamp":
+        return cls(
+            found.st_dev,
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+            found.st_mode,
+        )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting: a FIFO in the file's place must not hang the program."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+class _ListFile:
+    """One file, read when it has changed; it may be missing."""
+
+    def __init__(self, path: str, shown: str, *, strict: bool) -> None:
+        self.path = path
+        self.shown = shown
+        self._strict = strict
+        self._stamp: _Stamp | None = None
+        self._settled = False
+        self._content: bytes | None = None
+        self._keys: KeyList | None = None
+        self._error = ""
+
+    def has_changed(self) -> bool:
+        """Whether reading might bring something new."""
+        try:
+            stamp = self._look()
+        except KeyFileError:
+            return not self._error
+        return stamp != self._stamp or not self._settled
+
+    def read(self) -> tuple[KeyList | None, bool]:
+        """Return the list, None if it is missing, and whether it is read-only.
+
+        The same object is returned as long as the content is the same.
+        """
+        if self.has_changed():
+            try:
+                self._read()
+                self._error = ""
+            except KeyFileError as exc:
+                self._error = str(exc)
+        if self._error:
+            raise KeyFileError(self._error)
+        locked = self._stamp is not None and not self._stamp.mode & _WRITE_BITS
+        return self._keys, locked
+
+    def _look(self) -> _Stamp | None:
+        try:
+            return _Stamp.of(os.stat(self.path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as exc:
+            raise KeyFileError(f"cannot read {self.shown}: {reason_of(exc)}") from exc
+
+    def _read(self) -> None:
+        self._settled = False
+        try:
+            with open(self.path, "rb", opener=_open_at_once) as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    raise KeyFileError(f"{self.shown} is not a regular file")
+                content = file.read(MAX_LIST_BYTES + 1)
+        except FileNotFoundError:
+            self._stamp, self._content, self._keys = None, None, None
+            self._settled = True
+            return
+        except (OSError, ValueError) as exc:
+            raise KeyFileError(f"cannot read {self.shown}: {reason_of(exc)}") from exc
+        self._stamp = _Stamp.of(found)
+        age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
+        self._settled = age_ns > _UNSETTLED_NS
+        if content == self._content and not self._error:
+            return
+        self._content = None
+        self._keys = parse_list(content, self.shown, strict=self._strict)
+        self._content = content
+
+
+class KnownStore:
+    """A list of known keys and the list of denied keys beside it.
+
+    Args:
+        path: of the first list; the other one is ``path.denied``. Neither has to exist.
+        role: whose keys they are.
+    """
+
+    def __init__(self, path: str, role: PeerRole) -> None:
+        self.path = path
+        self.role: PeerRole = role
+        #: The path for messages.
+        self.shown = printable(path)
+        # The working directory may change while a server runs.
+        absolute = os.path.abspath(path)
+        self._known = _ListFile(absolute, self.shown, strict=False)
+        self._denied = _ListFile(
+            absolute + DENIED_SUFFIX, self.shown + DENIED_SUFFIX, strict=True
+        )
+        self._reading = threading.Lock()
+        #: What ``knowledge`` has returned last; None at first.
+        self.latest: Knowledge | None = None
+
+    # Reading.
+
+    def has_changed(self) -> bool:
+        """Whether ``knowledge`` might return something new; costs two stats."""
+        return self._known.has_changed() or self._denied.has_changed()
+
+    def knowledge(self) -> Knowledge:
+        """Return what the files say now; the same object as long as that is the same.
+
+        Raises:
+            KeyFileError: a file cannot be read or has a broken line.
+        """
+        with self._reading:
+            known, locked = self._known.read()
+            denied, _ = self._denied.read()
+            old = self.latest
+            if (
+                old is None
+                or old.known is not known
+                or old.denied is not (denied or NO_KEYS)
+                or old.locked != locked
+            ):
+                self.latest = old = Knowledge(
+                    role=self.role,
+                    name=self.path,
+                    known=known,
+                    denied=denied or NO_KEYS,
+                    locked=locked,
+                )
+            return old
+
+    def judge(self, peer: KnownPeer) -> Verdict:
+        """Decide about a peer whose certificate is good.
+
+        Raises:
+            PeerNotTrustedError: it is not to be let in, or the files are not readable.
+        """
+        try:
+            knowledge = self.knowledge()
+        except KeyFileError as exc:
+            raise PeerNotTrustedError(
+                f"{peer.describe()} cannot be checked: {exc}"
+            ) from exc
+        return knowledge.judge(peer)
+
+    def require_usable(self) -> None:
+        """Check before a server starts that it could let somebody in.
+
+        Raises:
+            KeyFileError: the list is locked and empty, cannot be read, or is broken.
+        """
+        knowledge = self.knowledge()
+        known = knowledge.known
+        if knowledge.locked and known is not None and not known.peers:
+            raise KeyFileError(
+                f"{self.shown} is read-only and has no keys, so that nobody could "
+                "be let in: run rpc25519 known unlock (trust on first use), or "
+                "rpc25519 known approve"
+            )
+
+    # Writing.
+
+    def record(self, peers: Sequence[KnownPeer]) -> int:
+        """Add peers that were met for the first time; return how many were added.
+
+        What has become known, denied or doubtful in the meantime is left out, and if
+        the list was locked or removed, everything.
+
+        Raises:
+            KeyFileError: a file cannot be read or has a broken line.
+            LocalFileError: the list cannot be written.
+        """
+        with self._exclusive():
+            knowledge = self.knowledge()
+            fresh: dict[str, KnownPeer] = {}
+            for peer in peers:
+                with contextlib.suppress(PeerNotTrustedError):
+                    if knowledge.judge(peer) is Verdict.FIRST_USE:
+                        fresh.setdefault(peer.key_id, peer)
+            if fresh and knowledge.known is not None:
+                self._write(self._known, added(knowledge.known, fresh.values()))
+                with contextlib.suppress(KeyFileError):
+                    self.knowledge()  # read again here rather than in a handshake
+            return len(fresh)
+
+    def approve(self, peer: KnownPeer, *, everywhere: bool = False) -> bool:
+        """Let a key in, locked list or not; make the list if there is none.
+
+        Args:
+            peer: the key, and the address that it is good for.
+            everywhere: the address is not compared; any line with the key will do.
+
+        Returns:
+            Whether anything had to be changed.
+
+        Raises:
+            KeyFileError, LocalFileError: as ``record``.
+        """
+        with self._exclusive():
+            knowledge = self.knowledge()
+            known = knowledge.known or NO_KEYS
+            listed = known.with_key(peer.key_id)
+            places = {one.address for one in listed}
+            missing = not listed if everywhere else peer.address not in places
+            denied = bool(knowledge.denied.with_key(peer.key_id))
+            if missing:
+                self._write(self._known, added(known, [peer]))
+            if denied:  # last: as long as it stands there it wins
+                self._write(self._denied, removed(knowledge.denied, peer.key_id))
+            return missing or denied
+
+    def deny(self, peer: KnownPeer) -> bool:
+        """Never let a key in again: move it to the list of denied keys.
+
+        It leaves the first list, so that a Go program which uses that does not let it
+        in either once the list is locked.
+
+        Returns:
+            Whether anything had to be changed.
+
+        Raises:
+            KeyFileError, LocalFileError: as ``record``.
+        """
+        with self._exclusive():
+            knowledge = self.knowledge()
+            known = knowledge.known or NO_KEYS
+            missing = not knowledge.denied.with_key(peer.key_id)
+            listed = known.with_key(peer.key_id)
+            if missing:
+                lines = listed or [peer]
+                self._write(self._denied, added(knowledge.denied, lines))
+            if listed:
+                self._write(self._known, removed(known, peer.key_id))
+            return bool(missing or listed)
+
+    def lock(self) -> None:
+        """Refuse unknown keys from now on, by taking all write bits off the list.
+
+        Raises:
+            KeyFileError: a file cannot be read or has a broken line.
+            LocalFileError: there is no list, it is empty, or we may not.
+        """
+        with self._exclusive():
+            known = self.knowledge().known
+            if known is None or not known.peers:
+                raise LocalFileError(
+                    f"{self.shown} has no keys; locked like that nobody could be let in"
+                )
+            self._change_mode(lambda mode: mode & ~_WRITE_BITS)
+
+    def unlock(self) -> None:
+        """Record unknown keys from now on (trust on first use); make a missing list.
+
+        Raises:
+            KeyFileError: a file cannot be read or has a broken line.
+            LocalFileError: we may not.
+        """
+        with self._exclusive():
+            if self.knowledge().known is None:
+                self._write(self._known, format_list(()))
+            else:
+                self._change_mode(lambda mode: mode | stat.S_IWUSR)
+
+    def _change_mode(self, change: Callable[[int], int]) -> None:
+        try:
+            mode = stat.S_IMODE(os.stat(self._known.path).st_mode)
+            os.chmod(self._known.path, change(mode))
+        except OSError as exc:
+            raise LocalFileError(
+                f"cannot change the mode of {self.shown}: {reason_of(exc)}"
+            ) from exc
+
+    def _write(self, file: _ListFile, content: bytes) -> None:
+        """Put a whole new file in place; a link stays, what it points to is replaced.
+
+        A new list of denied keys gets the mode and owner of the first list: whoever
+        reads one must be able to read the other.
+        """
+        parse_list(content, file.shown)  # what we could not read again is not written
+        target = Path(os.path.realpath(file.path))
+        with contextlib.ExitStack() as opened:
+            old, like = None, None
+            with contextlib.suppress(OSError):
+                like = os.stat(self._known.path)
+            with contextlib.suppress(OSError):
+                old = opened.enter_context(open(target, "rb", opener=_open_at_once))
+                like = os.fstat(old.fileno())
+            write_outputs(
+                [Output(path=target, content=content, replace=True, like=like)]
+            )
+            if old is not None and like is not None:
+                _keep_mode(target, like.st_mode, os.fstat(old.fileno()).st_mode)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Keep all other writers of our kind out."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            path = os.path.realpath(self._known.path) + ".lock"
+            descriptor = os.open(path, flags, 0o600)
+        except (OSError, ValueError) as exc:
+            raise LocalFileError(f"cannot lock {self.shown}: {reason_of(exc)}") from exc
+        try:
+            self._share(descriptor)
+            self._wait_for_lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _share(self, descriptor: int) -> None:
+        """Give a lock file that root made to the owner of the list."""
+        with contextlib.suppress(OSError):
+            owner = os.stat(self._known.path)
+            if os.fstat(descriptor).st_uid != owner.st_uid:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+    def _wait_for_lock(self, descriptor: int) -> None:
+        give_up_at = time.monotonic() + _LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as exc:
+                if time.monotonic() > give_up_at:
+                    raise LocalFileError(
+                        f"cannot lock {self.shown}: another program holds the lock"
+                    ) from exc
+            except OSError as exc:
+                raise LocalFileError(
+                    f"cannot lock {self.shown}: {reason_of(exc)}"
+                ) from exc
+            time.sleep(_LOCK_POLL_S)
+
+
+def _keep_mode(path: Path, before: int, now: int) -> None:
+    """Lock a new file if an operator's chmod came when only the old one was there."""
+    if before != now:
+        with contextlib.suppress(OSError):
+            os.chmod(path, stat.S_IMODE(now))

@@ -1,0 +1,237 @@
+"""The door of a listener: asks the gate about each connection, and does what it says.
+
+A connection that is refused is closed as soon as the kernel has handed it over; nothing
+of TLS has been set up for it by then.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Final, TypeAlias, cast
+
+from rpc25519_tools.errors import ConnectionLostError, HandshakeError
+from rpc25519_tools.limits import Limits
+from rpc25519_tools.transport.base import (
+    Accept,
+    Receiver,
+    Transport,
+    format_address,
+)
+from rpc25519_tools.transport.gate import (
+    REPORT_INTERVAL_S,
+    Admission,
+    Gate,
+    RefusalLog,
+    Ticket,
+)
+from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.psk import (
+    TUNNEL_TIMEOUT_S,
+    PskTransport,
+    TunnelSettings,
+    open_tunnel,
+)
+from rpc25519_tools.transport.tcp import TcpTransport
+from rpc25519_tools.transport.tls import TlsTransport
+
+#: Called with the reason and the client's address.
+Failed: TypeAlias = Callable[[Exception, str], None]
+#: Makes a transport of what it shall call when it is open and when that has failed.
+Make: TypeAlias = Callable[[Accept, Failed], TcpTransport]
+
+_TOO_MANY_HANDSHAKES: Final = "too many clients in their handshake"
+_TOO_MANY_SILENT: Final = "too many clients that have not sent anything yet"
+
+
+class _Newcomer(asyncio.Protocol):
+    """A connection of which nothing is known yet but its address."""
+
+    def __init__(self, door: "Door") -> None:
+        self._door = door
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Other event loops, such as uvloop, have transports that are no subclasses.
+        self._door.answer(cast("asyncio.Transport", transport))
+
+
+class Door:
+    """Makes the transports of a listener, and watches them until they are open.
+
+    Args:
+        make: makes a transport of one new connection.
+        handshake: its name, for errors; empty where connections are open at once.
+        limits: how many connections there may be.
+        accept: called for each open connection.
+        failed: called for each handshake that fails, and for refusals.
+        tunnel: puts a pre-shared-key tunnel into each connection, whose handshake
+            comes after that of the transport.
+    """
+
+    def __init__(
+        self,
+        make: Make,
+        *,
+        handshake: str,
+        limits: Limits,
+        accept: Accept,
+        failed: Failed,
+        tunnel: TunnelSettings | None = None,
+    ) -> None:
+        self._make = make
+        self._tunnel = tunnel
+        self._handshake = handshake
+        self._timeout_s = limits.handshake_timeout_s
+        self._accept = accept
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._gate = Gate(limits, secrets.randbelow)
+        self._refusals = RefusalLog()
+        self._report_timer: asyncio.TimerHandle | None = None
+        self._transports: dict[Ticket, TcpTransport] = {}
+        self._tickets: dict[Transport, Ticket] = {}
+        #: Tunnels whose handshake is not done.
+        self._tunnels: dict[Ticket, PskTransport] = {}
+        self._closed = False
+
+    def newcomer(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection, for asyncio."""
+        return _Newcomer(self)
+
+    def answer(self, connection: asyncio.Transport) -> None:
+        """Let a connection in, or close it."""
+        peer = connection.get_extra_info("peername")
+        if self._closed or not isinstance(peer, tuple):
+            connection.abort()  # it is gone already, say
+            return
+        admission = self._gate.admit(peer[0], self._loop.time())
+        if not isinstance(admission, Admission):
+            connection.abort()
+            error = HandshakeError(admission.reason)
+            self._refuse(admission.site, error, format_address(peer))
+            return
+        for ticket in admission.dropped:
+            self._drop(ticket)
+        made = self._start(admission.ticket)
+        connection.set_protocol(made)
+        made.connection_made(connection)
+
+    def prove(self, transport: Transport) -> None:
+        """Learn that a peer has shown who it is, or that it speaks the protocol."""
+        ticket = self._tickets.get(transport)
+        if ticket is not None:
+            self._gate.prove(ticket)
+
+    def use_tunnel(self, tunnel: TunnelSettings | None) -> None:
+        """Open the tunnels of connections to come with these settings, if any."""
+        self._tunnel = tunnel
+
+    def close(self) -> None:
+        """End all handshakes; let nobody in any more."""
+        self._closed = True
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+        if self._handshake or self._tunnel is not None:
+            for ticket, transport in list(self._transports.items()):
+                if ticket.unproven:
+                    transport.give_up()
+
+    # Inside.
+
+    def _start(self, ticket: Ticket) -> TcpTransport:
+        """Make the transport of a connection that may come in."""
+
+        def opened(transport: Transport) -> Receiver:
+            if self._tunnel is not None:
+                return self._dig(ticket, transport, self._tunnel)
+            if self._handshake:
+                self._gate.prove(ticket)
+            return self._accept(transport)
+
+        def failed(error: Exception, address: str) -> None:
+            tried = isinstance(made, TlsTransport | HttpConnectTransport) and (
+                made.has_received
+            )
+            self._note_failure(ticket, error, address, tried=tried)
+
+        def gone() -> None:
+            del self._tickets[made]
+            if self._transports.pop(ticket, None) is not None:
+                self._gate.leave(ticket)
+
+        made = self._make(opened, failed)
+        made.gone = gone
+        self._transports[ticket] = made
+        self._tickets[made] = ticket
+        if isinstance(made, TlsTransport | HttpConnectTransport):
+            made.handshake_timer = self._loop.call_later(
+                self._timeout_s, self._expire, ticket, made
+            )
+        return made
+
+    def _dig(
+        self, ticket: Ticket, below: Transport, settings: TunnelSettings
+    ) -> PskTransport:
+        """Open a tunnel in a connection; only then has its client shown who it is."""
+
+        def opened(transport: Transport) -> Receiver:
+            self._tunnels.pop(ticket, None)
+            self._gate.prove(ticket)
+            return self._accept(transport)
+
+        def failed(error: Exception, address: str) -> None:
+            self._tunnels.pop(ticket, None)
+            self._note_failure(ticket, error, address, tried=made.has_received)
+
+        timeout_s = min(self._timeout_s, TUNNEL_TIMEOUT_S)
+        made = open_tunnel(
+            below, settings, accept=opened, failed=failed, timeout_s=timeout_s
+        )
+        self._tunnels[ticket] = made
+        return made
+
+    def _note_failure(
+        self, ticket: Ticket, error: Exception, address: str, *, tried: bool
+    ) -> None:
+        """Count a handshake that came to nothing, and tell of it.
+
+        Silence is no attempt, and costs us nothing: who only looks whether we listen,
+        or loses a connection to others, is not refused for it later.
+        """
+        if tried and ticket in self._transports:
+            self._gate.fail(ticket, self._loop.time())
+            self._failed(error, address)
+        else:
+            self._refuse(ticket.site, error, address)
+
+    def _expire(
+        self, ticket: Ticket, made: TlsTransport | HttpConnectTransport
+    ) -> None:
+        reason = f"no {self._handshake} within {self._timeout_s:g} s"
+        if self._transports.pop(ticket, None) is not None:
+            self._gate.leave(ticket)
+        made.fail_handshake(HandshakeError(reason))
+
+    def _drop(self, ticket: Ticket) -> None:
+        """End a connection that has to make room; the gate counts it no more."""
+        made = self._transports.pop(ticket)
+        tunnel = self._tunnels.pop(ticket, None)
+        if tunnel is not None:
+            tunnel.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
+        elif isinstance(made, TlsTransport | HttpConnectTransport):
+            made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
+        else:
+            made.end_with(ConnectionLostError(_TOO_MANY_SILENT))
+
+    def _refuse(self, site: str, error: Exception, address: str) -> None:
+        """Tell of a refusal, unless its address has had one of late."""
+        if self._refusals.note(site, str(error), self._loop.time()):
+            self._failed(error, address)
+        if self._report_timer is None and not self._closed:
+            self._report_timer = self._loop.call_later(REPORT_INTERVAL_S, self._report)
+
+    def _report(self) -> None:
+        self._report_timer = None
+        for site, text in self._refusals.due(self._loop.time()):
+            self._failed(HandshakeError(text), site)
+        if not self._refusals.is_empty and not self._closed:
+            self._report_timer = self._loop.call_later(REPORT_INTERVAL_S, self._report)
