@@ -262,7 +262,11 @@ def test_a_terminal_that_hangs_up_stops_srv(
 ) -> None:
     master, slave = terminal
     process = subprocess.Popen(
-        ["setsid", "--ctty", program_path("srv"), "-s", "127.0.0.1:0"],
+        [
+            # Also where the tests themselves run under nohup.
+            *("env", "--default-signal=HUP", "setsid", "--ctty"),
+            *(program_path("srv"), "-s", "127.0.0.1:0"),
+        ],
         cwd=own_certs.parent,
         stdin=slave,
         stdout=subprocess.PIPE,
