@@ -31,8 +31,8 @@ from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
-#: its client tries again a second later, so that a short flood would cost it that.
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for
+#: one, its client tries again a second later: some hundred must not cost that.
 _BACKLOG: Final = 1024
 
 

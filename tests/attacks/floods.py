@@ -54,8 +54,7 @@ async def serve_one(address: str, identity: LoadedIdentity | None) -> float:
     async with await client_of(address, identity) as client:
         reply = await client.call(ECHO_CALL_SERVICE, b"good")
         assert bytes(reply.payload).startswith(b"good")
-        took_s = time.monotonic() - began
-    return took_s
+        return time.monotonic() - began
 
 
 class GoodClient:
@@ -96,9 +95,9 @@ async def good_client(
 
 
 @contextlib.contextmanager
-def silent_sockets(address: str, count: int, sent: bytes = b"") -> Iterator[
-    Sequence[socket.socket]
-]:
+def silent_sockets(
+    address: str, count: int, sent: bytes = b""
+) -> Iterator[Sequence[socket.socket]]:
     """Open sockets that send a few bytes, or none, and then nothing."""
     host, port = address.split(":")
     with contextlib.ExitStack() as stack:
