@@ -275,7 +275,7 @@ async def test_storms_of_cancels(
                 )
                 frames = frame_of(opening) + 5 * frame_of(Message(header=cancel))
                 await wire.send_bytes(frames)
-            answered = set()
+            answered: set[str] = set()
             while len(answered) < 3000:
                 answered.add((await wire.receive()).header.call_id)
         growth = memory_of(tls) - before
