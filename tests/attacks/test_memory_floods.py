@@ -168,7 +168,9 @@ def test_bombs_that_just_fit_a_message(tcp: SrvProcess, codec: Codec) -> None:
             await until(lambda: good.calls > calls + 20)
             growth = memory_of(tcp, "VmHWM") - before
             await asyncio.to_thread(flood.__exit__, None, None, None)
-        assert growth < BUDGET + 6 * 64 * MIB
+        # Two are unpacked while a third is answered; each is there as a message, as an
+        # answer and as what is to be packed. All would be 2160 MiB.
+        assert growth < BUDGET + 3 * 3 * 64 * MIB
 
     asyncio.run(scenario())
 
@@ -178,7 +180,7 @@ async def test_endless_header_maps_end_the_connection(
 ) -> None:
     async with good_client(tls.address, client_identity):
         before = memory_of(tls)
-        for count in (10_000, 40_000, 400_000):
+        for count in (5_000, 20_000, 100_000):
             args = {f"{number:x}": "" for number in range(count)}
             async with hostile_client(tls.address, client_identity) as wire:
                 await wire.send(request(CallType.RPC, "customEcho", args=args))
