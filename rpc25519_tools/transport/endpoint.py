@@ -8,6 +8,7 @@ kilobytes, for the time that the limits allow; ``transport.door`` lets them in.
 
 import asyncio
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -33,9 +34,12 @@ from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
-#: its client tries again a second later, so that a short flood would cost it that.
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for
+#: one, its client tries again a second later: some hundred must not cost that.
 _BACKLOG: Final = 1024
+#: Connections that asyncio accepts before it looks at what the others have sent. Far
+#: fewer than may be unproven, or a flood would push out whoever came in with it.
+_BATCH: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,11 +262,19 @@ async def listen(
     )
     try:
         server = await asyncio.get_running_loop().create_server(
-            door.newcomer, address.host or None, address.port, backlog=_BACKLOG
+            door.newcomer, address.host or None, address.port, backlog=_BATCH
         )
+        for sock in server.sockets:
+            _set_backlog(sock.fileno())
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
     return Listener(server, door, maker)
+
+
+def _set_backlog(fileno: int) -> None:
+    """Let the kernel keep more connections than asyncio takes at a time."""
+    with socket.socket(fileno=os.dup(fileno)) as twin:
+        twin.listen(_BACKLOG)
 
 
 def _make_http_connect(accept: Accept, failed: Failed) -> HttpConnectTransport:

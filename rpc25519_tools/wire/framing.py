@@ -245,7 +245,7 @@ class FrameDecoder:
         self._codec = Codec(codec)
         self._body_len = body_len
         self._filled = 0
-        self._body = self._pool.allocate(body_len)
+        self._body = self._pool.allocate_start(body_len)
         return position
 
     def _check_magic(self, header: bytes) -> None:
