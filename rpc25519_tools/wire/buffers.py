@@ -33,7 +33,7 @@ class BufferPool:
         kept: how many buffers are kept for good.
     """
 
-    def __init__(self, pooled_len: int = POOLED_LEN, *, kept: int = 12) -> None:
+    def __init__(self, pooled_len: int = POOLED_LEN, *, kept: int = 16) -> None:
         self._pooled_len = pooled_len
         self._kept = kept
         self._buffers: list[bytearray] = []
