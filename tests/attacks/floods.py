@@ -96,9 +96,9 @@ async def good_client(
 
 
 @contextlib.contextmanager
-def silent_sockets(address: str, count: int, sent: bytes = b"") -> Iterator[
-    Sequence[socket.socket]
-]:
+def silent_sockets(
+    address: str, count: int, sent: bytes = b""
+) -> Iterator[Sequence[socket.socket]]:
     """Open sockets that send a few bytes, or none, and then nothing."""
     host, port = address.split(":")
     with contextlib.ExitStack() as stack:
