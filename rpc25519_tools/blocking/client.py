@@ -19,8 +19,8 @@ from rpc25519_tools.blocking.streams import BlockingPushes, BlockingStream
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.identity.certificate import PeerIdentity
-from rpc25519_tools.identity.store import LoadedIdentity, load_identity
-from rpc25519_tools.rpc.client import DEFAULT_KEY_NAME, Client
+from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
@@ -100,9 +100,7 @@ class BlockingClient:
     ) -> None:
         if identity is None and config.network == "tls":
             # Here, in the caller's thread: a pass phrase may be asked for, once.
-            identity = load_identity(
-                config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
-            )
+            identity = load_own_identity(config)
         self._config = config
         self._identity = identity
         self.name = name

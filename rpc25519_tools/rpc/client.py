@@ -45,6 +45,17 @@ _STOCK_LEN: Final = 640
 DEFAULT_KEY_NAME: Final = "client"
 
 
+def load_own_identity(config: Config) -> LoadedIdentity:
+    """Load a client's keys, as its Config says; may ask for a pass phrase.
+
+    Raises:
+        KeyFileError: see ``load_identity``.
+    """
+    return load_identity(
+        config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
+    )
+
+
 @dataclass(slots=True)
 class _Pending:
     """What waits for one call's messages."""
@@ -113,12 +124,7 @@ class Client:
         known = known_guard(config, "server")
         if config.network == "tls":
             if identity is None:
-                identity = await asyncio.to_thread(
-                    load_identity,
-                    config.certs_dir,
-                    config.key_name or DEFAULT_KEY_NAME,
-                    config.passphrase,
-                )
+                identity = await asyncio.to_thread(load_own_identity, config)
             tls = TlsSettings(
                 identity=identity, verify=config.verify_peer, peer_check=known
             )
