@@ -410,7 +410,7 @@ async def test_a_handshake_that_is_cut_is_tried_again(
     certs: Path, attempts: list[float], kind: str, how: str
 ) -> None:
     net = Net("tls" if kind == "tls" else "tcp", certs)
-    settings = {"http_connect": True} if kind != "tls" else {}
+    settings: dict[str, Any] = {"http_connect": True} if kind != "tls" else {}
     counting = Counting()
     async with (
         net.server(counting.registry(), **settings) as server,

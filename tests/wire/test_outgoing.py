@@ -26,10 +26,6 @@ from rpc25519_tools.wire.outgoing import payload_len, require_sendable, sendable
 CODECS = (Codec.NONE, Codec.S2, Codec.NONE_ONCE)
 
 
-class Pair(ctypes.LittleEndianStructure):
-    _fields_ = (("one", ctypes.c_uint16), ("two", ctypes.c_uint16))
-
-
 #: Buffers that are no plain row of bytes, and the bytes that they stand for.
 SHAPES: dict[str, tuple[Any, bytes]] = {
     "wide items": (
@@ -45,7 +41,7 @@ SHAPES: dict[str, tuple[Any, bytes]] = {
     ),
     "table": (memoryview(bytes(range(12))).cast("B", (3, 4)), bytes(range(12))),
     "signed": (memoryview(b"\xff\x01").cast("b"), b"\xff\x01"),
-    "structs": ((Pair * 2)((1, 2), (3, 4)), b"\1\0\2\0\3\0\4\0"),
+    "ctypes": ((ctypes.c_uint16 * 3)(1, 2, 3), array.array("H", [1, 2, 3]).tobytes()),
     "no items": (memoryview(array.array("I")), b""),
     "nothing strided": (memoryview(b"")[::2], b""),
     "bytearray": (bytearray(b"xyz"), b"xyz"),
