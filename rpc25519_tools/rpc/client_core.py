@@ -186,13 +186,11 @@ class ClientCore:
         """Return the next part of an upload or bistream, to be sent.
 
         Raises:
-            LocalProtocolError: the call is over, sends no parts, or had its last one;
-                or this one cannot be sent, and another may be.
+            LocalProtocolError: the call is over, sends no parts, or had its last one.
         """
         call = self._open.get(call_id)
         if call is None or not call.kind.sends_parts or call.sent.ended:
             raise LocalProtocolError("this call takes no more parts")
-        payload = sendable_payload(payload)
         header = Header(
             created_ns=now_ns,
             sender=self._local,
@@ -207,6 +205,7 @@ class ClientCore:
             args=args,
             no_system_compression=not compress,
         )
+        payload = sendable_payload(payload)
         if args:
             require_sendable(header)
         call.sent.advance(last=last)

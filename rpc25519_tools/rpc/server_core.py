@@ -222,7 +222,6 @@ class ServerCore:
         first = call.sent.next_number == 0
         if first and last:
             raise LocalProtocolError("part 0 of a stream cannot be its last")
-        payload = sendable_payload(payload)
         call_type = CallType.DOWNLOAD_MORE
         if first:
             call_type = CallType.DOWNLOAD_BEGIN
@@ -245,6 +244,7 @@ class ServerCore:
             args=args,
             no_system_compression=not compress,
         )
+        payload = sendable_payload(payload)
         if args:
             require_sendable(header)
         call.sent.advance(last=last)
