@@ -16,7 +16,7 @@ from rpc25519_tools.blocking.loop import (
     this_loop,
 )
 from rpc25519_tools.blocking.streams import BlockingPushes, BlockingStream
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity
@@ -98,6 +98,7 @@ class BlockingClient:
     def __init__(
         self, config: Config, identity: LoadedIdentity | None = None, *, name: str = ""
     ) -> None:
+        require_config(config)
         if identity is None and config.network == "tls":
             # Here, in the caller's thread: a pass phrase may be asked for, once.
             identity = load_own_identity(config)

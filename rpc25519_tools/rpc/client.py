@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import (
     CallCancelledError,
     DeadlineError,
@@ -25,7 +25,7 @@ from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
-from rpc25519_tools.rpc.deadlines import Deadlines
+from rpc25519_tools.rpc.deadlines import Deadlines, require_limit
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.known import known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
@@ -120,6 +120,7 @@ class Client:
                 ``transport.endpoint``; PeerNotTrustedError, a HandshakeError, is also
                 what a server meets that the list of known keys does not let in.
         """
+        require_config(config)
         tls = None
         known = known_guard(config, "server")
         if config.network == "tls":
@@ -535,7 +536,10 @@ def _inherited(timeout_s: float | None) -> float | None:
 
     Raises:
         DeadlineError: the handler that makes the call has no time left.
+        LocalProtocolError: the limit is none.
     """
+    if timeout_s is not None:
+        require_limit(timeout_s)
     left_s = time_left_s()
     if left_s is None:
         return timeout_s

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import (
     ConfigError,
     ConnectFailedError,
@@ -27,6 +27,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.context import time_left_s
+from rpc25519_tools.rpc.deadlines import require_limit
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -100,6 +101,7 @@ class PersistentClient:
         *,
         backoff: Backoff | None = None,
     ) -> None:
+        require_config(config)
         self._config = config
         self._identity = identity
         self._files: IdentityFiles | None = None
@@ -187,6 +189,7 @@ class PersistentClient:
         timeout_s: float | None,
     ) -> T:
         limit_s = self._config.call_timeout_s if timeout_s is None else timeout_s
+        require_limit(limit_s)
         left_s = time_left_s()
         if left_s is not None:  # of a handler's own call
             limit_s = min(limit_s, left_s)

@@ -37,6 +37,10 @@ from rpc25519_tools.transport.tls import TlsTransport, tls_context
 _BACKLOG: Final = 1024
 
 
+#: Attempts to find one free port for both IPv4 and IPv6; each takes two.
+_PORT_ATTEMPTS: Final = 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
     """Who we are and whether we check the peer; no settings at all mean plain TCP.
@@ -200,7 +204,8 @@ async def listen(
     """Listen, and hand each open, authenticated connection to ``accept``.
 
     Args:
-        address: where; port 0 picks a free one, an empty host means all interfaces.
+        address: where; port 0 picks a free one, the same for IPv4 and IPv6; an empty
+            host means all interfaces.
         tls: None for plain TCP.
         accept: called for each connection; returns its receiver.
         failed: called with the reason and the client's address when a handshake fails
@@ -224,12 +229,35 @@ async def listen(
         failed=failed,
     )
     try:
-        server = await asyncio.get_running_loop().create_server(
-            door.newcomer, address.host or None, address.port, backlog=_BACKLOG
-        )
+        server = await _listening(door, address)
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
     return Listener(server, door, maker)
+
+
+async def _listening(door: Door, address: Address) -> asyncio.Server:
+    """Open the listening sockets, which all have one port.
+
+    A name, or every interface, can mean IPv4 and IPv6, and the system picks a free port
+    for each of them. The others then have to get that of the first.
+    """
+    loop, host, port = asyncio.get_running_loop(), address.host or None, address.port
+    for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+        try:
+            server = await loop.create_server(
+                door.newcomer, host, port, backlog=_BACKLOG
+            )
+        except OSError:
+            if port == address.port or not attempts_left:
+                raise
+            port = address.port  # somebody else has taken it meanwhile
+            continue
+        ports = [sock.getsockname()[1] for sock in server.sockets]
+        if len(set(ports)) == 1:
+            return server
+        server.close()
+        port = ports[0]
+    raise OSError(errno.EADDRINUSE, "no port is free for both IPv4 and IPv6")
 
 
 def _make_http_connect(accept: Accept, failed: Failed) -> HttpConnectTransport:

@@ -3,6 +3,7 @@
 import array
 import asyncio
 import logging
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -824,3 +825,35 @@ async def test_the_refusal_of_the_longest_name_comes_back(memory: Net) -> None:
             await client.call("n" * 130_000)
         assert len(str(caught.value)) < 1000
         assert (await client.call("echo", b"x")).payload == b"x"
+
+
+# Time limits.
+
+NO_LIMITS: tuple[Any, ...] = (math.inf, -math.inf, math.nan, "5", 1e10, 1e300, [1])
+
+
+@pytest.mark.parametrize("limit", NO_LIMITS, ids=repr)
+async def test_what_is_no_time_limit_is_refused(memory: Net, limit: Any) -> None:
+    async with memory.pair(services()) as (_, client):
+        with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
+            await client.call("echo", b"x", timeout_s=limit)
+        with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
+            client.upload("collect", b"x", timeout_s=limit)
+        with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
+            await client.netrpc.call("A.b", 1, int, timeout_s=limit)
+        assert client.core.open_calls == 0
+        assert (await client.call("echo", b"x", timeout_s=1e9)).payload == b"x"
+
+
+@pytest.mark.parametrize("limit", [0, -1, -1.5, 1e-9])
+async def test_a_limit_that_has_passed_ends_the_call(memory: Net, limit: float) -> None:
+    async with memory.pair(services()) as (_, client):
+        with pytest.raises(DeadlineError):
+            await client.call("echo", b"x", timeout_s=limit)
+
+
+async def test_the_name_of_a_method_is_text(memory: Net) -> None:
+    wrong: Any = 5
+    async with memory.pair(services()) as (_, client):
+        with pytest.raises(LocalProtocolError, match="name of a method must be text"):
+            await client.netrpc.call(wrong, 1, int)

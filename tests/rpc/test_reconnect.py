@@ -434,6 +434,16 @@ async def test_handshakes_that_are_always_cut_end_with_the_time_limit(
     assert len(attempts) > 1
 
 
+@pytest.mark.parametrize("limit", [math.inf, math.nan, "5"], ids=repr)
+async def test_what_is_no_time_limit_is_refused(
+    tcp: Net, attempts: list[float], limit: Any
+) -> None:
+    async with persistent(tcp, "127.0.0.1:1") as client:
+        with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
+            await client.call("double", b"a", timeout_s=limit)
+    assert not attempts
+
+
 # Our own keys.
 
 
