@@ -447,7 +447,8 @@ class Connection:
             await self.driver.send(message, self._core.codec, at_once=alone)
         except LocalProtocolError as exc:
             short = _failure(opening, call.kind, str(exc))
-            message = replace(message, payload=short.payload, error=short.error)
+            header = replace(message.header, args=NO_ARGS, subject="")
+            message = Message(header=header, payload=short.payload, error=short.error)
             await self.driver.send(message, self._core.codec)
 
 
