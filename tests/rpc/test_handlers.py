@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -559,6 +560,58 @@ async def test_what_a_thread_returns_too_late_is_dropped(memory: Net) -> None:
         peer.send(Message(header=header))
         await until(lambda: len(peer.messages) == 2)
         assert peer.messages[1].header.call_id == "d"
+
+
+def test_a_step_that_the_stopped_loop_never_takes_ends_with_the_call() -> None:
+    loop = asyncio.new_event_loop()
+    steps, outcome = handlers._Steps(loop), []
+
+    async def step() -> None:
+        outcome.append("taken")
+
+    def take() -> None:
+        try:
+            steps.take(step)
+        except CallCancelledError as exc:
+            outcome.append(str(exc))
+
+    thread = threading.Thread(target=take, name="handler of a test", daemon=True)
+    thread.start()
+    wait_until(lambda: steps._waited_for, what="the thread to wait")
+    steps.end()
+    thread.join(5)
+    assert not thread.is_alive()
+    loop.close()
+    take()
+    assert outcome == ["the call is over"] * 2
+
+
+def test_no_plain_handler_outlives_its_event_loop(certs: Path) -> None:
+    registry, began, ended = Registry(), threading.Event(), threading.Event()
+
+    @registry.upload("late")
+    def late(context: CallContext, parts: PlainIncoming) -> None:
+        began.set()
+        try:
+            next(iter(parts))
+            context.cancellation.wait()
+            for _ in parts:  # whatever the loop is doing by then
+                pass
+        finally:
+            ended.set()
+
+    async def leave_it_running() -> None:
+        async with (
+            Net("tcp", certs).pair(registry) as (_, client),
+            client.upload("late"),
+        ):
+            await until(began.is_set)
+
+    for _ in range(20):
+        began.clear()
+        ended.clear()
+        asyncio.run(leave_it_running())
+        assert ended.wait(5)
 
 
 # What handlers return.
