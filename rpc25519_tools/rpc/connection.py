@@ -7,9 +7,10 @@ goes on; a peer that breaks the protocol loses its connection.
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from rpc25519_tools.config import Config
@@ -35,7 +36,7 @@ from rpc25519_tools.rpc.context import (
 )
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
-from rpc25519_tools.rpc.handlers import Reply, as_reply
+from rpc25519_tools.rpc.handlers import Reply, as_reply, words_of
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
@@ -310,6 +311,7 @@ class Connection:
                 incoming.discard()
             if running.until_s is not None:
                 self._deadlines.discard(call)
+            self._core.close(call)  # whatever became of its answer
             del self._running[call]
             self._change_held(-running.cost)
 
@@ -358,6 +360,10 @@ class Connection:
             return _failure(opening, call.kind, reason)
         except Exception as exc:  # noqa: BLE001  # any fault of a handler ends here
             return _failure(opening, call.kind, self._describe(call, exc))
+        except BaseException as exc:
+            if _is_for_us(exc, running.task):
+                raise
+            return _failure(opening, call.kind, self._describe(call, exc))
 
     @staticmethod
     def _why_stopped(call: OpenCall, *, stopping: bool) -> str:
@@ -367,17 +373,17 @@ class Connection:
             return CANCELLED
         return _SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
 
-    def _describe(self, call: OpenCall, exc: Exception) -> str:
+    def _describe(self, call: OpenCall, exc: BaseException) -> str:
         """Return what a caller learns of an error; log what nobody foresaw."""
+        name, kind, words = call.request.service_name, type(exc).__name__, words_of(exc)
         if isinstance(exc, Rpc25519Error):
             if not isinstance(exc, DeadlineError | HandlerError | CallCancelledError):
-                _log.debug("handler of %r: %s", call.request.service_name, exc)
-            return str(exc)[:_ERROR_LEN] or type(exc).__name__
-        _log.error("handler of %r failed", call.request.service_name, exc_info=exc)
-        kind = type(exc).__name__
+                _log.debug("handler of %r: %s", name, words)
+            return words[:_ERROR_LEN] or kind
+        _log.error("handler of %r failed", name, exc_info=exc)
         if not self._owner.reveals_errors:
             return f"internal error of the handler: {kind}"
-        return f"{kind}: {exc}"[:_ERROR_LEN]
+        return f"{kind}: {words}"[:_ERROR_LEN]
 
     async def _handle(
         self, context: CallContext, call: OpenCall, incoming: IncomingStream | None
@@ -431,6 +437,20 @@ class Connection:
         return OutgoingStream(send_part)
 
     async def _answer(self, call: OpenCall, reply: Reply, opening: Message) -> None:
+        """Send the answer, or else a short one that says why it cannot be sent."""
+        try:
+            await self._send_reply(call, reply)
+        except (ConnectionLostError, SecurityError):
+            raise
+        except Exception as exc:  # noqa: BLE001  # whatever packing meets in it
+            text = words_of(exc)
+            if not isinstance(exc, LocalProtocolError):
+                name = call.request.service_name
+                _log.error("the answer of %r cannot be sent", name, exc_info=exc)
+                text = f"the answer cannot be sent: {type(exc).__name__}"
+            await self._send_reply(call, _failure(opening, call.kind, text))
+
+    async def _send_reply(self, call: OpenCall, reply: Reply) -> None:
         message = self._core.finish(
             call,
             now_ns=now_ns(),
@@ -440,15 +460,25 @@ class Connection:
             subject=reply.subject,
             compress=reply.compress,
         )
-        if message is None:
-            return
-        alone = len(self._running) == 1
-        try:
+        if message is not None:
+            alone = len(self._running) == 1
             await self.driver.send(message, self._core.codec, at_once=alone)
-        except LocalProtocolError as exc:
-            short = _failure(opening, call.kind, str(exc))
-            message = replace(message, payload=short.payload, error=short.error)
-            await self.driver.send(message, self._core.codec)
+
+
+def _is_for_us(error: BaseException, task: asyncio.Task[None]) -> bool:
+    """Tell whether what came out of a handler is meant to end more than its call.
+
+    That is so for Ctrl-C, which arrives in the main thread wherever that happens to be,
+    and for a coroutine that is thrown away unfinished, which may not await any more.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()
+    if isinstance(error, GeneratorExit):
+        try:
+            return asyncio.current_task() is not task
+        except RuntimeError:  # no event loop is running
+            return True
+    return False
 
 
 def _failure(opening: Message, kind: CallKind, error: str) -> Reply:

@@ -230,6 +230,20 @@ def _run_function(function: Callable[..., T], *args: object) -> T:
         return function(*args)
     except StopIteration as exc:  # no future can hold it
         raise RuntimeError("StopIteration") from exc
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as exc:
+        # Such as SystemExit, which would end the event loop where it is awaited. The
+        # KeyboardInterrupt of a real Ctrl-C never comes to this thread.
+        raise RuntimeError(f"{type(exc).__name__}: {words_of(exc)}") from exc
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error says, if it can say anything."""
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001  # it is its own code that runs
+        return "it cannot say what is wrong"
 
 
 async def _run_with_steps(
@@ -325,10 +339,32 @@ def as_reply(result: object, name: str) -> Reply:
     if type(result) is bytes or isinstance(result, bytearray | memoryview):
         return Reply(payload=result)
     if isinstance(result, Reply):
+        _require_fields(result, name)
         return result
     if result is None:
         return Reply()
     raise TypeError(
         f"the handler of {name!r} returned {type(result).__name__}; "
         "return bytes, a Reply or None"
+    )
+
+
+def _require_fields(reply: Any, name: str) -> None:
+    """Refuse a Reply whose fields cannot be sent."""
+    if not isinstance(reply.payload, bytes | bytearray | memoryview):
+        problem = "payload must be bytes"
+    elif not isinstance(reply.error, str):
+        problem = "error must be a string"
+    elif not isinstance(reply.subject, str | None):
+        problem = "subject must be a string or None"
+    elif reply.args and not _are_texts(reply.args):
+        problem = "args must be a mapping of strings to strings"
+    else:
+        return
+    raise TypeError(f"the handler of {name!r} returned a Reply whose {problem}")
+
+
+def _are_texts(args: object) -> bool:
+    return isinstance(args, Mapping) and all(
+        isinstance(key, str) and isinstance(value, str) for key, value in args.items()
     )

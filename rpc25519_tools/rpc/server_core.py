@@ -40,12 +40,14 @@ class OpenCall:
         request: the header of the message that opened it.
         cancelled: whether the client has cancelled it.
         expired: whether its deadline has passed.
+        closed: whether it counts as running no more.
     """
 
     kind: CallKind
     request: Header
     cancelled: bool = False
     expired: bool = False
+    closed: bool = False
     sent: PartCounter = field(default_factory=PartCounter)
     received: PartCounter = field(default_factory=PartCounter)
 
@@ -263,6 +265,15 @@ class ServerCore:
         )
         return Message(header=header, payload=payload)
 
+    def close(self, call: OpenCall) -> None:
+        """Count a call as running no more; doing so again changes nothing."""
+        if call.closed:
+            return
+        call.closed = True
+        self._open_count -= 1
+        if self._open.get(call.request.call_id) is call:
+            del self._open[call.request.call_id]
+
     def finish(
         self,
         call: OpenCall,
@@ -275,9 +286,7 @@ class ServerCore:
         compress: bool = True,
     ) -> Message | None:
         """Close a call; return its reply to be sent, or None if it has none."""
-        if self._open.get(call.request.call_id) is call:
-            del self._open[call.request.call_id]
-        self._open_count -= 1
+        self.close(call)
         if call.kind is CallKind.ONE_WAY:
             return None
         return self._reply_to(

@@ -281,6 +281,14 @@ def test_a_cancel_goes_to_the_newest_call_of_its_id() -> None:
     assert not older.cancelled
 
 
+def test_a_call_that_is_closed_again_counts_once() -> None:
+    core = new_core()
+    call = start(core, CallKind.RPC)
+    core.finish(call, now_ns=1)
+    core.close(call)
+    assert core.open_calls == 0
+
+
 def test_finishing_an_older_call_does_not_forget_the_newer_one() -> None:
     core = new_core()
     older, newer = start(core, CallKind.RPC), start(core, CallKind.RPC)
