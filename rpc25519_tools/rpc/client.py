@@ -360,22 +360,27 @@ class Client:
             DeadlineError, CallError: the call was over before there was room.
         """
         at_once = len(self._pending) <= 1
-        if self._driver.try_send(message, self.codec, at_once=at_once):
-            return
-        pending = self._pending.get(message.header.call_id)
-        sending = self._loop.create_task(self._driver.send(message, self.codec))
-        waited_for: list[asyncio.Future[Any]] = [sending]
-        if pending is not None:
-            waited_for.append(pending.reply)
+        sending: asyncio.Task[None] | None = None
         try:
+            if self._driver.try_send(message, self.codec, at_once=at_once):
+                return
+            pending = self._pending.get(message.header.call_id)
+            sending = self._loop.create_task(self._driver.send(message, self.codec))
+            waited_for: list[asyncio.Future[Any]] = [sending]
+            if pending is not None:
+                waited_for.append(pending.reply)
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            elif pending is not None:
+                pending.reply.result()
+        except BaseException:
+            if sending is None or not _has_sent(sending):
+                self._core.take_back(message)
+            raise
         finally:
-            if not sending.done():
-                sending.cancel()
-        if sending.done():
-            sending.result()
-        elif pending is not None:
-            pending.reply.result()
+            if sending is not None and not sending.done():
+                sending.cancel()  # it waits still, and sends nothing then
 
     async def round_trip(
         self,
@@ -515,6 +520,10 @@ class Client:
         for call_id in list(self._pending):
             self._fail(call_id, reason)
         self._pushes.end(reason)
+
+
+def _has_sent(sending: asyncio.Task[None]) -> bool:
+    return sending.done() and not sending.cancelled() and sending.exception() is None
 
 
 def _random_source() -> Callable[[int], bytes]:

@@ -432,7 +432,11 @@ class Connection:
                 last=last,
                 compress=compress,
             )
-            await self.driver.send(part, self._core.codec)
+            try:
+                await self.driver.send(part, self._core.codec)
+            except BaseException:
+                self._core.take_back(call, part)
+                raise
 
         return OutgoingStream(send_part)
 

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
+    PART_MISSING,
     PARTS_UP,
     REFUSAL_TEXTS,
     CallKind,
@@ -208,12 +209,16 @@ class ServerCore:
         """Return the next part of a download or bistream, to be sent.
 
         Part 0 has a type of its own, so a stream of one part needs an empty last one.
+        A part that is not sent has to be taken back.
 
         Raises:
-            LocalProtocolError: the call sends no parts, or had its last one.
+            LocalProtocolError: the call sends no parts, or had its last one, or one
+                that went before could not be sent.
         """
         if not call.kind.receives_parts or call.sent.ended:
             raise LocalProtocolError("this call takes no more parts")
+        if call.sent.broken:
+            raise LocalProtocolError(PART_MISSING)
         first = call.sent.next_number == 0
         if first and last:
             raise LocalProtocolError("part 0 of a stream cannot be its last")
@@ -240,6 +245,10 @@ class ServerCore:
             no_system_compression=not compress,
         )
         return Message(header=header, payload=payload)
+
+    def take_back(self, call: OpenCall, part: Message) -> None:
+        """Note that a part could not be sent; its number is free for the next one."""
+        call.sent.take_back(part.header.stream_part)
 
     def push(
         self,

@@ -178,6 +178,9 @@ class OutgoingStream:
     ) -> None:
         """Send the next part; wait while the peer falls behind.
 
+        A part that is refused, or whose sending is cancelled while it waits, is not
+        sent: the next one takes its place.
+
         Args:
             payload: the bytes; they must not change until they have left.
             args: small named strings to send along.
@@ -185,7 +188,8 @@ class OutgoingStream:
             compress: False sends this one part without compression.
 
         Raises:
-            LocalProtocolError: the last part has been sent already.
+            LocalProtocolError: the last part has been sent already; or the part is too
+                large; or one before it could not be sent after later ones had been.
             ConnectionLostError: the connection is over.
         """
         await self._send_part(payload, args, last, compress)

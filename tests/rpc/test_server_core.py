@@ -468,3 +468,19 @@ def test_events_of_the_server_carry_the_message() -> None:
     assert isinstance(event, server_core.CallStarted)
     assert event.message is opening
     assert event.call.request is opening.header
+
+
+def test_the_number_of_a_part_that_could_not_be_sent_is_used_again() -> None:
+    core = new_core()
+    call = start(core, CallKind.DOWNLOAD)
+    for number in (0, 1):
+        for last in (False, number == 1):
+            part = core.part(call, now_ns=1, payload=b"", last=last)
+            assert part.header.stream_part == number
+            core.take_back(call, part)
+        assert core.part(call, now_ns=1, payload=b"").header.stream_part == number
+    first = core.part(call, now_ns=1, payload=b"")
+    core.part(call, now_ns=1, payload=b"")
+    core.take_back(call, first)
+    with pytest.raises(LocalProtocolError, match="an earlier part"):
+        core.part(call, now_ns=1, payload=b"")
