@@ -27,6 +27,7 @@ from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.held import HeldWatch
 from rpc25519_tools.rpc.known import known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
@@ -92,6 +93,8 @@ class Client:
         self._liveness = Liveness(
             self._driver, config, send_keepalive=self._send_keepalive
         )
+        self._held = HeldWatch(self._driver, send_keepalive=self._send_keepalive)
+        self._driver.on_held = self._held.begin
         #: Calls in the net/rpc style.
         self.netrpc = NetRpc(self)
 
@@ -516,6 +519,7 @@ class Client:
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()
+        self._held.stop()
         self._deadlines.stop()
         for call_id in list(self._pending):
             self._fail(call_id, reason)

@@ -37,6 +37,7 @@ from rpc25519_tools.rpc.context import (
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.handlers import Reply, as_reply, words_of
+from rpc25519_tools.rpc.held import UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
@@ -61,6 +62,7 @@ _CALL_COST: Final = 2048
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
 _SHUTTING_DOWN: Final = "the server is shutting down"
+_UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
 _CANCELLED_ITSELF: Final = "the handler was cancelled"
 
 
@@ -109,7 +111,7 @@ class _Running:
     A task that is cancelled before it has begun runs nothing at all, not even what
     answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
     and only its answer is on the way. ``cost`` is what the message that began it takes,
-    in bytes.
+    in bytes. ``sending`` counts the parts that are about to be sent.
     """
 
     task: asyncio.Task[None]
@@ -119,6 +121,14 @@ class _Running:
     cost: int
     begun: bool = False
     answering: bool = False
+    sending: int = 0
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the handler waits for the client to send a part, or to take one."""
+        return self.sending > 0 or (
+            self.incoming is not None and self.incoming.is_waited_for
+        )
 
 
 class Connection:
@@ -162,6 +172,10 @@ class Connection:
             send_keepalive=self._send_keepalive,
             is_busy=self._is_busy,
         )
+        self._held = HeldWatch(
+            self.driver, send_keepalive=self._send_keepalive, unread=self._give_up
+        )
+        self.driver.on_held = self._held.begin
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks of all running calls."""
@@ -232,6 +246,7 @@ class Connection:
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()
+        self._held.stop()
         self._deadlines.stop()
         for running in list(self._running.values()):
             if running.incoming is not None:
@@ -243,13 +258,17 @@ class Connection:
     def _send_keepalive(self) -> None:
         self.driver.send_now(KEEP_ALIVE, self._core.codec)
 
+    def _give_up(self) -> None:
+        """End the streams that nobody reads: they hold up all else, also cancels."""
+        for running in list(self._running.values()):
+            if running.incoming is not None and running.incoming.is_unread:
+                running.incoming.end(DeadlineError(_UNREAD))
+
     def _is_busy(self) -> bool:
-        """Tell whether a call without a stream, which moves nothing, is worked on."""
+        """Tell whether a handler is at work, rather than waiting for the client."""
         return any(
-            running.begun
-            and not running.answering
-            and call.kind in (CallKind.RPC, CallKind.NET_RPC)
-            for call, running in self._running.items()
+            running.begun and not running.answering and not running.waits_for_client
+            for running in self._running.values()
         )
 
     # Running calls.
@@ -418,6 +437,8 @@ class Connection:
             context.require("call", name)
 
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
+        running = self._running[call]
+
         async def send_part(
             payload: Buffer,
             args: Mapping[str, str],
@@ -432,11 +453,14 @@ class Connection:
                 last=last,
                 compress=compress,
             )
+            running.sending += 1
             try:
                 await self.driver.send(part, self._core.codec)
             except BaseException:
                 self._core.take_back(call, part)
                 raise
+            finally:
+                running.sending -= 1
 
         return OutgoingStream(send_part)
 
