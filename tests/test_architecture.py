@@ -66,6 +66,7 @@ WITH_IO = {
     "rpc.context": "reads the monotonic clock, and wakes threads",
     "rpc.deadlines": "",
     "rpc.driver": "",
+    "rpc.held": "asks a socket",
     "rpc.identity_watch": "",
     "rpc.handlers": "runs plain handlers in threads",
     "rpc.known": "watches files",

@@ -27,6 +27,7 @@ from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines, require_limit
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.held import HeldWatch
 from rpc25519_tools.rpc.known import known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
@@ -103,6 +104,8 @@ class Client:
         self._liveness = Liveness(
             self._driver, config, send_keepalive=self._send_keepalive
         )
+        self._held = HeldWatch(self._driver, send_keepalive=self._send_keepalive)
+        self._driver.on_held = self._held.begin
         #: Calls in the net/rpc style.
         self.netrpc = NetRpc(self)
 
@@ -367,22 +370,27 @@ class Client:
             DeadlineError, CallError: the call was over before there was room.
         """
         at_once = len(self._pending) <= 1
-        if self._driver.try_send(message, self.codec, at_once=at_once):
-            return
-        pending = self._pending.get(message.header.call_id)
-        sending = self._loop.create_task(self._driver.send(message, self.codec))
-        waited_for: list[asyncio.Future[Any]] = [sending]
-        if pending is not None:
-            waited_for.append(pending.reply)
+        sending: asyncio.Task[None] | None = None
         try:
+            if self._driver.try_send(message, self.codec, at_once=at_once):
+                return
+            pending = self._pending.get(message.header.call_id)
+            sending = self._loop.create_task(self._driver.send(message, self.codec))
+            waited_for: list[asyncio.Future[Any]] = [sending]
+            if pending is not None:
+                waited_for.append(pending.reply)
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            elif pending is not None:
+                pending.reply.result()
+        except BaseException:
+            if sending is None or not _has_sent(sending):
+                self._core.take_back(message)
+            raise
         finally:
-            if not sending.done():
-                sending.cancel()
-        if sending.done():
-            sending.result()
-        elif pending is not None:
-            pending.reply.result()
+            if sending is not None and not sending.done():
+                sending.cancel()  # it waits still, and sends nothing then
 
     async def round_trip(
         self,
@@ -518,10 +526,15 @@ class Client:
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()
+        self._held.stop()
         self._deadlines.stop()
         for call_id in list(self._pending):
             self._fail(call_id, reason)
         self._pushes.end(reason)
+
+
+def _has_sent(sending: asyncio.Task[None]) -> bool:
+    return sending.done() and not sending.cancelled() and sending.exception() is None
 
 
 def _random_source() -> Callable[[int], bytes]:
