@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ._output import Talk
+from ._psk import check_psk
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
@@ -19,7 +20,8 @@ def open_identity(config: "Config", talk: Talk) -> "LoadedIdentity | None":
     Raises:
         KeyFileError: a file is missing or malformed, or does not fit the others.
     """
-    if config.network != "tls":
+    check_psk(config.pre_shared_key_path, talk)
+    if not config.needs_identity:
         return None
     from datetime import UTC, datetime
 

@@ -1,6 +1,6 @@
 """The ``cli`` command: download, upload, echo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +17,7 @@ from ._options import (
 )
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
+from ._psk import codec_in_use, psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class _Job:
 @transport_options
 @identity_options("client")
 @known_keys_options("known_server_keys")
+@psk_option
 @passphrase_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @verbosity_options
@@ -134,6 +136,7 @@ def cli(
     certs_dir: str,
     skip_verify: bool,
     known_keys_path: str | None,
+    psk_path: str | None,
     passphrase_file: str | None,
     as_json: bool,
     quiet: bool,
@@ -168,6 +171,7 @@ def cli(
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
             known_keys_path=known_keys_path,
+            pre_shared_key_path=psk_path,
             compression="none" if big else press,
             connect_timeout_s=wait_s,
             call_timeout_s=wait_s,
@@ -186,10 +190,12 @@ def cli(
             json=as_json,
             verbose=verbose,
         )
-        if tcp:
-            talk.warn("plain TCP: nothing is protected, and the server is not checked")
-        elif skip_verify:
-            talk.warn("-skip-verify: the server is not checked; it can be anybody")
+        warn_unprotected(
+            config,
+            talk,
+            plain="plain TCP: nothing is protected, and the server is not checked",
+            skip="-skip-verify: the server is not checked; it can be anybody",
+        )
         _run(config, job, talk)
 
 
@@ -244,9 +250,11 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 if client.has_heard:
                     raise
                 client.transport.abort()
-                hint = "perhaps it speaks TLS (then drop -tcp)"
+                hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
                 if config.network == "tls":
-                    hint = "perhaps it does not let our key in"
+                    hint = "perhaps it does not let our key in, or uses -psk"
+                if config.pre_shared_key_path is not None:
+                    hint = "perhaps it has another pre-shared key"
                 raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
     end_imports()
@@ -255,6 +263,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 
 
 async def _do(client: "Client", job: _Job, talk: Talk) -> None:
+    job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
         _describe_connection(client, talk)
     if job.download is not None:

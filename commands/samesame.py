@@ -10,6 +10,7 @@ from ._identity import open_identity
 from ._options import DEFAULT_CERTS_DIR, verbosity_options, version_option
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
+from ._psk import psk_option, warn_unprotected
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
@@ -78,6 +79,7 @@ RETRY_S = 0.2
     metavar="DURATION",
     help="How long to wait for the partner, to be there and to make its calls.",
 )
+@psk_option
 @passphrase_options
 @verbosity_options
 @version_option
@@ -91,6 +93,7 @@ def samesame(
     skip_verify: bool,
     sends: int,
     wait: str,
+    psk_path: str | None,
     passphrase_file: str | None,
     quiet: bool,
     verbose: bool,
@@ -110,8 +113,6 @@ def samesame(
 
         talk = Talk(prog="samesame", quiet=quiet)
         log_to(talk)
-        if skip_verify:
-            talk.warn("-skip-verify: the partner is not checked; it can be anybody")
         if swap:
             own_address, partner_address = partner_address, own_address
             client_key, server_key = server_key, client_key
@@ -122,6 +123,13 @@ def samesame(
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
+            pre_shared_key_path=psk_path,
+        )
+        warn_unprotected(
+            as_client,
+            talk,
+            plain="plain TCP: nothing is protected, and the partner is not checked",
+            skip="-skip-verify: the partner is not checked; it can be anybody",
         )
         as_server = replace(
             as_client,

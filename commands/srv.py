@@ -23,6 +23,7 @@ from ._passphrase import (
     passphrase_source,
     unattended_passphrase,
 )
+from ._psk import psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class _Job:
 @transport_options
 @identity_options("node")
 @known_keys_options("known_client_keys")
+@psk_option
 @passphrase_options
 @click.option(
     "--sec",
@@ -132,6 +134,7 @@ def srv(
     certs_dir: str,
     skip_verify: bool,
     known_keys_path: str | None,
+    psk_path: str | None,
     passphrase_file: str | None,
     sec: float,
     idle: str,
@@ -162,6 +165,7 @@ def srv(
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
             known_keys_path=known_keys_path,
+            pre_shared_key_path=psk_path,
             compression="none" if big else press,
             idle_timeout_s=parse_duration(idle),
             identity_poll_s=IDENTITY_POLL_S,
@@ -178,10 +182,12 @@ def srv(
             grace_s=parse_duration(grace),
             verbose=verbose,
         )
-        if tcp:
-            talk.warn("plain TCP: nothing is protected, and anyone can connect")
-        elif skip_verify:
-            talk.warn("-skip-verify: clients are not checked, and anyone can connect")
+        warn_unprotected(
+            config,
+            talk,
+            plain="plain TCP: nothing is protected, and anyone can connect",
+            skip="-skip-verify: clients are not checked, and anyone can connect",
+        )
         if access.check or access.question is not None:
             from ._check import check_server
 
@@ -314,4 +320,6 @@ def _offer(config: "Config", job: _Job) -> str:
         if wanted
     ]
     how = "plain TCP" if config.network == "tcp" else "TLS 1.3"
+    if config.pre_shared_key_path is not None:
+        how += " with a pre-shared key"
     return f"{how}; {', '.join(offers) or 'nothing on offer'}"

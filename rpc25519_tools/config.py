@@ -166,7 +166,8 @@ class Config:
 
     Attributes:
         address: where a client dials to, or a server listens.
-        network: ``tls``, or ``tcp`` for plain TCP without any protection.
+        network: ``tls``, or ``tcp`` for plain TCP, which protects nothing unless
+            there is a pre-shared key.
         key_name: which pair in ``certs_dir`` is ours, NAME.crt and NAME.key; empty
             means ``client`` for a client and ``node`` for a server.
         certs_dir: the directory with our pair and with ca.crt.
@@ -177,8 +178,9 @@ class Config:
             recorded; one that may be written means trust on first use; a read-only one
             refuses unknown keys. None uses none; so do plain TCP and ``verify_peer``
             False.
-        pre_shared_key_path: a file with a key for a second layer of encryption. This
-            version cannot do that yet and refuses rather than go without.
+        pre_shared_key_path: a file with a key for a second layer of encryption
+            inside the first, at least 32 bytes; both sides need the same one. With it
+            certificates are needed on plain TCP too.
         compression: name of the codec for what we send: ``none``, ``s2``, ``lz4``,
             ``zstd:01``, ``zstd:03``, ``zstd:07`` or ``zstd:11``. A server uses it until
             a client's first message, then follows the client, unless it is ``none``.
@@ -250,8 +252,8 @@ class Config:
             raise ConfigError("known_keys_path must not be empty; None uses no list")
         if self.http_connect and self.network != "tcp":
             raise ConfigError("http_connect works over plain TCP only (network tcp)")
-        if self.pre_shared_key_path is not None:
-            raise ConfigError("pre_shared_key_path: this version cannot use such keys")
+        if self.pre_shared_key_path == "":
+            raise ConfigError("pre_shared_key_path is empty")
         for name in (
             "connect_timeout_s",
             "call_timeout_s",
@@ -273,6 +275,11 @@ class Config:
                     f"{name} must be zero, or between {_SHORTEST_INTERVAL_S} s and "
                     "100 years"
                 )
+
+    @property
+    def needs_identity(self) -> bool:
+        """Whether our certificate and its key are needed: all but bare plain TCP."""
+        return self.network == "tls" or self.pre_shared_key_path is not None
 
 
 def _require_kinds(config: Config) -> None:

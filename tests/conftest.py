@@ -16,9 +16,11 @@ ASYNC_TEST_TIMEOUT_S = 20.0
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C arrive, also where a shell runs the tests in its background."""
+    """Let signals arrive, also where a shell or nohup runs the tests without them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,6 +41,9 @@ async def _run_test(test: Coroutine[object, object, None]) -> None:
     unhandled: list[dict[str, object]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    # On a busy machine anything is slow at times; asyncio's warnings of that would
+    # come among the records that tests look at.
+    loop.slow_callback_duration = ASYNC_TEST_TIMEOUT_S
     async with asyncio.timeout(ASYNC_TEST_TIMEOUT_S):
         await test
 

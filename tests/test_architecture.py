@@ -58,6 +58,7 @@ WITH_IO = {
     "identity.renew": "likewise",
     "identity.status": "names the type of what identity.store has loaded",
     "identity.watch": "looks at files, by way of identity.store",
+    "identity.pre_shared_key": "reads a file, by way of identity.store",
     "identity.store": "reads and writes files",
     "rpc.client": "",
     "rpc.client_stream": "",
@@ -65,6 +66,7 @@ WITH_IO = {
     "rpc.context": "reads the monotonic clock, and wakes threads",
     "rpc.deadlines": "",
     "rpc.driver": "",
+    "rpc.held": "asks a socket",
     "rpc.identity_watch": "",
     "rpc.handlers": "runs plain handlers in threads",
     "rpc.known": "watches files",
@@ -76,6 +78,7 @@ WITH_IO = {
     "rpc.registry": "names the types of handlers",
     "rpc.server": "",
     "rpc.streams": "",
+    "rpc.tunnels": "reads a file, by way of identity.store",
 }
 
 

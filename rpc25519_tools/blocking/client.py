@@ -99,7 +99,7 @@ class BlockingClient:
         self, config: Config, identity: LoadedIdentity | None = None, *, name: str = ""
     ) -> None:
         require_config(config)
-        if identity is None and config.network == "tls":
+        if identity is None and config.needs_identity:
             # Here, in the caller's thread: a pass phrase may be asked for, once.
             identity = load_own_identity(config)
         self._config = config

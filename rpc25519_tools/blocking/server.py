@@ -80,7 +80,7 @@ class BlockingServer:
             LocalProtocolError: it runs already.
         """
         config = self._config
-        if identity is None and config.network == "tls":
+        if identity is None and config.needs_identity:
             # Here, in the caller's thread: a pass phrase may be asked for.
             identity = load_identity(
                 config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase

@@ -17,6 +17,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import base58
@@ -69,6 +70,7 @@ MALFORMED = (
 )
 
 
+@lru_cache(maxsize=4096)  # slow, and asked for each connection again and again
 def key_id(public_key: bytes) -> str:
     """Return the base58check text of a raw public key.
 

@@ -27,6 +27,9 @@ from rpc25519_tools.wire.message import CallType
 CANCELLED: Final = "context canceled"
 EXPIRED: Final = "context deadline exceeded"
 
+#: Why a stream takes no more parts although nobody has ended it.
+PART_MISSING: Final = "an earlier part of this stream could not be sent"
+
 #: Random bytes in a call id.
 CALL_ID_LEN: Final = 20
 #: The call number of the first call on a connection; the counter starts at 1 and is
@@ -87,13 +90,15 @@ class PartCounter:
     Attributes:
         next_number: the number that the next part has to carry.
         ended: whether the last part has passed.
+        broken: whether a part is missing for good.
     """
 
-    __slots__ = ("ended", "next_number")
+    __slots__ = ("broken", "ended", "next_number")
 
     def __init__(self) -> None:
         self.next_number = 0
         self.ended = False
+        self.broken = False
 
     def advance(self, *, last: bool) -> int:
         """Return the number of the part that passes now."""
@@ -101,6 +106,17 @@ class PartCounter:
         self.next_number += 1
         self.ended = last
         return number
+
+    def take_back(self, number: int) -> None:
+        """Note that the part of this number could not be sent after all.
+
+        Its number is free again, unless a later part has gone meanwhile.
+        """
+        if number == self.next_number - 1:
+            self.next_number = number
+            self.ended = False
+        else:
+            self.broken = True
 
     def fault_of(self, number: int) -> str | None:
         """Return why a part with this number may not come now, or None if it may."""

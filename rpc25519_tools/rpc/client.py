@@ -27,13 +27,16 @@ from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines, require_limit
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.held import HeldWatch
 from rpc25519_tools.rpc.known import known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, Part
+from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect
+from rpc25519_tools.transport.psk import safe_codec
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -73,7 +76,8 @@ class Client:
     """
 
     def __init__(self, config: Config, transport: Transport, name: str = "") -> None:
-        self._codec = codec_from_name(config.compression)
+        #: What packs our messages: the Config's choice, if the server can bear it.
+        self.codec = safe_codec(transport, codec_from_name(config.compression))
         self._loop = asyncio.get_running_loop()
         #: What the user calls this client.
         self.name = name
@@ -100,6 +104,8 @@ class Client:
         self._liveness = Liveness(
             self._driver, config, send_keepalive=self._send_keepalive
         )
+        self._held = HeldWatch(self._driver, send_keepalive=self._send_keepalive)
+        self._driver.on_held = self._held.begin
         #: Calls in the net/rpc style.
         self.netrpc = NetRpc(self)
 
@@ -115,20 +121,23 @@ class Client:
             name: for the user's own bookkeeping.
 
         Raises:
-            KeyFileError: our keys or certificates are missing or do not fit.
+            KeyFileError: our keys, certificates or pre-shared key are missing or do
+                not fit.
             ConnectFailedError, HandshakeError, DeadlineError: see ``connect`` of
                 ``transport.endpoint``; PeerNotTrustedError, a HandshakeError, is also
                 what a server meets that the list of known keys does not let in.
         """
         require_config(config)
-        tls = None
+        tls = tunnel = None
         known = known_guard(config, "server")
-        if config.network == "tls":
+        if config.needs_identity:
             if identity is None:
                 identity = await asyncio.to_thread(load_own_identity, config)
-            tls = TlsSettings(
-                identity=identity, verify=config.verify_peer, peer_check=known
-            )
+            if config.network == "tls":
+                tls = TlsSettings(
+                    identity=identity, verify=config.verify_peer, peer_check=known
+                )
+            tunnel = await load_tunnel(config.pre_shared_key_path, identity)
         made: list[Self] = []
 
         def accept(transport: Transport) -> Receiver:
@@ -143,6 +152,7 @@ class Client:
                 timeout_s=config.connect_timeout_s,
                 local=config.local_address,
                 http_connect=config.http_connect,
+                tunnel=tunnel,
             )
             if known is not None:
                 await known.aclose()
@@ -270,7 +280,7 @@ class Client:
             call_id=call_id,
             compress=compress,
         )
-        await self._driver.send(message, self._codec)
+        await self._driver.send(message, self.codec)
 
     def upload(
         self,
@@ -372,22 +382,27 @@ class Client:
             DeadlineError, CallError: the call was over before there was room.
         """
         at_once = len(self._pending) <= 1
-        if self._driver.try_send(message, self._codec, at_once=at_once):
-            return
-        pending = self._pending.get(message.header.call_id)
-        sending = self._loop.create_task(self._driver.send(message, self._codec))
-        waited_for: list[asyncio.Future[Any]] = [sending]
-        if pending is not None:
-            waited_for.append(pending.reply)
+        sending: asyncio.Task[None] | None = None
         try:
+            if self._driver.try_send(message, self.codec, at_once=at_once):
+                return
+            pending = self._pending.get(message.header.call_id)
+            sending = self._loop.create_task(self._driver.send(message, self.codec))
+            waited_for: list[asyncio.Future[Any]] = [sending]
+            if pending is not None:
+                waited_for.append(pending.reply)
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            elif pending is not None:
+                pending.reply.result()
+        except BaseException:
+            if sending is None or not _has_sent(sending):
+                self._core.take_back(message)
+            raise
         finally:
-            if not sending.done():
-                sending.cancel()
-        if sending.done():
-            sending.result()
-        elif pending is not None:
-            pending.reply.result()
+            if sending is not None and not sending.done():
+                sending.cancel()  # it waits still, and sends nothing then
 
     async def round_trip(
         self,
@@ -438,7 +453,7 @@ class Client:
             self._fail(call_id, CallCancelledError("the call was cancelled"))
         message = self._core.cancel(call_id, now_ns=now_ns())
         if message is not None:
-            self._driver.send_now(message, self._codec, hold_peer=False)
+            self._driver.send_now(message, self.codec, hold_peer=False)
 
     def _open(
         self,
@@ -522,14 +537,19 @@ class Client:
         self.cancel(call_id)
 
     def _send_keepalive(self) -> None:
-        self._driver.send_now(KEEP_ALIVE, self._codec, hold_peer=False)
+        self._driver.send_now(KEEP_ALIVE, self.codec, hold_peer=False)
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()
+        self._held.stop()
         self._deadlines.stop()
         for call_id in list(self._pending):
             self._fail(call_id, reason)
         self._pushes.end(reason)
+
+
+def _has_sent(sending: asyncio.Task[None]) -> bool:
+    return sending.done() and not sending.cancelled() and sending.exception() is None
 
 
 def _random_source() -> Callable[[int], bytes]:

@@ -11,7 +11,9 @@ from typing import Final, TypeAlias
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
     FIRST_SEQNO,
+    PART_MISSING,
     PARTS_DOWN,
+    PARTS_UP,
     CallKind,
     PartCounter,
     new_call_id,
@@ -185,12 +187,17 @@ class ClientCore:
     ) -> Message:
         """Return the next part of an upload or bistream, to be sent.
 
+        A part that is not sent has to be taken back.
+
         Raises:
-            LocalProtocolError: the call is over, sends no parts, or had its last one.
+            LocalProtocolError: the call is over, sends no parts, or had its last one,
+                or one that went before could not be sent.
         """
         call = self._open.get(call_id)
         if call is None or not call.kind.sends_parts or call.sent.ended:
             raise LocalProtocolError("this call takes no more parts")
+        if call.sent.broken:
+            raise LocalProtocolError(PART_MISSING)
         header = Header(
             created_ns=now_ns,
             sender=self._local,
@@ -210,6 +217,15 @@ class ClientCore:
             require_sendable(header)
         call.sent.advance(last=last)
         return Message(header=header, payload=payload)
+
+    def take_back(self, message: Message) -> None:
+        """Note that a message could not be sent.
+
+        If it is a part, its number is free for the next one.
+        """
+        call = self._open.get(message.header.call_id)
+        if call is not None and message.header.call_type in PARTS_UP:
+            call.sent.take_back(message.header.stream_part)
 
     def cancel(self, call_id: str, *, now_ns: int) -> Message | None:
         """Forget a call; return the message that tells the server, or None if over."""

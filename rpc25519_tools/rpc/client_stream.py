@@ -100,6 +100,9 @@ class ClientStream:
     ) -> None:
         """Send the next part; wait while the server falls behind.
 
+        A part that is refused, or whose sending is cancelled while it waits, is not
+        sent: the next one takes its place.
+
         Args:
             payload: the bytes; they must not change until they have left.
             args: small named strings to send along.

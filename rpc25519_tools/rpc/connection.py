@@ -7,9 +7,10 @@ goes on; a peer that breaks the protocol loses its connection.
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from rpc25519_tools.config import Config
@@ -35,7 +36,8 @@ from rpc25519_tools.rpc.context import (
 )
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
-from rpc25519_tools.rpc.handlers import Reply, as_reply
+from rpc25519_tools.rpc.handlers import Reply, as_reply, words_of
+from rpc25519_tools.rpc.held import UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
@@ -60,6 +62,7 @@ _CALL_COST: Final = 2048
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
 _SHUTTING_DOWN: Final = "the server is shutting down"
+_UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
 _CANCELLED_ITSELF: Final = "the handler was cancelled"
 
 
@@ -108,7 +111,7 @@ class _Running:
     A task that is cancelled before it has begun runs nothing at all, not even what
     answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
     and only its answer is on the way. ``cost`` is what the message that began it takes,
-    in bytes.
+    in bytes. ``sending`` counts the parts that are about to be sent.
     """
 
     task: asyncio.Task[None]
@@ -118,6 +121,14 @@ class _Running:
     cost: int
     begun: bool = False
     answering: bool = False
+    sending: int = 0
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the handler waits for the client to send a part, or to take one."""
+        return self.sending > 0 or (
+            self.incoming is not None and self.incoming.is_waited_for
+        )
 
 
 class Connection:
@@ -161,6 +172,10 @@ class Connection:
             send_keepalive=self._send_keepalive,
             is_busy=self._is_busy,
         )
+        self._held = HeldWatch(
+            self.driver, send_keepalive=self._send_keepalive, unread=self._give_up
+        )
+        self.driver.on_held = self._held.begin
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks of all running calls."""
@@ -231,6 +246,7 @@ class Connection:
 
     def _closed(self, reason: Exception) -> None:
         self._liveness.stop()
+        self._held.stop()
         self._deadlines.stop()
         for running in list(self._running.values()):
             if running.incoming is not None:
@@ -242,13 +258,17 @@ class Connection:
     def _send_keepalive(self) -> None:
         self.driver.send_now(KEEP_ALIVE, self._core.codec)
 
+    def _give_up(self) -> None:
+        """End the streams that nobody reads: they hold up all else, also cancels."""
+        for running in list(self._running.values()):
+            if running.incoming is not None and running.incoming.is_unread:
+                running.incoming.end(DeadlineError(_UNREAD))
+
     def _is_busy(self) -> bool:
-        """Tell whether a call without a stream, which moves nothing, is worked on."""
+        """Tell whether a handler is at work, rather than waiting for the client."""
         return any(
-            running.begun
-            and not running.answering
-            and call.kind in (CallKind.RPC, CallKind.NET_RPC)
-            for call, running in self._running.items()
+            running.begun and not running.answering and not running.waits_for_client
+            for running in self._running.values()
         )
 
     # Running calls.
@@ -310,6 +330,7 @@ class Connection:
                 incoming.discard()
             if running.until_s is not None:
                 self._deadlines.discard(call)
+            self._core.close(call)  # whatever became of its answer
             del self._running[call]
             self._change_held(-running.cost)
 
@@ -358,6 +379,10 @@ class Connection:
             return _failure(opening, call.kind, reason)
         except Exception as exc:  # noqa: BLE001  # any fault of a handler ends here
             return _failure(opening, call.kind, self._describe(call, exc))
+        except BaseException as exc:
+            if _is_for_us(exc, running.task):
+                raise
+            return _failure(opening, call.kind, self._describe(call, exc))
 
     @staticmethod
     def _why_stopped(call: OpenCall, *, stopping: bool) -> str:
@@ -367,17 +392,17 @@ class Connection:
             return CANCELLED
         return _SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
 
-    def _describe(self, call: OpenCall, exc: Exception) -> str:
+    def _describe(self, call: OpenCall, exc: BaseException) -> str:
         """Return what a caller learns of an error; log what nobody foresaw."""
+        name, kind, words = call.request.service_name, type(exc).__name__, words_of(exc)
         if isinstance(exc, Rpc25519Error):
             if not isinstance(exc, DeadlineError | HandlerError | CallCancelledError):
-                _log.debug("handler of %r: %s", call.request.service_name, exc)
-            return str(exc)[:_ERROR_LEN] or type(exc).__name__
-        _log.error("handler of %r failed", call.request.service_name, exc_info=exc)
-        kind = type(exc).__name__
+                _log.debug("handler of %r: %s", name, words)
+            return words[:_ERROR_LEN] or kind
+        _log.error("handler of %r failed", name, exc_info=exc)
         if not self._owner.reveals_errors:
             return f"internal error of the handler: {kind}"
-        return f"{kind}: {exc}"[:_ERROR_LEN]
+        return f"{kind}: {words}"[:_ERROR_LEN]
 
     async def _handle(
         self, context: CallContext, call: OpenCall, incoming: IncomingStream | None
@@ -412,6 +437,8 @@ class Connection:
             context.require("call", name)
 
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
+        running = self._running[call]
+
         async def send_part(
             payload: Buffer,
             args: Mapping[str, str],
@@ -426,11 +453,32 @@ class Connection:
                 last=last,
                 compress=compress,
             )
-            await self.driver.send(part, self._core.codec)
+            running.sending += 1
+            try:
+                await self.driver.send(part, self._core.codec)
+            except BaseException:
+                self._core.take_back(call, part)
+                raise
+            finally:
+                running.sending -= 1
 
         return OutgoingStream(send_part)
 
     async def _answer(self, call: OpenCall, reply: Reply, opening: Message) -> None:
+        """Send the answer, or else a short one that says why it cannot be sent."""
+        try:
+            await self._send_reply(call, reply)
+        except (ConnectionLostError, SecurityError):
+            raise
+        except Exception as exc:  # noqa: BLE001  # whatever packing meets in it
+            text = words_of(exc)
+            if not isinstance(exc, LocalProtocolError):
+                name = call.request.service_name
+                _log.error("the answer of %r cannot be sent", name, exc_info=exc)
+                text = f"the answer cannot be sent: {type(exc).__name__}"
+            await self._send_reply(call, _failure(opening, call.kind, text))
+
+    async def _send_reply(self, call: OpenCall, reply: Reply) -> None:
         message = self._core.finish(
             call,
             now_ns=now_ns(),
@@ -440,16 +488,25 @@ class Connection:
             subject=reply.subject,
             compress=reply.compress,
         )
-        if message is None:
-            return
-        alone = len(self._running) == 1
-        try:
+        if message is not None:
+            alone = len(self._running) == 1
             await self.driver.send(message, self._core.codec, at_once=alone)
-        except LocalProtocolError as exc:
-            short = _failure(opening, call.kind, str(exc))
-            header = replace(message.header, args=NO_ARGS, subject="")
-            message = Message(header=header, payload=short.payload, error=short.error)
-            await self.driver.send(message, self._core.codec)
+
+
+def _is_for_us(error: BaseException, task: asyncio.Task[None]) -> bool:
+    """Tell whether what came out of a handler is meant to end more than its call.
+
+    That is so for Ctrl-C, which arrives in the main thread wherever that happens to be,
+    and for a coroutine that is thrown away unfinished, which may not await any more.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()
+    if isinstance(error, GeneratorExit):
+        try:
+            return asyncio.current_task() is not task
+        except RuntimeError:  # no event loop is running
+            return True
+    return False
 
 
 def _failure(opening: Message, kind: CallKind, error: str) -> Reply:

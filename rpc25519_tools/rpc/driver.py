@@ -133,6 +133,10 @@ class Driver:
         self._turns = asyncio.Semaphore(1) if turns is None else turns
         self._received_len = 0
         self._held_len = 0
+        #: Bytes that readers of streams have taken, and calls have done with, so far.
+        self.taken_len = 0
+        #: Called whenever a reader makes the connection wait.
+        self.on_held: Callable[[], None] | None = None
         self._inbox: deque[Frame] = deque()
         self._inbox_len = 0
         self._unpacking: asyncio.Task[None] | None = None
@@ -243,7 +247,7 @@ class Driver:
             if not self._decoder.at_frame_boundary:
                 text += " in the middle of a message"
             reason: Exception = ConnectionLostError(text)
-        elif isinstance(error, SecurityError | ConnectionLostError):
+        elif isinstance(error, SecurityError | ProtocolError | ConnectionLostError):
             reason = error
         else:
             reason = ConnectionLostError(f"the connection broke: {_words(error)}")
@@ -397,6 +401,8 @@ class Driver:
     def change_held(self, difference: int) -> None:
         """Count what is held above for messages that have been handed on."""
         self._held_len += difference
+        if difference < 0:
+            self.taken_len -= difference
         if self._held_len >= SMALL_LEN or difference < -_MINOR_LEN:
             self._recount()
 
@@ -404,10 +410,24 @@ class Driver:
         if self._account is not None:
             self._account.update()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is read because a reader is behind."""
+        if self.is_closed:
+            return False
+        for_memory = self._account is not None and self._account.is_held
+        return self._holds > for_memory
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 where there is none."""
+        return self.transport.fileno()
+
     def hold_reading(self) -> None:
         """Deliver nothing until ``release_reading`` is called as often as this."""
         self._holds += 1
         self._pause_or_resume()
+        if self.on_held is not None:
+            self.on_held()
 
     def release_reading(self) -> None:
         """Take back one ``hold_reading``."""

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import functools
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -52,43 +53,74 @@ Result: TypeAlias = Reply | Buffer | None
 
 
 class _Steps:
-    """Lets a handler's thread take steps on the loop, one at a time.
+    """Lets a handler's threads take steps on the loop.
 
-    When the call is over, the step that is being taken ends too, and no more can be
-    taken: a thread must not wait for ever, nor send what nobody waits for.
+    When the call is over, the steps that are being taken end too, and no more can be
+    taken: a thread must not wait for ever, nor send what nobody waits for. That holds
+    also where the loop stops for good: what a thread waits for is ended by ``end``
+    itself, not by anything that the loop would have to do later.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        #: For ``_over`` and ``_waited_for``: nobody may begin to wait after the end.
+        self._lock = threading.Lock()
         self._over = False
-        self._task: asyncio.Task[Any] | None = None
+        self._waited_for: set[concurrent.futures.Future[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Take a step; called in the thread.
+        """Take a step; called in a thread.
 
         Raises:
             CallCancelledError: the call is over.
         """
-        future = asyncio.run_coroutine_threadsafe(self._run(step), self._loop)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._lock:
+            if self._over:
+                raise CallCancelledError(_OVER)
+            self._waited_for.add(future)
+            self._loop.call_soon_threadsafe(self._begin, step, future)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
             raise CallCancelledError(_OVER) from None
-
-    async def _run(self, step: Callable[[], Awaitable[T]]) -> T:
-        if self._over:
-            raise CallCancelledError(_OVER)
-        self._task = asyncio.current_task()
-        try:
-            return await step()
         finally:
-            self._task = None
+            with self._lock:
+                self._waited_for.discard(future)
+
+    def _begin(
+        self, step: Callable[[], Awaitable[T]], future: concurrent.futures.Future[T]
+    ) -> None:
+        if not future.cancelled():
+            task = self._loop.create_task(self._run(step, future))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(
+        self, step: Callable[[], Awaitable[T]], future: concurrent.futures.Future[T]
+    ) -> None:
+        try:
+            result = await step()
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        except Exception as exc:  # noqa: BLE001  # the thread gets it, whatever it is
+            if not future.cancelled():
+                future.set_exception(exc)
+        else:
+            if not future.cancelled():
+                future.set_result(result)
 
     def end(self) -> None:
         """Say that the call is over; called on the loop."""
-        self._over = True
-        if self._task is not None:
-            self._task.cancel()
+        with self._lock:
+            self._over = True
+            waited_for = list(self._waited_for)
+        for future in waited_for:
+            future.cancel()
+        for task in self._tasks:
+            task.cancel()
 
 
 class PlainIncoming:
@@ -198,6 +230,20 @@ def _run_function(function: Callable[..., T], *args: object) -> T:
         return function(*args)
     except StopIteration as exc:  # no future can hold it
         raise RuntimeError("StopIteration") from exc
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as exc:
+        # Such as SystemExit, which would end the event loop where it is awaited. The
+        # KeyboardInterrupt of a real Ctrl-C never comes to this thread.
+        raise RuntimeError(f"{type(exc).__name__}: {words_of(exc)}") from exc
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error says, if it can say anything."""
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001  # it is its own code that runs
+        return "it cannot say what is wrong"
 
 
 async def _run_with_steps(
@@ -293,10 +339,32 @@ def as_reply(result: object, name: str) -> Reply:
     if type(result) is bytes or isinstance(result, bytearray | memoryview):
         return Reply(payload=result)
     if isinstance(result, Reply):
+        _require_fields(result, name)
         return result
     if result is None:
         return Reply()
     raise TypeError(
         f"the handler of {name!r} returned {type(result).__name__}; "
         "return bytes, a Reply or None"
+    )
+
+
+def _require_fields(reply: Any, name: str) -> None:
+    """Refuse a Reply whose fields cannot be sent."""
+    if not isinstance(reply.payload, bytes | bytearray | memoryview):
+        problem = "payload must be bytes"
+    elif not isinstance(reply.error, str):
+        problem = "error must be a string"
+    elif not isinstance(reply.subject, str | None):
+        problem = "subject must be a string or None"
+    elif reply.args and not _are_texts(reply.args):
+        problem = "args must be a mapping of strings to strings"
+    else:
+        return
+    raise TypeError(f"the handler of {name!r} returned a Reply whose {problem}")
+
+
+def _are_texts(args: object) -> bool:
+    return isinstance(args, Mapping) and all(
+        isinstance(key, str) and isinstance(value, str) for key, value in args.items()
     )

@@ -9,6 +9,7 @@ from collections import deque
 from types import TracebackType
 from typing import Final, Self
 
+from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.driver import Driver
 from rpc25519_tools.wire.message import Message
 
@@ -62,6 +63,7 @@ class PushListener:
 
         Raises:
             StopAsyncIteration: the listener was closed.
+            LocalProtocolError: somebody else waits for it already.
             ConnectionLostError, SecurityError: the connection is over.
         """
         while not self._waiting:
@@ -69,14 +71,17 @@ class PushListener:
                 raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
-            assert self._reader is None, "a listener has one reader"
+            if self._reader is not None:
+                raise LocalProtocolError("a listener has one reader at a time")
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
         message = self._waiting.popleft()
-        self._len -= _cost(message)
+        cost = _cost(message)
+        self._len -= cost
+        self._driver.taken_len += cost
         if self._holding and self._len <= _HIGH_WATER_LEN // 2:
             self._release()
         return message

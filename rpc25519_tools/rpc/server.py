@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -24,8 +25,10 @@ from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import NO_ARGS
+from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
+from rpc25519_tools.transport.psk import TunnelSettings
 from rpc25519_tools.wire.greenpack import Buffer
 
 _log = logging.getLogger(__name__)
@@ -97,6 +100,7 @@ class Server:
         self._stopping = False
         self._identity_reloaded = identity_reloaded
         self._watch: IdentityWatch | None = None
+        self._tunnel: TunnelSettings | None = None
         self._memory = MemoryBudget(config.limits.max_memory_len, self._watch_memory)
         self._memory_timer: asyncio.TimerHandle | None = None
         self._turns = asyncio.Semaphore(UNPACKERS)
@@ -131,14 +135,14 @@ class Server:
             identity: our keys, where the caller has loaded them already.
 
         Raises:
-            KeyFileError: our keys or certificates are missing or do not fit; or the
-                list of known keys is broken, or locked and empty.
+            KeyFileError: our keys, certificates or pre-shared key are missing or do
+                not fit; or the list of known keys is broken, or locked and empty.
             ConnectFailedError: the address cannot be listened on.
         """
         config = self._config
         tls = None
         self._known = known_guard(config, "client")
-        if config.network == "tls":
+        if config.needs_identity:
             if identity is None:
                 identity = await asyncio.to_thread(
                     load_identity,
@@ -147,7 +151,9 @@ class Server:
                     config.passphrase,
                 )
                 warn_of_end(identity)
-            tls = self._tls(identity)
+            if config.network == "tls":
+                tls = self._tls(identity)
+            self._tunnel = await load_tunnel(config.pre_shared_key_path, identity)
         if self._known is not None:
             await self._known.require_usable()
         self._listener = await listen(
@@ -157,10 +163,11 @@ class Server:
             failed=self._refused,
             limits=config.limits,
             http_connect=config.http_connect,
+            tunnel=self._tunnel,
         )
         if self._known is not None:
             self._known.watch(lambda: [one.driver for one in self._connections])
-        if identity is not None and tls is not None and config.identity_poll_s:
+        if identity is not None and config.identity_poll_s:
             self._watch = IdentityWatch(
                 IdentityFiles(config.certs_dir, identity, config.reload_passphrase),
                 self._use_reloaded,
@@ -182,11 +189,17 @@ class Server:
 
         Raises:
             LocalProtocolError: the server does not run.
-            ConfigError: it runs on plain TCP.
+            ConfigError: it runs on plain TCP, without a pre-shared key.
+            KeyFileError: the certificate is too long for a pre-shared key's tunnel.
         """
         if self._listener is None or self._stopping:
             raise LocalProtocolError("this server does not run")
-        self._listener.use_tls(self._tls(identity))
+        if not self._config.needs_identity:
+            raise ConfigError("there is no identity on plain TCP")
+        tls = self._tls(identity) if self._config.network == "tls" else None
+        if self._tunnel is not None:
+            self._tunnel = replace(self._tunnel, identity=identity)
+        self._listener.use(tls, self._tunnel)
         if self._watch is not None:
             self._watch.files.current = identity
 

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
+    PART_MISSING,
     PARTS_UP,
     REFUSAL_TEXTS,
     CallKind,
@@ -46,12 +47,14 @@ class OpenCall:
         request: the header of the message that opened it.
         cancelled: whether the client has cancelled it.
         expired: whether its deadline has passed.
+        closed: whether it counts as running no more.
     """
 
     kind: CallKind
     request: Header
     cancelled: bool = False
     expired: bool = False
+    closed: bool = False
     sent: PartCounter = field(default_factory=PartCounter)
     received: PartCounter = field(default_factory=PartCounter)
 
@@ -213,12 +216,16 @@ class ServerCore:
         """Return the next part of a download or bistream, to be sent.
 
         Part 0 has a type of its own, so a stream of one part needs an empty last one.
+        A part that is not sent has to be taken back.
 
         Raises:
-            LocalProtocolError: the call sends no parts, or had its last one.
+            LocalProtocolError: the call sends no parts, or had its last one, or one
+                that went before could not be sent.
         """
         if not call.kind.receives_parts or call.sent.ended:
             raise LocalProtocolError("this call takes no more parts")
+        if call.sent.broken:
+            raise LocalProtocolError(PART_MISSING)
         first = call.sent.next_number == 0
         if first and last:
             raise LocalProtocolError("part 0 of a stream cannot be its last")
@@ -250,6 +257,10 @@ class ServerCore:
         call.sent.advance(last=last)
         return Message(header=header, payload=payload)
 
+    def take_back(self, call: OpenCall, part: Message) -> None:
+        """Note that a part could not be sent; its number is free for the next one."""
+        call.sent.take_back(part.header.stream_part)
+
     def push(
         self,
         service_name: str,
@@ -274,6 +285,15 @@ class ServerCore:
         )
         return Message(header=header, payload=payload)
 
+    def close(self, call: OpenCall) -> None:
+        """Count a call as running no more; doing so again changes nothing."""
+        if call.closed:
+            return
+        call.closed = True
+        self._open_count -= 1
+        if self._open.get(call.request.call_id) is call:
+            del self._open[call.request.call_id]
+
     def finish(
         self,
         call: OpenCall,
@@ -286,9 +306,7 @@ class ServerCore:
         compress: bool = True,
     ) -> Message | None:
         """Close a call; return its reply to be sent, or None if it has none."""
-        if self._open.get(call.request.call_id) is call:
-            del self._open[call.request.call_id]
-        self._open_count -= 1
+        self.close(call)
         if call.kind is CallKind.ONE_WAY:
             return None
         return self._reply_to(

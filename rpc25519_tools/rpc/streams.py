@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Final, Self, TypeAlias
 
+from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.driver import Driver
 from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
@@ -58,7 +59,8 @@ class IncomingStream:
     """The parts that the peer sends: an asynchronous iterator for one reader.
 
     It ends after the last part, or raises what ended it early. Leaving it unread holds
-    the whole connection back; ``discard`` says that nobody will read on.
+    the whole connection back: other calls on it wait, and so does the peer's word that
+    it has cancelled this one. ``discard`` says that nobody will read on.
 
     Args:
         driver: the connection.
@@ -86,6 +88,7 @@ class IncomingStream:
 
         Raises:
             StopAsyncIteration: there are no more.
+            LocalProtocolError: somebody else waits for the next one already.
             Rpc25519Error: what ended the stream early.
         """
         while not self._parts:
@@ -93,13 +96,24 @@ class IncomingStream:
                 raise self._error
             if self._ended:
                 raise StopAsyncIteration
-            assert self._reader is None, "a stream has one reader"
+            if self._reader is not None:
+                raise LocalProtocolError("a stream has one reader at a time")
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
         return self._pop()
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether parts are here that the reader has not taken."""
+        return bool(self._parts)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the reader waits for the peer to send."""
+        return self._reader is not None
 
     def take_ready(self) -> list[Part]:
         """Return the parts that can be had without waiting, which may be none."""
@@ -116,7 +130,7 @@ class IncomingStream:
 
     def feed(self, part: Part) -> None:
         """Append a part that has come."""
-        if self._discarded:
+        if self._discarded or self._error is not None:
             return
         self._parts.append(part)
         self._len += part.cost
@@ -178,6 +192,9 @@ class OutgoingStream:
     ) -> None:
         """Send the next part; wait while the peer falls behind.
 
+        A part that is refused, or whose sending is cancelled while it waits, is not
+        sent: the next one takes its place.
+
         Args:
             payload: the bytes; they must not change until they have left.
             args: small named strings to send along.
@@ -185,7 +202,8 @@ class OutgoingStream:
             compress: False sends this one part without compression.
 
         Raises:
-            LocalProtocolError: the last part has been sent already.
+            LocalProtocolError: the last part has been sent already; or the part is too
+                large; or one before it could not be sent after later ones had been.
             ConnectionLostError: the connection is over.
         """
         await self._send_part(payload, args, last, compress)

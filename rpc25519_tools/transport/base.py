@@ -7,6 +7,7 @@ copying them. Nothing above this module asks which transport it is on.
 All methods are called on the event loop's thread.
 """
 
+import select
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias
@@ -66,6 +67,26 @@ def encrypted_pool() -> BufferPool:
     except AttributeError:
         _per_thread.encrypted = BufferPool(ENCRYPTED_LEN, kept=2)
         return _per_thread.encrypted  # type: ignore[no-any-return]  # set just below
+
+
+#: What a socket reports besides errors when its peer sends nothing more (Linux).
+_PEER_DONE: Final = getattr(select, "POLLRDHUP", 0)
+
+
+def has_hung_up(fileno: int) -> bool:
+    """Tell whether a socket's peer has closed it, also behind bytes that are unread.
+
+    Where the system cannot tell that, a connection that was reset is noticed all the
+    same.
+
+    Args:
+        fileno: the socket's descriptor; of -1 nothing is known.
+    """
+    if fileno < 0 or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(fileno, _PEER_DONE)
+    return bool(poll.poll(0))
 
 
 class Receiver(Protocol):

@@ -25,6 +25,12 @@ from rpc25519_tools.transport.gate import (
     Ticket,
 )
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.psk import (
+    TUNNEL_TIMEOUT_S,
+    PskTransport,
+    TunnelSettings,
+    open_tunnel,
+)
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport
 
@@ -57,6 +63,8 @@ class Door:
         limits: how many connections there may be.
         accept: called for each open connection.
         failed: called for each handshake that fails, and for refusals.
+        tunnel: puts a pre-shared-key tunnel into each connection, whose handshake
+            comes after that of the transport.
     """
 
     def __init__(
@@ -67,8 +75,10 @@ class Door:
         limits: Limits,
         accept: Accept,
         failed: Failed,
+        tunnel: TunnelSettings | None = None,
     ) -> None:
         self._make = make
+        self._tunnel = tunnel
         self._handshake = handshake
         self._timeout_s = limits.handshake_timeout_s
         self._accept = accept
@@ -79,6 +89,8 @@ class Door:
         self._report_timer: asyncio.TimerHandle | None = None
         self._transports: dict[Ticket, TcpTransport] = {}
         self._tickets: dict[Transport, Ticket] = {}
+        #: Tunnels whose handshake is not done.
+        self._tunnels: dict[Ticket, PskTransport] = {}
         self._closed = False
 
     def newcomer(self) -> asyncio.Protocol:
@@ -109,12 +121,16 @@ class Door:
         if ticket is not None:
             self._gate.prove(ticket)
 
+    def use_tunnel(self, tunnel: TunnelSettings | None) -> None:
+        """Open the tunnels of connections to come with these settings, if any."""
+        self._tunnel = tunnel
+
     def close(self) -> None:
         """End all handshakes; let nobody in any more."""
         self._closed = True
         if self._report_timer is not None:
             self._report_timer.cancel()
-        if self._handshake:
+        if self._handshake or self._tunnel is not None:
             for ticket, transport in list(self._transports.items()):
                 if ticket.unproven:
                     transport.give_up()
@@ -125,21 +141,17 @@ class Door:
         """Make the transport of a connection that may come in."""
 
         def opened(transport: Transport) -> Receiver:
+            if self._tunnel is not None:
+                return self._dig(ticket, transport, self._tunnel)
             if self._handshake:
                 self._gate.prove(ticket)
             return self._accept(transport)
 
         def failed(error: Exception, address: str) -> None:
-            # Silence is no attempt, and costs us nothing: who only looks whether we
-            # listen, or loses a connection to others, is not refused for it later.
             tried = isinstance(made, TlsTransport | HttpConnectTransport) and (
-                made.has_received and ticket in self._transports
+                made.has_received
             )
-            if tried:
-                self._gate.fail(ticket, self._loop.time())
-                self._failed(error, address)
-            else:
-                self._refuse(ticket.site, error, address)
+            self._note_failure(ticket, error, address, tried=tried)
 
         def gone() -> None:
             del self._tickets[made]
@@ -156,6 +168,41 @@ class Door:
             )
         return made
 
+    def _dig(
+        self, ticket: Ticket, below: Transport, settings: TunnelSettings
+    ) -> PskTransport:
+        """Open a tunnel in a connection; only then has its client shown who it is."""
+
+        def opened(transport: Transport) -> Receiver:
+            self._tunnels.pop(ticket, None)
+            self._gate.prove(ticket)
+            return self._accept(transport)
+
+        def failed(error: Exception, address: str) -> None:
+            self._tunnels.pop(ticket, None)
+            self._note_failure(ticket, error, address, tried=made.has_received)
+
+        timeout_s = min(self._timeout_s, TUNNEL_TIMEOUT_S)
+        made = open_tunnel(
+            below, settings, accept=opened, failed=failed, timeout_s=timeout_s
+        )
+        self._tunnels[ticket] = made
+        return made
+
+    def _note_failure(
+        self, ticket: Ticket, error: Exception, address: str, *, tried: bool
+    ) -> None:
+        """Count a handshake that came to nothing, and tell of it.
+
+        Silence is no attempt, and costs us nothing: who only looks whether we listen,
+        or loses a connection to others, is not refused for it later.
+        """
+        if tried and ticket in self._transports:
+            self._gate.fail(ticket, self._loop.time())
+            self._failed(error, address)
+        else:
+            self._refuse(ticket.site, error, address)
+
     def _expire(
         self, ticket: Ticket, made: TlsTransport | HttpConnectTransport
     ) -> None:
@@ -167,7 +214,10 @@ class Door:
     def _drop(self, ticket: Ticket) -> None:
         """End a connection that has to make room; the gate counts it no more."""
         made = self._transports.pop(ticket)
-        if isinstance(made, TlsTransport | HttpConnectTransport):
+        tunnel = self._tunnels.pop(ticket, None)
+        if tunnel is not None:
+            tunnel.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
+        elif isinstance(made, TlsTransport | HttpConnectTransport):
             made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
         else:
             made.end_with(ConnectionLostError(_TOO_MANY_SILENT))

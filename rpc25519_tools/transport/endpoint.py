@@ -1,13 +1,14 @@
 """Dialling and listening: where transports come from.
 
 ``connect`` returns one open, authenticated transport or raises; ``listen`` hands each
-one that a client opens to a callback. Clients whose handshake (TLS, or HTTP CONNECT on
-plain TCP) is not done cost one socket each, and a few kilobytes, for the time that the
-limits allow; ``transport.door`` lets them in.
+one that a client opens to a callback. Clients whose handshake (TLS, HTTP CONNECT on
+plain TCP, a pre-shared-key tunnel's) is not done cost one socket each, and a few
+kilobytes, for the time that the limits allow; ``transport.door`` lets them in.
 """
 
 import asyncio
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -29,12 +30,16 @@ from rpc25519_tools.transport.base import (
 )
 from rpc25519_tools.transport.door import Door, Failed
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
-#: its client tries again a second later, so that a short flood would cost it that.
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for
+#: one, its client tries again a second later: some hundred must not cost that.
 _BACKLOG: Final = 1024
+#: Connections that asyncio accepts before it looks at what the others have sent. Far
+#: fewer than may be unproven, or a flood would push out whoever came in with it.
+_BATCH: Final = 128
 
 
 #: Attempts to find one free port for both IPv4 and IPv6; each takes two.
@@ -70,6 +75,7 @@ async def connect(
     timeout_s: float,
     local: Address | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Transport:
     """Open a connection and, with ``tls``, authenticate both ends.
 
@@ -83,11 +89,14 @@ async def connect(
         timeout_s: limit for the whole of it, in seconds.
         local: the address to dial from; None leaves it to the system.
         http_connect: begin with HTTP CONNECT, on plain TCP.
+        tunnel: put a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
         ConnectFailedError: nobody answers, or the name does not resolve.
-        HandshakeError: TLS or HTTP CONNECT failed, or the server is not trusted.
+        HandshakeError: TLS, HTTP CONNECT or the tunnel's handshake failed, or the
+            server is not trusted.
+        DecryptionError: the server has another pre-shared key.
         DeadlineError: it took longer than ``timeout_s``.
     """
     _require_plain(tls, http_connect=http_connect)
@@ -96,7 +105,16 @@ async def connect(
     # The caller may be cancelled just when the handshake fails.
     opened.add_done_callback(lambda done: done.cancelled() or done.exception())
     host = address.host or "127.0.0.1"
-    protocol = _client_protocol(tls, accept, opened, host, http_connect=http_connect)
+    tunnels: list[PskTransport] = []
+    protocol = _client_protocol(
+        tls,
+        accept,
+        opened,
+        host,
+        http_connect=http_connect,
+        tunnel=tunnel,
+        tunnels=tunnels,
+    )
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
@@ -108,7 +126,13 @@ async def connect(
             return await opened
     except TimeoutError as exc:
         protocol.give_up()
-        raise DeadlineError(f"no answer from {address} within {timeout_s:g} s") from exc
+        text = f"no answer from {address} within {timeout_s:g} s"
+        if tunnels:
+            text += (
+                " to the pre-shared-key handshake: perhaps it does not use -psk, or "
+                "does not let our key in"
+            )
+        raise DeadlineError(text) from exc
     except (OSError, UnicodeError) as exc:
         if isinstance(exc, ConnectFailedError):
             raise
@@ -127,12 +151,23 @@ def _client_protocol(
     host: str,
     *,
     http_connect: bool,
+    tunnel: TunnelSettings | None,
+    tunnels: list[PskTransport],
 ) -> TcpTransport:
-    def announce(transport: Transport) -> Receiver:
+    def finish(transport: Transport) -> Receiver:
         receiver = accept(transport)
         if not opened.done():
             opened.set_result(transport)
         return receiver
+
+    def announce(transport: Transport) -> Receiver:
+        if tunnel is None:
+            return finish(transport)
+        inner = PskTransport(
+            transport, tunnel, side="client", accept=finish, failed=fail
+        )
+        tunnels.append(inner)
+        return inner
 
     def fail(error: Exception, _: str) -> None:
         if not opened.done():
@@ -166,17 +201,16 @@ class Listener:
         names = [format_address(sock.getsockname()) for sock in server.sockets]
         self.address = names[0]
 
-    def use_tls(self, tls: TlsSettings) -> None:
+    def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
         """Begin handshakes with these settings from now on.
 
-        Open connections, and handshakes that run, keep theirs.
-
-        Raises:
-            ConfigError: this listener does not speak TLS.
+        Open connections, and handshakes that run, keep theirs. There must be TLS, and a
+        tunnel, where the listener had it before, and nowhere else.
         """
-        if self._maker is None:
-            raise ConfigError("there is no identity on plain TCP")
-        self._maker.use(tls)
+        assert (tls is not None) == (self._maker is not None)
+        if self._maker is not None and tls is not None:
+            self._maker.use(tls)
+        self._door.use_tunnel(tunnel)
 
     def filenos(self) -> list[int]:
         """Return the descriptors of the listening sockets."""
@@ -200,6 +234,7 @@ async def listen(
     failed: Failed,
     limits: Limits | None = None,
     http_connect: bool = False,
+    tunnel: TunnelSettings | None = None,
 ) -> Listener:
     """Listen, and hand each open, authenticated connection to ``accept``.
 
@@ -213,6 +248,7 @@ async def listen(
         limits: how many connections there may be, and how long a client may take to
             prove who it is, or for its HTTP head; None means the usual ones.
         http_connect: require HTTP CONNECT of each client, on plain TCP.
+        tunnel: require a pre-shared-key tunnel inside all that.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
@@ -227,12 +263,21 @@ async def listen(
         limits=Limits() if limits is None else limits,
         accept=accept,
         failed=failed,
+        tunnel=tunnel,
     )
     try:
         server = await _listening(door, address)
+        for sock in server.sockets:
+            _set_backlog(sock.fileno())
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
     return Listener(server, door, maker)
+
+
+def _set_backlog(fileno: int) -> None:
+    """Let the kernel keep more connections than asyncio takes at a time."""
+    with socket.socket(fileno=os.dup(fileno)) as twin:
+        twin.listen(_BACKLOG)
 
 
 async def _listening(door: Door, address: Address) -> asyncio.Server:
@@ -244,9 +289,7 @@ async def _listening(door: Door, address: Address) -> asyncio.Server:
     loop, host, port = asyncio.get_running_loop(), address.host or None, address.port
     for attempts_left in reversed(range(_PORT_ATTEMPTS)):
         try:
-            server = await loop.create_server(
-                door.newcomer, host, port, backlog=_BACKLOG
-            )
+            server = await loop.create_server(door.newcomer, host, port, backlog=_BATCH)
         except OSError:
             if port == address.port or not attempts_left:
                 raise

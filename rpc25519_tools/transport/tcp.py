@@ -7,7 +7,7 @@ the TLS transport, which overrides how bytes pass through.
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Final, cast
 
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.transport.base import (
@@ -24,6 +24,9 @@ _KEEPALIVE_IDLE_S = 30
 _KEEPALIVE_INTERVAL_S = 10
 _KEEPALIVE_COUNT = 4
 
+
+#: What the security of a connection says where there is none.
+NOTHING_PROTECTED: Final = "plain TCP, nothing is protected"
 
 #: How long a peer may take to hang up in its turn, in seconds.
 LINGER_S = 2.0
@@ -78,7 +81,7 @@ class TcpTransport(asyncio.BufferedProtocol):
     @property
     def security(self) -> str:
         """Say that nothing is protected."""
-        return "plain TCP, nothing is protected"
+        return NOTHING_PROTECTED
 
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 where it is closed."""

@@ -52,6 +52,8 @@ _CODECS: Final = tuple(Codec(number) for number in range(_HIGHEST_CODEC + 1))
 _WHOLE_UP_TO_LEN: Final = 64 * 1024
 #: The first two bytes of a TLS alert record: what a plain client hears from TLS.
 _TLS_ALERT: Final = b"\x15\x03"
+#: How the length begins that a pre-shared-key handshake begins with.
+_TUNNEL_LENGTH: Final = bytes(5)
 
 
 @value_class
@@ -256,7 +258,7 @@ class FrameDecoder:
         self._codec = Codec(codec)
         self._body_len = body_len
         self._filled = 0
-        self._body = self._pool.allocate(body_len)
+        self._body = self._pool.allocate_start(body_len)
         return position
 
     def _check_magic(self, header: bytes) -> None:
@@ -264,6 +266,10 @@ class FrameDecoder:
             self._failed = True
             if header.startswith(_TLS_ALERT) or _TLS_ALERT.startswith(header):
                 raise BadMagicError("the peer speaks TLS, not plain TCP (drop -tcp)")
+            if header.startswith(_TUNNEL_LENGTH) or _TUNNEL_LENGTH.startswith(header):
+                raise BadMagicError(
+                    "the peer uses a pre-shared key (-psk), and this side does not"
+                )
             raise BadMagicError("the peer does not speak this protocol (bad magic)")
         if len(header) > len(MAGIC) and header[len(MAGIC)] > _HIGHEST_CODEC:
             self._failed = True

@@ -463,7 +463,8 @@ def test_server_that_never_answers(certs: Path, home: Path) -> None:
                 ["-tcp"],
                 (
                     "no reply from 'customEcho' within 0.3 s; "
-                    "not one byte came: perhaps it speaks TLS (then drop -tcp)"
+                    "not one byte came: perhaps it speaks TLS (then drop -tcp), or "
+                    "uses -psk"
                 ),
             ),
         ):

@@ -199,6 +199,7 @@ class MemoryNetwork:
         timeout_s: float,
         local: Address | None = None,
         http_connect: bool = False,
+        tunnel: object = None,
     ) -> Transport:
         return self.dial(accept)
 
@@ -218,6 +219,7 @@ class MemoryNetwork:
         failed: Callable[[Exception, str], None],
         limits: Limits,
         http_connect: bool = False,
+        tunnel: object = None,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self

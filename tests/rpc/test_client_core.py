@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import CALL_ID_LEN, CallKind, new_call_id
@@ -363,3 +365,43 @@ def test_a_part_that_cannot_be_sent_takes_no_number(wrong: dict[str, Any]) -> No
         core.next_part(call_id, **{"now_ns": 1, "payload": b"", "last": True, **wrong})
     part = core.next_part(call_id, now_ns=1, payload=b"x")
     assert part.header.stream_part == 1
+
+
+@given(outcomes=st.lists(st.booleans(), max_size=30), ends=st.booleans())
+def test_parts_that_could_not_be_sent_leave_no_gap(
+    outcomes: list[bool], ends: bool
+) -> None:
+    core = new_core()
+    opening = start(core, CallKind.UPLOAD)
+    call_id, sent = opening.header.call_id, [0]
+    for goes in outcomes:
+        part = core.next_part(call_id, now_ns=1, payload=b"", last=ends and not goes)
+        if goes:
+            sent.append(part.header.stream_part)
+        else:
+            core.take_back(part)
+    assert sent == list(range(len(sent)))
+
+
+def test_a_stream_that_misses_a_part_takes_no_more() -> None:
+    core = new_core()
+    call_id = start(core, CallKind.UPLOAD).header.call_id
+    first = core.next_part(call_id, now_ns=1, payload=b"")
+    core.next_part(call_id, now_ns=1, payload=b"")
+    core.take_back(first)
+    with pytest.raises(LocalProtocolError, match="an earlier part"):
+        core.next_part(call_id, now_ns=1, payload=b"")
+
+
+def test_taking_back_what_is_no_part_changes_nothing() -> None:
+    core = new_core()
+    opening = start(core, CallKind.UPLOAD)
+    core.take_back(opening)
+    assert (
+        core.next_part(opening.header.call_id, now_ns=1, payload=b"").header.stream_part
+        == 1
+    )
+    cancel = core.cancel(opening.header.call_id, now_ns=1)
+    assert cancel is not None
+    core.take_back(cancel)
+    core.take_back(opening)

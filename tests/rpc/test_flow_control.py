@@ -1,12 +1,15 @@
 """Nothing grows without bound: who falls behind makes the other side wait."""
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc import driver, streams
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client_stream import ClientStream
@@ -23,6 +26,7 @@ from tests.helpers import until
 from tests.rpc.memory import Plan
 from tests.rpc.nets import Net, Seen, raw_client
 from tests.rpc.test_calls import parts_of, services
+from tests.rpc.test_handlers import released_view
 
 PART_LEN = MIB // 4
 #: More than any kernel keeps for a connection.
@@ -245,3 +249,57 @@ async def test_many_senders_wait_together_and_all_go_on(memory: Net) -> None:
         memory.memory.client_ends[0].push()
         await asyncio.gather(*sends)
         await until(lambda: len(arrived) == 20)
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+async def test_a_part_whose_sending_was_cancelled_leaves_no_gap(
+    net: Net, compression: str
+) -> None:
+    registry, slow, sent = services(), SlowUpload(), 0
+    registry.add_upload("slow", slow)
+    payload = random.Random(1).randbytes(MIB)
+    async with net.pair(registry, compression=compression) as (_, client):
+        async with client.upload("slow") as stream:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    async with asyncio.timeout(0.1):
+                        await stream.send(payload)
+                    sent += len(payload)
+            # Nor does one that is refused.
+            with pytest.raises(LocalProtocolError):
+                await stream.send(bytes(65 * MIB))
+            slow.go.set()
+            await stream.send(b"more", last=True)
+            reply = await stream.reply()
+        assert int(bytes(reply.payload)) == sent + len(b"more")
+
+
+async def test_a_download_goes_on_after_a_part_that_did_not_go(net: Net) -> None:
+    registry, raised = services(), []
+
+    async def send(context: CallContext, out: OutgoingStream) -> None:
+        wrong: Any = "text"
+        for number, unfit in enumerate((wrong, bytes(65 * MIB), released_view())):
+            try:
+                await out.send(unfit)
+            except (LocalProtocolError, TypeError, ValueError) as exc:
+                raised.append(exc)
+            await out.send(b"%d" % number)
+        payload = bytes(MIB)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(0.1):
+                    await out.send(payload)
+        stalled.set()
+        await out.send(b"end", last=True)
+
+    stalled = asyncio.Event()
+    registry.add_download("send", send)
+    async with net.pair(registry, compression="none") as (_, client):
+        async with client.download("send") as stream:
+            await stalled.wait()
+            parts = await parts_of(stream)
+            await stream.reply()
+        assert parts[:3] == [b"0", b"1", b"2"]
+        assert parts[-1] == b"end"
+        assert len(raised) == 3

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import functools
 import logging
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from rpc25519_tools.errors import (
     RemoteCallError,
     TransferError,
 )
-from rpc25519_tools.rpc import handlers
+from rpc25519_tools.rpc import connection, handlers
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext, time_left_s
@@ -561,6 +563,58 @@ async def test_what_a_thread_returns_too_late_is_dropped(memory: Net) -> None:
         assert peer.messages[1].header.call_id == "d"
 
 
+def test_a_step_that_the_stopped_loop_never_takes_ends_with_the_call() -> None:
+    loop = asyncio.new_event_loop()
+    steps, outcome = handlers._Steps(loop), []
+
+    async def step() -> None:
+        outcome.append("taken")
+
+    def take() -> None:
+        try:
+            steps.take(step)
+        except CallCancelledError as exc:
+            outcome.append(str(exc))
+
+    thread = threading.Thread(target=take, name="handler of a test", daemon=True)
+    thread.start()
+    wait_until(lambda: steps._waited_for, what="the thread to wait")
+    steps.end()
+    thread.join(5)
+    assert not thread.is_alive()
+    loop.close()
+    take()
+    assert outcome == ["the call is over"] * 2
+
+
+def test_no_plain_handler_outlives_its_event_loop(certs: Path) -> None:
+    registry, began, ended = Registry(), threading.Event(), threading.Event()
+
+    @registry.upload("late")
+    def late(context: CallContext, parts: PlainIncoming) -> None:
+        began.set()
+        try:
+            next(iter(parts))
+            context.cancellation.wait()
+            for _ in parts:  # whatever the loop is doing by then
+                pass
+        finally:
+            ended.set()
+
+    async def leave_it_running() -> None:
+        async with (
+            Net("tcp", certs).pair(registry) as (_, client),
+            client.upload("late"),
+        ):
+            await until(began.is_set)
+
+    for _ in range(20):
+        began.clear()
+        ended.clear()
+        asyncio.run(leave_it_running())
+        assert ended.wait(5)
+
+
 # What handlers return.
 
 
@@ -678,6 +732,17 @@ async def test_the_text_of_a_handlers_own_error_travels_and_is_not_logged(
     assert not caplog.records
 
 
+def released_view() -> memoryview:
+    view = memoryview(b"gone")
+    view.release()
+    return view
+
+
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -691,8 +756,11 @@ async def test_the_text_of_a_handlers_own_error_travels_and_is_not_logged(
         (TimeoutError("t"), "TimeoutError: t"),
         (DeadlineError("of another call"), "of another call"),
         (asyncio.CancelledError("inside"), None),
+        (SystemExit(3), None),
+        (GeneratorExit(), None),
+        (SpeechlessError(), "SpeechlessError: it cannot say what is wrong"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("plain", [False, True])
 async def test_whatever_a_handler_raises_its_caller_gets_an_answer(
@@ -712,6 +780,153 @@ async def test_whatever_a_handler_raises_its_caller_gets_an_answer(
             await client.call("fail", b"")
         assert text is None or str(caught.value) == text
         assert "shutting down" not in str(caught.value)
+        await client.call("echo", b"")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+async def test_what_ends_programs_ends_no_server_from_a_handlers_thread(
+    memory: Net, error: BaseException
+) -> None:
+    class Service:
+        def leave(self, number: int) -> int:
+            raise error
+
+    registry = services()
+
+    @registry.upload("leave")
+    def leave(context: CallContext, parts: PlainIncoming) -> None:
+        raise error
+
+    registry.register(Service())
+    async with memory.pair(registry, call_timeout_s=2) as (_, client):
+        for ended in (
+            reply_of(client, CallKind.UPLOAD, "leave"),
+            client.netrpc.call("Service.leave", 1, int),
+        ):
+            with pytest.raises(RemoteCallError, match=type(error).__name__):
+                await ended
+        await client.call("echo", b"")
+
+
+async def test_a_method_that_wants_to_exit_is_an_error_of_its_call(memory: Net) -> None:
+    class Service:
+        async def leave(self, number: int) -> int:
+            raise SystemExit(number)
+
+    registry = services()
+    registry.register(Service())
+    async with memory.pair(registry, call_timeout_s=2) as (_, client):
+        with pytest.raises(RemoteCallError, match="SystemExit: 4"):
+            await client.netrpc.call("Service.leave", 4, int)
+        await client.call("echo", b"")
+
+
+def test_ctrl_c_during_a_handler_still_ends_the_program(certs: Path) -> None:
+    registry = services()
+
+    @registry.call("interrupted")
+    async def interrupted(context: CallContext) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def call_it() -> None:
+        async with Net("tcp", certs).pair(registry) as (_, client):
+            with contextlib.suppress(ConnectionLostError):
+                await client.call("interrupted", b"")
+
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(call_it())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(running)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(running)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def test_a_handler_that_is_thrown_away_with_its_loop_does_nothing_more() -> None:
+    async def wait_for_ever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def judge() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for error in (GeneratorExit(), SystemExit(1), KeyboardInterrupt()):
+            judged[type(error)] = connection._is_for_us(error, task)
+        other = asyncio.ensure_future(wait_for_ever())
+        judged["of another task"] = connection._is_for_us(GeneratorExit(), other)
+        other.cancel()
+        kept.append(task)
+
+    judged: dict[object, bool] = {}
+    kept: list[asyncio.Task[None]] = []
+    asyncio.run(judge())
+    judged["without a loop"] = connection._is_for_us(GeneratorExit(), kept[0])
+    assert judged == {
+        GeneratorExit: False,
+        SystemExit: False,
+        KeyboardInterrupt: True,
+        "of another task": True,
+        "without a loop": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"payload": "text"}, "payload must be bytes"),
+        ({"payload": None}, "payload must be bytes"),
+        ({"error": ValueError("x")}, "error must be a string"),
+        ({"subject": 5}, "subject must be a string or None"),
+        ({"args": {"n": 1}}, "args must be a mapping of strings to strings"),
+        ({"args": {1: "n"}}, "args must be a mapping of strings to strings"),
+        ({"args": [("k", "v")]}, "args must be a mapping of strings to strings"),
+    ],
+)
+async def test_a_reply_with_a_wrong_field_is_an_error_of_the_call(
+    memory: Net, fields: dict[str, Any], problem: str
+) -> None:
+    registry = services()
+
+    @registry.call("wrong")
+    @registry.upload("wrong")
+    async def wrong(context: CallContext, *streams: object) -> Reply:
+        return Reply(**fields)
+
+    async with memory.pair(registry, call_timeout_s=2) as (_, client):
+        for kind in (CallKind.RPC, CallKind.UPLOAD):
+            with pytest.raises(RemoteCallError, match=f"a Reply whose {problem}"):
+                await reply_of(client, kind, "wrong")
+        await client.call("echo", b"")
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (Reply(payload=bytes(65 * MIB)), "the limit is"),
+        (Reply(args={"long": "v" * 65 * MIB}), "the limit is"),
+        (Reply(payload=released_view()), "has been released"),
+    ],
+    ids=["payload", "args", "view"],
+)
+async def test_an_answer_that_cannot_be_packed_is_an_error_and_no_leak(
+    memory: Net, reply: Reply, text: str
+) -> None:
+    registry = services()
+
+    @registry.call("unfit")
+    async def unfit(context: CallContext) -> Reply:
+        return reply
+
+    async with memory.pair(registry, call_timeout_s=5, compression="none") as (
+        server,
+        client,
+    ):
+        with pytest.raises(RemoteCallError, match=text):
+            await client.call("unfit", b"")
+        (its_end,) = server._connections
+        assert its_end._core.open_calls == 0
+        assert not its_end.tasks()
         await client.call("echo", b"")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,10 @@ from rpc25519_tools.errors import ConnectionLostError, DeadlineError
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.driver import Driver
-from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.handlers import PlainIncoming, Reply
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.registry import Registry
-from rpc25519_tools.rpc.streams import IncomingStream
+from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.constants import MIB
@@ -365,6 +366,64 @@ async def test_our_own_keep_alives_do_not_make_a_connection_look_busy(
         assert time.monotonic() - begin_s < 2
         with pytest.raises(ConnectionLostError):
             await client.call("echo", b"")
+        await client.aclose()
+
+
+@pytest.mark.parametrize("kind", ["download", "upload", "one-way", "plain upload"])
+async def test_a_handler_at_work_keeps_its_connection(memory: Net, kind: str) -> None:
+    """Whatever the call is like: its handler may think for longer than the limit."""
+    registry, done = services(), threading.Event()
+
+    async def think(context: CallContext, *streams: object) -> None:
+        if kind == "upload":
+            (parts,) = streams
+            assert isinstance(parts, IncomingStream)
+            async for _ in parts:
+                pass
+        await asyncio.sleep(0.5)
+        done.set()
+
+    def think_hard(context: CallContext, parts: PlainIncoming) -> None:
+        for _ in parts:
+            pass
+        time.sleep(0.5)
+        done.set()
+
+    registry.add_download("think", think)
+    registry.add_one_way("think", think)
+    registry.add_upload("think", think if kind == "upload" else think_hard)
+    async with memory.pair(registry, idle_timeout_s=0.1) as (_, client):
+        if kind == "one-way":
+            await client.send_one_way("think")
+        elif kind == "download":
+            async with client.download("think") as down:
+                await down.reply()
+        else:
+            async with client.upload("think") as up:
+                await up.send(b"", last=True)
+                await up.reply()
+        await until(done.is_set)
+
+
+@pytest.mark.parametrize("way", ["silent", "deaf"])
+async def test_a_handler_that_waits_for_its_client_does_not(
+    memory: Net, way: str
+) -> None:
+    registry, seen = services(), Seen()
+
+    async def flood(context: CallContext, out: OutgoingStream) -> None:
+        while True:
+            await out.send(bytes(MIB))
+
+    registry.add_download("flood", flood)
+    async with memory.server(
+        registry, seen, idle_timeout_s=0.1, compression="none"
+    ) as server:
+        client = await memory.client(server)
+        stream = client.upload("collect") if way == "silent" else None
+        await (stream or client.download("flood")).begin()
+        await until(lambda: seen.closed)
+        assert str(seen.closed[0]) == "nothing moved for 0.1 s"
         await client.aclose()
 
 

@@ -290,6 +290,14 @@ def test_a_cancel_goes_to_the_newest_call_of_its_id() -> None:
     assert not older.cancelled
 
 
+def test_a_call_that_is_closed_again_counts_once() -> None:
+    core = new_core()
+    call = start(core, CallKind.RPC)
+    core.finish(call, now_ns=1)
+    core.close(call)
+    assert core.open_calls == 0
+
+
 def test_finishing_an_older_call_does_not_forget_the_newer_one() -> None:
     core = new_core()
     older, newer = start(core, CallKind.RPC), start(core, CallKind.RPC)
@@ -522,3 +530,19 @@ def test_an_answer_to_one_call_too_many_can_be_sent() -> None:
     assert isinstance(event, MessageToSend)
     require_sendable(event.message.header)
     assert "more than 1 calls" in event.message.error
+
+
+def test_the_number_of_a_part_that_could_not_be_sent_is_used_again() -> None:
+    core = new_core()
+    call = start(core, CallKind.DOWNLOAD)
+    for number in (0, 1):
+        for last in (False, number == 1):
+            part = core.part(call, now_ns=1, payload=b"", last=last)
+            assert part.header.stream_part == number
+            core.take_back(call, part)
+        assert core.part(call, now_ns=1, payload=b"").header.stream_part == number
+    first = core.part(call, now_ns=1, payload=b"")
+    core.part(call, now_ns=1, payload=b"")
+    core.take_back(call, first)
+    with pytest.raises(LocalProtocolError, match="an earlier part"):
+        core.part(call, now_ns=1, payload=b"")

@@ -1,0 +1,21 @@
+"""Loads what a pre-shared-key tunnel needs, for clients and servers."""
+
+import asyncio
+
+from rpc25519_tools.identity.pre_shared_key import load_pre_shared_key
+from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.transport.psk import TunnelSettings
+
+
+async def load_tunnel(
+    path: str | None, identity: LoadedIdentity
+) -> TunnelSettings | None:
+    """Read the key file at ``path``, in a thread; None where there is no path.
+
+    Raises:
+        KeyFileError: it is missing or too short, or our certificate is too long.
+    """
+    if path is None:
+        return None
+    key = await asyncio.to_thread(load_pre_shared_key, path)
+    return TunnelSettings(identity=identity, key=key)

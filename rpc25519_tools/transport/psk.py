@@ -1,0 +1,510 @@
+"""The pre-shared-key tunnel as a transport inside another one.
+
+To the transport below (TCP, TLS, whatever comes) it is a Receiver, to what is above it
+is a Transport: frames that are written to it leave as envelopes, envelopes that open
+arrive above as frames. What is above cannot tell the difference.
+
+Before that both sides show a certificate of the authority and a signed fresh key. That
+proves who the peer is, over plain TCP as well as inside TLS, where it must be the same
+peer. The handshake itself does not prove that the pre-shared key is right, unless the
+server is one of ours and confirms it; a wrong key shows at the first sealed message.
+
+What decides and computes is in ``wire.handshake`` and ``wire.tunnel``.
+"""
+
+import asyncio
+import hmac
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    DecryptionError,
+    HandshakeError,
+    KeyFileError,
+    LocalProtocolError,
+    PeerNotTrustedError,
+    ProtocolError,
+    SecurityError,
+)
+from rpc25519_tools.identity.certificate import (
+    PeerIdentity,
+    parse_certificate,
+    verify_peer,
+)
+from rpc25519_tools.identity.pre_shared_key import PreSharedKey
+from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.transport.base import (
+    CHUNK_LEN,
+    Accept,
+    Receiver,
+    Transport,
+    body_pool,
+)
+from rpc25519_tools.transport.tcp import NOTHING_PROTECTED
+from rpc25519_tools.wire import handshake
+from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import FRAME_HEADER_LEN, MAGIC
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.handshake import Handshake
+from rpc25519_tools.wire.tunnel import (
+    INNER_HEADER_LEN,
+    MAX_SEALED_LEN,
+    NONCE_LEN,
+    OVERHEAD_LEN,
+    Opener,
+    Sealer,
+    Side,
+    confirmation,
+    first_nonce,
+    session_key,
+    shared_secret,
+)
+
+#: How long a client may take for its part of the handshake; a Go peer's own limit.
+TUNNEL_TIMEOUT_S: Final = 10.0
+
+#: What a server sends to a client that begins without a handshake: an impossible one.
+_NO_HANDSHAKE: Final = bytes(handshake.PREFIX_LEN)
+#: A body from this length on is handed up without the frame's header in front, so that
+#: it can go straight into its place.
+_BODY_APART_FROM_LEN: Final = 16 * 1024
+
+Failed = Callable[[Exception, str], None]
+
+_per_thread = threading.local()
+
+
+def _tunnel_scratch() -> bytearray:
+    """Return this thread's memory for sealed bytes.
+
+    Not ``scratch_buffer``: that is filled with what they hold meanwhile.
+    """
+    try:
+        return _per_thread.scratch  # type: ignore[no-any-return]  # set just below
+    except AttributeError:
+        _per_thread.scratch = bytearray(CHUNK_LEN)
+        return _per_thread.scratch  # type: ignore[no-any-return]  # set just above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelSettings:
+    """Who we are inside the tunnel, and its key.
+
+    Raises:
+        KeyFileError: our certificate is too long for the handshake.
+    """
+
+    identity: LoadedIdentity
+    key: PreSharedKey = field(repr=False)
+
+    def __post_init__(self) -> None:
+        handshake.check_certificate_fits(self.certificate_der)
+
+    @property
+    def certificate_der(self) -> bytes:
+        """Our own certificate."""
+        return self.identity.certificate.public_bytes(Encoding.DER)
+
+
+class PskTransport:
+    """A Receiver for the transport below, and the Transport for what is above.
+
+    Args:
+        below: an open connection; we are its receiver from now on.
+        settings: who we are, and the key.
+        side: which end of the connection we are.
+        accept: called when the handshake is done and the peer is trusted.
+        failed: called with the reason and the peer's address when it never comes to
+            that; the connection is closed by then.
+    """
+
+    def __init__(
+        self,
+        below: Transport,
+        settings: TunnelSettings,
+        *,
+        side: Side,
+        accept: Accept,
+        failed: Failed,
+    ) -> None:
+        self._below = below
+        self._settings = settings
+        self._side: Side = side
+        self._accept = accept
+        self._failed = failed
+        self._receiver: Receiver | None = None
+        self._shaking = True
+        self._over = False
+        self._prefix = b""
+        self._shake_memory = bytearray(handshake.PREFIX_LEN)
+        self._shake_filled = 0
+        self._peer: PeerIdentity | None = None
+        self._confirmed = False
+        self._sealer: Sealer | None = None
+        self._opener: Opener | None = None
+        self._header = b""
+        self._body_left = 0
+        self._pieces: list[Buffer] = []
+        self.handshake_timer: asyncio.TimerHandle | None = None
+        self._ephemeral = X25519PrivateKey.generate()
+        if side == "client":
+            below.write([self._hello()])
+
+    # What is above sees this.
+
+    @property
+    def network(self) -> str:
+        """The transport below's."""
+        return self._below.network
+
+    @property
+    def local_address(self) -> str:
+        """Our end."""
+        return self._below.local_address
+
+    @property
+    def remote_address(self) -> str:
+        """The peer's end."""
+        return self._below.remote_address
+
+    @property
+    def peer(self) -> PeerIdentity | None:
+        """The identity that the peer proved inside the tunnel."""
+        return self._peer
+
+    @property
+    def security(self) -> str:
+        """Both layers."""
+        outer = self._below.security
+        if outer == NOTHING_PROTECTED:
+            outer = "plain TCP"
+        return f"{outer}, inside it a pre-shared key with X25519 and ChaCha20-Poly1305"
+
+    @property
+    def unsent_len(self) -> int:
+        """Sealed bytes that have not left the process."""
+        return self._below.unsent_len
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer has sent anything."""
+        return bool(self._prefix or self._shake_filled)
+
+    @property
+    def peer_follows_codecs(self) -> bool:
+        """Whether the peer bears several codecs on one connection (see `safe_codec`).
+
+        A client knows it of our own servers, which confirm the key. The clients of Go
+        bear it too: only their servers choose a codec by what they were sent.
+        """
+        return self._side == "server" or self._confirmed
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 where there is none."""
+        return self._below.fileno()
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Seal the frames in ``buffers``, however they are cut, and queue them."""
+        if self._over:
+            return
+        sealed: list[Buffer] = []
+        try:
+            for buffer in buffers:
+                self._seal_from(memoryview(buffer), sealed)
+        except LocalProtocolError as exc:
+            self._end_with(exc)
+            return
+        if len(sealed) > 1 and sum(map(len, sealed)) <= _BODY_APART_FROM_LEN:
+            sealed = [b"".join(sealed)]
+        if sealed:
+            self._below.write(sealed)
+
+    def pause_reading(self) -> None:
+        """Stop taking bytes from the network; what has come is still delivered."""
+        self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes from the network again."""
+        self._below.resume_reading()
+
+    def close(self) -> None:
+        """Send what is queued, then close in order."""
+        self._below.close()
+
+    def abort(self) -> None:
+        """Close at once and drop what is queued."""
+        self._below.abort()
+
+    # The transport below calls this.
+
+    def get_buffer(self) -> memoryview:
+        """Return memory for the next bytes; in the handshake for no more than those."""
+        if self._over:
+            return memoryview(_tunnel_scratch())
+        if self._opener is not None:
+            return self._opener.get_buffer()
+        return memoryview(self._shake_memory)[self._shake_filled :]
+
+    def buffer_updated(self, count: int) -> None:
+        """Go on with the handshake, or open what has come."""
+        if self._over:
+            return
+        if self._opener is None:
+            self._shake_filled += count
+            if self._shake_filled == len(self._shake_memory):
+                self._take_handshake(bytes(self._shake_memory))
+            return
+        opened = self._opener.buffer_updated(count)
+        while not self._over:
+            try:
+                plain = next(opened, None)
+            except (ProtocolError, SecurityError) as exc:
+                self._end_with(exc)
+                return
+            if plain is None:
+                return
+            self._deliver(plain)
+
+    def writable(self) -> None:
+        """Pass it on."""
+        if self._receiver is not None:
+            self._receiver.writable()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Pass the end on; say what it means when nothing was opened yet."""
+        was_shaking, self._over = self._shaking, True
+        if was_shaking:
+            self._stop_shaking()
+            self._failed(self._lost_in_handshake(error), self.remote_address)
+        receiver, self._receiver = self._receiver, None
+        if receiver is None:
+            return
+        assert self._opener is not None
+        if not self._opener.at_boundary and error is None:
+            error = ConnectionLostError(
+                "the peer closed the connection in the middle of a sealed message"
+            )
+        if self._side == "client" and not self._opener.opened and not self._confirmed:
+            unproven = HandshakeError(
+                "the server ended the connection before it had sent anything that "
+                "opens: perhaps its pre-shared key is another one"
+            )
+            unproven.__cause__ = error
+            error = unproven
+        receiver.connection_lost(error)
+
+    # Called by who made us.
+
+    def fail_handshake(self, error: Exception) -> None:
+        """Give up on a peer that takes too long."""
+        if self._shaking:
+            self._over = True
+            self._stop_shaking()
+            self._below.abort()
+            self._failed(error, self.remote_address)
+
+    # Inside.
+
+    def _other(self) -> str:
+        return "server" if self._side == "client" else "client"
+
+    def _stop_shaking(self) -> None:
+        self._shaking = False
+        if self.handshake_timer is not None:
+            self.handshake_timer.cancel()
+
+    def _hello(self, proof: bytes = b"") -> bytes:
+        ephemeral = self._ephemeral.public_key().public_bytes_raw()
+        return handshake.encode_handshake(
+            Handshake(
+                ephemeral=ephemeral,
+                signature=self._settings.identity.private_key.sign(ephemeral),
+                certificate_der=self._settings.certificate_der,
+                sent_at_ns=time.time_ns(),
+                confirmation=proof,
+            )
+        )
+
+    def _take_handshake(self, data: bytes) -> None:
+        """Take the first eight bytes of the peer's message, and then its rest."""
+        try:
+            if not self._prefix:
+                rest_len = handshake.rest_len(data)
+                self._prefix = data
+                self._shake_memory = bytearray(rest_len)
+                self._shake_filled = 0
+                return
+            self._open_tunnel(handshake.decode_handshake(self._prefix, data))
+        except (HandshakeError, DecryptionError) as exc:
+            self._over = True
+            self._stop_shaking()
+            if self._side == "server" and data.startswith(MAGIC):
+                self._below.write([_NO_HANDSHAKE])
+            self._below.close()
+            self._failed(exc, self.remote_address)
+
+    def _open_tunnel(self, theirs: Handshake) -> None:
+        """Check what the peer said, answer if that is due, and open the tunnel.
+
+        Raises:
+            HandshakeError, DecryptionError: the peer is refused.
+        """
+        peer = self._judge(theirs)
+        shared = shared_secret(self._ephemeral, theirs.ephemeral)
+        psk = self._settings.key.secret
+        key = session_key(shared, psk)
+        self._sealer = Sealer(key, first_nonce(self._side, os.urandom(NONCE_LEN)))
+        ours = self._ephemeral.public_key().public_bytes_raw()
+        if self._side == "server":
+            proof = confirmation(shared, psk, theirs.ephemeral, ours)
+            self._below.write([self._hello(proof)])
+        elif theirs.confirmation:
+            proof = confirmation(shared, psk, ours, theirs.ephemeral)
+            if not hmac.compare_digest(proof, theirs.confirmation):
+                # The server learns it from this, which does not open there.
+                self._below.write(self._sealer.seal([MAGIC + bytes([Codec.NONE])]))
+                raise DecryptionError(
+                    "the server has another pre-shared key than we have"
+                )
+            self._confirmed = True
+        self._peer = peer
+        writer: Side = "client" if self._side == "server" else "server"
+        self._opener = Opener(key, writer, _tunnel_scratch(), body_pool())
+        self._stop_shaking()
+        self._receiver = self._accept(self)
+
+    def _judge(self, theirs: Handshake) -> PeerIdentity:
+        """Check certificate and signature; on both sides as for a server's."""
+        try:
+            certificate = parse_certificate(theirs.certificate_der)
+        except KeyFileError as exc:
+            raise PeerNotTrustedError(
+                "the peer's handshake holds no certificate"
+            ) from exc
+        peer = verify_peer(
+            certificate,
+            self._settings.identity.authorities,
+            usage="server",
+            now=datetime.now(UTC),
+            host_name=None,
+        )
+        handshake.check_signature(theirs, peer.public_key)
+        outer = self._below.peer
+        if outer is not None and outer.public_key != peer.public_key:
+            raise PeerNotTrustedError(
+                f"the {self._other()} has one key for TLS ({outer.key_id}) and another "
+                f"one inside the tunnel ({peer.key_id})"
+            )
+        return peer
+
+    def _lost_in_handshake(self, error: Exception | None) -> Exception:
+        if isinstance(error, SecurityError):
+            return error
+        lost = HandshakeError(
+            f"the {self._other()} closed the connection during the pre-shared-key "
+            "handshake: perhaps it does not use -psk, or refuses our certificate"
+        )
+        lost.__cause__ = error
+        return lost
+
+    def _seal_from(self, view: memoryview, sealed: list[Buffer]) -> None:
+        """Take the next piece of the frames that are written.
+
+        Raises:
+            LocalProtocolError: a message fits a frame, but not an envelope.
+        """
+        assert self._sealer is not None
+        while len(view):
+            if not self._body_left:
+                missing = FRAME_HEADER_LEN - len(self._header)
+                self._header += bytes(view[:missing])
+                view = view[missing:]
+                if len(self._header) < FRAME_HEADER_LEN:
+                    return
+                self._body_left = int.from_bytes(self._header[INNER_HEADER_LEN:], "big")
+                if self._body_left > MAX_SEALED_LEN - OVERHEAD_LEN:
+                    raise LocalProtocolError(
+                        f"a message of {self._body_left} bytes does not fit the tunnel;"
+                        f" the limit is {MAX_SEALED_LEN - OVERHEAD_LEN}"
+                    )
+                self._pieces = [self._header[:INNER_HEADER_LEN]]
+                self._header = b""
+            piece = view[: self._body_left]
+            view = view[len(piece) :]
+            self._body_left -= len(piece)
+            self._pieces.append(piece)
+            if not self._body_left:
+                sealed += self._sealer.seal(self._pieces)
+                self._pieces = []
+
+    def _deliver(self, plain: bytes) -> None:
+        """Hand one message up as a frame."""
+        body = memoryview(plain)[INNER_HEADER_LEN:]
+        header = plain[:INNER_HEADER_LEN] + len(body).to_bytes(8, "big")
+        if len(body) < _BODY_APART_FROM_LEN:
+            self._feed(memoryview(b"".join((header, body))))
+        else:
+            self._feed(memoryview(header))
+            self._feed(body)
+
+    def _feed(self, data: memoryview) -> None:
+        while len(data) and self._receiver is not None and not self._over:
+            memory = self._receiver.get_buffer()
+            count = min(len(memory), len(data))
+            memory[:count] = data[:count]
+            self._receiver.buffer_updated(count)
+            data = data[count:]
+
+    def _end_with(self, error: Exception) -> None:
+        """End an open tunnel at once, for the reason given."""
+        self._over = True
+        receiver, self._receiver = self._receiver, None
+        self._below.abort()
+        if receiver is not None:
+            receiver.connection_lost(error)
+
+
+def safe_codec(transport: Transport, codec: Codec) -> Codec:
+    """Return what a client can pack with without harm to the server.
+
+    A Go server in the tunnel dies of its second answer when a client packs with another
+    codec than the server's own, which is s2 where nobody asked for another. Messages
+    marked with codec 7, not packed, it takes from everybody.
+    """
+    if not isinstance(transport, PskTransport) or transport.peer_follows_codecs:
+        return codec
+    return codec if codec is Codec.S2 else Codec.NONE_ONCE
+
+
+def open_tunnel(
+    below: Transport,
+    settings: TunnelSettings,
+    *,
+    accept: Accept,
+    failed: Failed,
+    timeout_s: float = TUNNEL_TIMEOUT_S,
+) -> PskTransport:
+    """Begin a handshake with the client of a new connection, and watch over its time.
+
+    Args:
+        below: the connection; the tunnel has to be its receiver.
+        settings: who we are, and the key.
+        accept: called when the tunnel is open.
+        failed: called when it never comes so far.
+        timeout_s: how long the client may take.
+    """
+    made = PskTransport(below, settings, side="server", accept=accept, failed=failed)
+    reason = HandshakeError(f"no pre-shared-key handshake within {timeout_s:g} s")
+    made.handshake_timer = asyncio.get_running_loop().call_later(
+        timeout_s, made.fail_handshake, reason
+    )
+    return made
