@@ -289,6 +289,7 @@ class Client:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> ClientStream:
         """Return an upload, which ``async with`` opens: ``send`` parts, then ``reply``.
 
@@ -298,8 +299,12 @@ class Client:
             args: small named strings to send along.
             timeout_s: limit for the whole call; None for none, but for that of a
                 handler's own call.
+            compress: False sends this first message without compression; later parts
+                say so for themselves.
         """
-        return self._open(CallKind.UPLOAD, service_name, payload, args, timeout_s)
+        return self._open(
+            CallKind.UPLOAD, service_name, payload, args, timeout_s, compress=compress
+        )
 
     def download(
         self,
@@ -308,12 +313,15 @@ class Client:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> ClientStream:
         """Return a download, which ``async with`` opens: iterate over its parts.
 
         The arguments are those of ``upload``.
         """
-        return self._open(CallKind.DOWNLOAD, service_name, payload, args, timeout_s)
+        return self._open(
+            CallKind.DOWNLOAD, service_name, payload, args, timeout_s, compress=compress
+        )
 
     def bistream(
         self,
@@ -322,13 +330,16 @@ class Client:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> ClientStream:
         """Return a bistream, which ``async with`` opens: send parts and iterate.
 
         The arguments are those of ``upload``. Read while you send: a peer whose own
         parts nobody reads may stop reading yours.
         """
-        return self._open(CallKind.BISTREAM, service_name, payload, args, timeout_s)
+        return self._open(
+            CallKind.BISTREAM, service_name, payload, args, timeout_s, compress=compress
+        )
 
     async def stream(
         self,
@@ -337,13 +348,14 @@ class Client:
         payload: Buffer = b"",
         *,
         args: Mapping[str, str] = NO_ARGS,
+        compress: bool = True,
     ) -> ClientStream:
         """Open an upload, a download or a bistream at once.
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over.
         """
-        stream = self._open(kind, service_name, payload, args, None)
+        stream = self._open(kind, service_name, payload, args, None, compress=compress)
         await stream.begin()
         return stream
 
@@ -450,6 +462,8 @@ class Client:
         payload: Buffer,
         args: Mapping[str, str],
         timeout_s: float | None,
+        *,
+        compress: bool,
     ) -> ClientStream:
         limit_s = _inherited(timeout_s)
         start_ns, deadline_ns = now_ns(), None
@@ -462,6 +476,7 @@ class Client:
             payload=payload,
             args=args,
             deadline_ns=deadline_ns,
+            compress=compress,
         )
         call_id = opening.header.call_id
         incoming = IncomingStream(self._driver) if kind.receives_parts else None

@@ -388,6 +388,39 @@ def test_pushes_come_in_order_and_in_time(
         served.server.push("127.0.0.1:1", "news")
 
 
+def test_a_call_can_listen_to_what_is_pushed_about_it(certs: Path) -> None:
+    registry = Registry()
+
+    @registry.call("work")
+    def work(context: CallContext) -> bytes:
+        for call_id in ("another", context.header.call_id):
+            server.push(context.remote_address, "news", b"half", call_id=call_id)
+        return b"done"
+
+    with (
+        BlockingServer(config_of(certs), registry) as server,
+        BlockingClient(config_of(certs, server.address)) as client,
+    ):
+        call_id = client.new_call_id()
+        assert call_id != client.new_call_id()
+        with client.listen(call_id) as news:
+            reply = client.call("work", call_id=call_id)
+            assert (reply.payload, reply.header.call_id) == (b"done", call_id)
+            message = news.next(5)
+            assert message is not None
+            assert message.payload == b"half"
+
+
+def test_streams_may_begin_without_compression(client: BlockingClient) -> None:
+    with client.upload("collect", b"a", compress=False) as up:
+        up.send(b"b", last=True)
+        assert up.reply().payload == b"a b"
+    with client.download("count", b"2", compress=False) as down:
+        assert [bytes(part.payload) for part in down] == [b"0", b"1"]
+    with client.bistream("upper", b"a", compress=False) as both:
+        assert next(both).payload == b"A"
+
+
 def test_threads_share_a_listener_until_it_is_closed(
     served: Served, client: BlockingClient, pool: ThreadPoolExecutor
 ) -> None:

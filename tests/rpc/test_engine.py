@@ -20,6 +20,7 @@ from rpc25519_tools.errors import (
     NotConnectedError,
     RemoteCallError,
 )
+from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext, allowance_s, time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines
@@ -307,6 +308,19 @@ async def test_one_message_goes_without_compression(memory: Net) -> None:
         await until(lambda: len(peer.messages) == 3)
         marks = [one.header.no_system_compression for one in peer.messages]
         assert marks == [False, True, False]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+async def test_a_stream_may_begin_without_compression(
+    memory: Net, compress: bool
+) -> None:
+    async with raw_server(memory, compression="s2") as (peer, client):
+        for make in (client.upload, client.download, client.bistream):
+            await make("x", b"a" * 100, compress=compress).begin()
+        await client.stream(CallKind.UPLOAD, "x", b"a" * 100, compress=compress)
+        await until(lambda: len(peer.messages) == 4)
+        marks = [one.header.no_system_compression for one in peer.messages]
+        assert marks == [not compress] * 4
 
 
 # Pushes.
