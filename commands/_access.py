@@ -153,7 +153,9 @@ def _reason(verdict: "Verdict") -> str:
 
 
 def _authenticates(config: "Config") -> bool:
-    return config.network == "tls" and config.verify_peer
+    """Tell whether clients must prove who they are, in TLS or behind the psk."""
+    in_tls = config.network == "tls" and config.verify_peer
+    return in_tls or config.pre_shared_key_path is not None
 
 
 def _subject(who: str, config: "Config") -> "Subject":
@@ -192,12 +194,14 @@ def _holder(path: str, config: "Config") -> "Subject":
     from datetime import UTC, datetime
 
     from rpc25519_tools.identity.access import Subject
-    from rpc25519_tools.identity.certificate import verify_peer
+    from rpc25519_tools.identity.certificate import Usage, verify_peer
     from rpc25519_tools.identity.store import load_authorities, load_certificate
 
     certificate = load_certificate(path)
     authorities = load_authorities(os.path.join(config.certs_dir, "ca.crt"))
     now = datetime.now(UTC)
+    # The handshake behind a pre-shared key wants of both sides what servers have.
+    usage: Usage = "client" if config.pre_shared_key_path is None else "server"
     return Subject.of(
-        verify_peer(certificate, authorities, usage="client", now=now, host_name=None)
+        verify_peer(certificate, authorities, usage=usage, now=now, host_name=None)
     )

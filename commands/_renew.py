@@ -31,7 +31,9 @@ def _complete_name(
     return [name for name in names if name.startswith(incomplete) and name != "ca"]
 
 
-@click.command("renew", cls=GoStyleCommand)
+@click.command(
+    "renew", cls=GoStyleCommand, short_help="Renew certificates, with the same keys."
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_name)
 @click.option("--ca", is_flag=True, help="Renew the authority's own certificate (too).")
 @click.option(
@@ -73,9 +75,9 @@ def renew(
 ) -> None:
     """Make new certificates for the keys NAME.key, signed by the authority.
 
-    Keys stay as they are and are not opened; only the authority's key is. The old
-    certificate is kept as NAME.crt.old. Servers that run use the new one for new
-    connections, and no peer has to be told.
+    Keys stay as they are, and no pass phrase is needed but that of the authority's
+    key. The old certificate is kept as NAME.crt.old. A running srv uses the new one
+    for new connections by itself, and no peer has to be told.
 
     With --ca the authority's own certificate is renewed, with the same key: all that it
     has issued stays valid. Copy ca.crt to the other machines before the old one ends.

@@ -51,7 +51,9 @@ class _Entry:
         }
 
 
-@click.command("status", cls=GoStyleCommand)
+@click.command(
+    "status", cls=GoStyleCommand, short_help="Tell which certificates end soon."
+)
 @click.argument(
     "paths",
     nargs=-1,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rpc25519_tools.rpc.calls import CallKind
     from rpc25519_tools.rpc.client import Client
     from rpc25519_tools.rpc.client_stream import ClientStream
-    from rpc25519_tools.rpc.context import CallContext, time_left_s
+    from rpc25519_tools.rpc.context import CallContext, time_left_s, without_deadline
     from rpc25519_tools.rpc.handlers import PlainIncoming, PlainOutgoing, Reply
     from rpc25519_tools.rpc.pushes import PushListener
     from rpc25519_tools.rpc.reconnect import Backoff, PersistentClient
@@ -59,6 +59,7 @@ __all__ = [
     "__version__",
     "parse_address",
     "time_left_s",
+    "without_deadline",
 ]
 
 _MODULES = {
@@ -69,7 +70,7 @@ _MODULES = {
     "rpc.calls": ("CallKind",),
     "rpc.client": ("Client",),
     "rpc.client_stream": ("ClientStream",),
-    "rpc.context": ("CallContext", "time_left_s"),
+    "rpc.context": ("CallContext", "time_left_s", "without_deadline"),
     "rpc.handlers": ("PlainIncoming", "PlainOutgoing", "Reply"),
     "rpc.pushes": ("PushListener",),
     "rpc.reconnect": ("Backoff", "PersistentClient"),

@@ -5,10 +5,11 @@ every tool and the library agree about their form.
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from rpc25519_tools.errors import ConfigError
 from rpc25519_tools.limits import Limits
@@ -26,6 +27,15 @@ class Address:
     host: str
     port: int
 
+    def __post_init__(self) -> None:
+        """Check both."""
+        if not isinstance(self.host, str):
+            raise ConfigError(f"the host of an address must be text, not {self.host!r}")
+        if type(self.port) is not int or not 0 <= self.port < 1 << 16:
+            raise ConfigError(
+                f"the port of an address must be 0 to 65535, not {self.port!r:.40}"
+            )
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
@@ -39,6 +49,8 @@ def parse_address(text: str, *, default_port: int | None = DEFAULT_PORT) -> Addr
     Raises:
         ConfigError: the text is no address, or has no port and there is no default.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"bad address {text!r:.40}: expected a text, HOST:PORT")
     host, port_text = text, ""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
@@ -82,7 +94,7 @@ _UNIT_S: Final = {
 }
 _DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 #: A hundred years; longer durations are typing errors.
-_LONGEST_S: Final = 100 * 365 * 86400.0
+LONGEST_S: Final = 100 * 365 * 86400.0
 
 
 def parse_duration(text: str) -> float:
@@ -102,7 +114,7 @@ def parse_duration(text: str) -> float:
         position = match.end()
     if not text or position < len(text):
         raise ConfigError(f"bad duration {text!r}: write 10s, 1m30s or 500ms")
-    if total > _LONGEST_S:
+    if total > LONGEST_S:
         raise ConfigError(f"bad duration {text!r}: too long")
     return total
 
@@ -110,6 +122,36 @@ def parse_duration(text: str) -> float:
 #: The transports that a Config can name.
 Network = Literal["tls", "tcp"]
 
+
+_AN_ADDRESS: Final = "an Address, such as parse_address makes from a text"
+_SECONDS: Final = "a number of seconds"
+_ASKING: Final = "a function that returns bytes, or None"
+
+#: Which fields of a Config must be of which types, and how to say so.
+_KINDS: Final[dict[str, tuple[Any, str]]] = {
+    "address": (Address, _AN_ADDRESS),
+    "network": (str, "text"),
+    "key_name": (str, "text"),
+    "certs_dir": (str | os.PathLike, "a path"),
+    "passphrase": (Callable | None, _ASKING),
+    "verify_peer": (bool, "True or False"),
+    "known_keys_path": (str | os.PathLike | None, "a path, or None"),
+    "pre_shared_key_path": (str | os.PathLike | None, "a path, or None"),
+    "compression": (str, "text"),
+    "http_connect": (bool, "True or False"),
+    "local_address": (Address | None, f"None, or {_AN_ADDRESS}"),
+    "connect_timeout_s": (int | float, _SECONDS),
+    "call_timeout_s": (int | float, _SECONDS),
+    "read_timeout_s": (int | float, _SECONDS),
+    "write_timeout_s": (int | float, _SECONDS),
+    "keepalive_s": (int | float, _SECONDS),
+    "idle_timeout_s": (int | float, _SECONDS),
+    "identity_poll_s": (int | float, _SECONDS),
+    "reload_passphrase": (Callable | None, _ASKING),
+    "stall_timeout_s": (int | float, _SECONDS),
+    "reply_timeout_s": (int | float, _SECONDS),
+    "limits": (Limits, "Limits"),
+}
 
 #: Shorter intervals would be noise; each costs a timer that fires twice in it.
 _SHORTEST_INTERVAL_S: Final = 0.001
@@ -192,7 +234,13 @@ class Config:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without opening anything."""
+        """Check what can be checked without opening anything.
+
+        Raises:
+            ConfigError: names the field that is wrong.
+        """
+        _require_kinds(self)
+        _require_key_name(self.key_name)
         if self.network not in ("tls", "tcp"):
             raise ConfigError(f"unknown network {self.network!r}: use tls or tcp")
         if self.compression not in COMPRESSIONS:
@@ -212,7 +260,7 @@ class Config:
             "stall_timeout_s",
             "reply_timeout_s",
         ):
-            if not 0 < getattr(self, name) <= _LONGEST_S:
+            if not 0 < getattr(self, name) <= LONGEST_S:
                 raise ConfigError(f"{name} must be above zero and below 100 years")
         for name in (
             "read_timeout_s",
@@ -222,7 +270,7 @@ class Config:
             "identity_poll_s",
         ):
             value = getattr(self, name)
-            if value and not _SHORTEST_INTERVAL_S <= value <= _LONGEST_S:
+            if value and not _SHORTEST_INTERVAL_S <= value <= LONGEST_S:
                 raise ConfigError(
                     f"{name} must be zero, or between {_SHORTEST_INTERVAL_S} s and "
                     "100 years"
@@ -232,3 +280,29 @@ class Config:
     def needs_identity(self) -> bool:
         """Whether our certificate and its key are needed: all but bare plain TCP."""
         return self.network == "tls" or self.pre_shared_key_path is not None
+
+
+def _require_kinds(config: Config) -> None:
+    for name, (kinds, words) in _KINDS.items():
+        value = getattr(config, name)
+        if not isinstance(value, kinds):
+            # Its type only: the value may be a secret.
+            raise ConfigError(f"{name} must be {words}, not {type(value).__name__}")
+
+
+def _require_key_name(name: str) -> None:
+    """Refuse what would lead out of the directory of keys."""
+    if set(name) & set("/\\\0") or name in (".", ".."):
+        raise ConfigError(f"key_name must be the name of a pair, not {name!r}")
+
+
+def require_config(config: object) -> None:
+    """Make sure that what a caller has given for a Config is one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"a Config is wanted, such as Config(address=...), not {config!r:.60}"
+        )

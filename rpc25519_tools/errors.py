@@ -70,6 +70,10 @@ class HandshakeError(SecurityError):
     """The secure handshake with the peer failed."""
 
 
+class HandshakeCutError(HandshakeError):
+    """The connection ended during the handshake; another attempt may succeed."""
+
+
 class PeerNotTrustedError(HandshakeError):
     """The peer's certificate was refused; the text says which check failed."""
 

@@ -1,6 +1,9 @@
 """Settings and the texts in which users type them."""
 
+import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -184,3 +187,66 @@ def test_a_config_does_not_change() -> None:
     config = Config(address=HERE)
     with pytest.raises(AttributeError):
         config.network = "tcp"  # type: ignore[misc]  # on purpose
+
+
+# Values of wrong types.
+
+
+@pytest.mark.parametrize("text", [5, None, b"127.0.0.1:1"])
+def test_an_address_is_read_from_text_only(text: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a text"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [("h", 99_999), ("h", -1), ("h", "80"), ("h", None), ("h", 1.0), (None, 1)],
+)
+def test_an_address_has_a_host_and_a_port(host: Any, port: Any) -> None:
+    with pytest.raises(ConfigError, match="of an address must be"):
+        Address(host, port)
+
+
+NO_TIMES: tuple[object, ...] = ("5", None, b"5", [1])
+WRONG_VALUES: dict[str, tuple[object, ...]] = {
+    "address": ("127.0.0.1:80", None, ("h", 1)),
+    "network": (None, 5, b"tcp", "quic"),
+    "key_name": (None, 5, "../x", "a/b", "..", ".", "a\\b", "a\0"),
+    "certs_dir": (None, 5, b"certs"),
+    "passphrase": (b"secret", "secret", 5),
+    "verify_peer": (None, 0, "no"),
+    "known_keys_path": (5, ""),
+    "pre_shared_key_path": (5,),
+    "compression": (None, 5, "gzip"),
+    "http_connect": (None, 1),
+    "local_address": ("1.2.3.4", 5),
+    "limits": (None, {}),
+    "reload_passphrase": (b"secret",),
+    **{
+        field.name: (*NO_TIMES, math.inf, math.nan, -1.0)
+        for field in dataclasses.fields(Config)
+        if field.name.endswith("_s")
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in WRONG_VALUES.items() for value in values],
+    ids=lambda one: one if isinstance(one, str) and one.isidentifier() else repr(one),
+)
+def test_a_value_of_a_wrong_type_is_refused_by_name(name: str, value: object) -> None:
+    settings: dict[str, Any] = {"address": Address("h", 1), name: value}
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    assert name.partition("_")[0] in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_every_field_is_checked() -> None:
+    assert set(WRONG_VALUES) == {field.name for field in dataclasses.fields(Config)}
+
+
+def test_a_directory_may_be_a_path() -> None:
+    Config(address=Address("h", 1), certs_dir=Path("certs"))  # type: ignore[arg-type]  # works all the same

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 from rpc25519_tools.commands._errors import EXIT_CODES
 from rpc25519_tools.commands.group import LazyGroup, rpc25519
 
@@ -28,7 +29,9 @@ def test_every_option_in_the_readme_exists() -> None:
     for name in ("cli", "samesame", "selfy", "srv"):
         command = rpc25519.get_command(rpc25519.make_context("x", ["cli"]), name)
         assert command is not None
-        known |= {opt.lstrip("-") for param in command.params for opt in param.opts}
+        words = command.commands.values() if isinstance(command, click.Group) else ()
+        for one in (command, *words):
+            known |= {opt.lstrip("-") for param in one.params for opt in param.opts}
     block = README.split("## Use")[1].split("## Completion")[0]
     used = set(re.findall(r"(?<![\w-])--?([a-z][a-z-]*)\b", block))
     assert used - known == set()

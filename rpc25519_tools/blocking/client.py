@@ -16,11 +16,11 @@ from rpc25519_tools.blocking.loop import (
     this_loop,
 )
 from rpc25519_tools.blocking.streams import BlockingPushes, BlockingStream
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.identity.certificate import PeerIdentity
-from rpc25519_tools.identity.store import LoadedIdentity, load_identity
-from rpc25519_tools.rpc.client import DEFAULT_KEY_NAME, Client
+from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
@@ -98,11 +98,10 @@ class BlockingClient:
     def __init__(
         self, config: Config, identity: LoadedIdentity | None = None, *, name: str = ""
     ) -> None:
+        require_config(config)
         if identity is None and config.needs_identity:
             # Here, in the caller's thread: a pass phrase may be asked for, once.
-            identity = load_identity(
-                config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
-            )
+            identity = load_own_identity(config)
         self._config = config
         self._identity = identity
         self.name = name

@@ -14,6 +14,7 @@ from typing import Self
 from rpc25519_tools.blocking.loop import current_loop, post, run, this_loop
 from rpc25519_tools.errors import DeadlineError
 from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.rpc.deadlines import require_limit
 from rpc25519_tools.rpc.pushes import PushListener
 from rpc25519_tools.rpc.streams import NO_ARGS, Part
 from rpc25519_tools.wire.greenpack import Buffer
@@ -162,9 +163,12 @@ class BlockingPushes:
 
         Raises:
             DeadlineError: none came within ``timeout_s``.
+            LocalProtocolError: that is no time limit.
             ConnectionLostError, SecurityError: the connection is over; the former also
                 in a forked child.
         """
+        if timeout_s is not None:
+            require_limit(timeout_s)
 
         async def step() -> Message | None:
             async with asyncio.timeout(timeout_s), self._turn:

@@ -115,8 +115,10 @@ class AccessFile:
                 problem=str(exc),
                 good_until_s=time.monotonic() + _RETRY_S,
             )
-        level = logging.WARNING if old.problem else logging.INFO
-        _log.log(level, "access file %s is in force again", printable(self.path))
+        if old.problem:
+            _log.warning("access file %s is in force again", printable(self.path))
+        else:
+            _log.info("access file %s has changed", printable(self.path))
         return new
 
 

@@ -187,7 +187,12 @@ def decode_private_key(
     parts = _read_sealed(headers, body)
     if passphrase is None:
         raise PassphraseError("the key is protected, and no pass phrase was given")
-    derived = _derive(passphrase(), parts.salt, parts.kdf)
+    phrase = passphrase()
+    if not isinstance(phrase, bytes | bytearray):
+        raise PassphraseError(
+            f"a pass phrase must come as bytes, not {type(phrase).__name__}"
+        )
+    derived = _derive(phrase, parts.salt, parts.kdf)
     try:
         der = AESGCM(derived).decrypt(parts.nonce, parts.sealed, None)
     except InvalidTag as exc:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import (
     CallCancelledError,
     DeadlineError,
@@ -25,7 +25,7 @@ from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
-from rpc25519_tools.rpc.deadlines import Deadlines
+from rpc25519_tools.rpc.deadlines import Deadlines, require_limit
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.held import HeldWatch
 from rpc25519_tools.rpc.known import known_guard
@@ -46,6 +46,17 @@ _NS_PER_S: Final = 1_000_000_000
 _STOCK_LEN: Final = 640
 #: Which pair of keys is a client's own where its Config names none.
 DEFAULT_KEY_NAME: Final = "client"
+
+
+def load_own_identity(config: Config) -> LoadedIdentity:
+    """Load a client's keys, as its Config says; may ask for a pass phrase.
+
+    Raises:
+        KeyFileError: see ``load_identity``.
+    """
+    return load_identity(
+        config.certs_dir, config.key_name or DEFAULT_KEY_NAME, config.passphrase
+    )
 
 
 @dataclass(slots=True)
@@ -116,16 +127,12 @@ class Client:
                 ``transport.endpoint``; PeerNotTrustedError, a HandshakeError, is also
                 what a server meets that the list of known keys does not let in.
         """
+        require_config(config)
         tls = tunnel = None
         known = known_guard(config, "server")
         if config.needs_identity:
             if identity is None:
-                identity = await asyncio.to_thread(
-                    load_identity,
-                    config.certs_dir,
-                    config.key_name or DEFAULT_KEY_NAME,
-                    config.passphrase,
-                )
+                identity = await asyncio.to_thread(load_own_identity, config)
             if config.network == "tls":
                 tls = TlsSettings(
                     identity=identity, verify=config.verify_peer, peer_check=known
@@ -555,7 +562,10 @@ def _inherited(timeout_s: float | None) -> float | None:
 
     Raises:
         DeadlineError: the handler that makes the call has no time left.
+        LocalProtocolError: the limit is none.
     """
+    if timeout_s is not None:
+        require_limit(timeout_s)
     left_s = time_left_s()
     if left_s is None:
         return timeout_s

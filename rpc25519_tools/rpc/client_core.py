@@ -22,6 +22,11 @@ from rpc25519_tools.rpc.calls import (
 from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.outgoing import (
+    has_short_name,
+    require_sendable,
+    sendable_payload,
+)
 
 _NO_ARGS: Final[Mapping[str, str]] = {}
 
@@ -141,10 +146,9 @@ class ClientCore:
             compress: False sends this one message without compression.
 
         Raises:
-            LocalProtocolError: the call id is in use.
+            LocalProtocolError: the call id is in use, or what is to be sent cannot be.
         """
-        if call_id in self._open:
-            raise LocalProtocolError("this call id belongs to a call that is running")
+        payload = sendable_payload(payload)
         header = Header(
             created_ns=now_ns,
             sender=self._local,
@@ -159,6 +163,10 @@ class ClientCore:
             args=args,
             no_system_compression=not compress,
         )
+        if args or subject or call_id or not has_short_name(service_name):
+            require_sendable(header)
+        if call_id in self._open:
+            raise LocalProtocolError("this call id belongs to a call that is running")
         self._next_seqno += 1
         if kind is not CallKind.ONE_WAY:
             call = _OpenCall(kind, header)
@@ -199,11 +207,15 @@ class ClientCore:
             call_id=call_id,
             serial=self._serial(),
             deadline_ns=call.header.deadline_ns,
-            stream_part=call.sent.advance(last=last),
+            stream_part=call.sent.next_number,
             service_name=call.header.service_name,
             args=args,
             no_system_compression=not compress,
         )
+        payload = sendable_payload(payload)
+        if args:
+            require_sendable(header)
+        call.sent.advance(last=last)
         return Message(header=header, payload=payload)
 
     def take_back(self, message: Message) -> None:

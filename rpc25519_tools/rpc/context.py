@@ -37,10 +37,27 @@ def time_left_s() -> float | None:
 
     None outside of handlers and for calls without a deadline. Calls that a handler
     makes are given no more than this by themselves, also from threads that
-    ``asyncio.to_thread`` started.
+    ``asyncio.to_thread`` started and from tasks that the handler has started, even
+    those that go on after it: see ``without_deadline``.
     """
     until_s = _handled_until_s.get()
     return None if until_s is None else until_s - time.monotonic()
+
+
+@contextmanager
+def without_deadline() -> Iterator[None]:
+    """Let what is started inside outlive the call that is being handled.
+
+    A task inherits the deadline of the handler that starts it, and when that has passed
+    its own calls fail. One that is started inside has no deadline::
+
+        with without_deadline():
+            background.add(asyncio.create_task(work()))
+
+    Calls that are made inside have their own limits alone.
+    """
+    with handling_until(None):
+        yield
 
 
 @contextmanager

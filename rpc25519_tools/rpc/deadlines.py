@@ -9,7 +9,27 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from rpc25519_tools.config import LONGEST_S
+from rpc25519_tools.errors import LocalProtocolError
+
 K = TypeVar("K")
+
+
+def require_limit(timeout_s: object) -> None:
+    """Make sure that a caller's time limit is one.
+
+    Zero and less are limits that have passed already.
+
+    Raises:
+        LocalProtocolError: it is no number of seconds, or an absurd one.
+    """
+    if not isinstance(timeout_s, int | float) or not (
+        -LONGEST_S <= timeout_s <= LONGEST_S
+    ):
+        raise LocalProtocolError(
+            "a time limit must be a number of seconds up to 100 years, "
+            f"not {timeout_s!r:.40}"
+        )
 
 
 class Deadlines(Generic[K]):

@@ -41,6 +41,7 @@ from rpc25519_tools.wire.framing import (
 )
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.outgoing import payload_len
 
 #: Packing or unpacking more than this is left to a worker thread.
 _INLINE_LEN: Final = 4 * 1024
@@ -85,7 +86,9 @@ def _words(error: Exception) -> str:
 
 def _packs_at_once(message: Message, codec: Codec) -> bool:
     """Tell whether packing takes so little that no worker thread is worth it."""
-    return codec in (Codec.NONE, Codec.NONE_ONCE) or len(message.payload) <= _INLINE_LEN
+    return codec in (Codec.NONE, Codec.NONE_ONCE) or (
+        payload_len(message.payload) <= _INLINE_LEN
+    )
 
 
 def _cost(frame: Frame) -> int:
@@ -275,8 +278,8 @@ class Driver:
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over; says why.
-            LocalProtocolError: the message is over the peer's limit; the connection
-                goes on.
+            LocalProtocolError: the message is over the peer's limit, or holds what
+                cannot be sent; the connection goes on.
         """
         if self.try_send(message, codec, at_once=at_once):
             return
@@ -288,7 +291,7 @@ class Driver:
             )
         self._require_open()
         if not self._has_room(message):
-            await self._wait_for_turn(short=len(message.payload) <= _SHORT_LEN)
+            await self._wait_for_turn(short=payload_len(message.payload) <= _SHORT_LEN)
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
         self._wake_writer()
@@ -313,7 +316,7 @@ class Driver:
         up the small calls beside it.
         """
         unsent_len = self.transport.unsent_len
-        if len(message.payload) <= _SHORT_LEN:
+        if payload_len(message.payload) <= _SHORT_LEN:
             return unsent_len <= 2 * WRITE_HIGH_WATER_LEN
         return not self._writers and unsent_len <= WRITE_HIGH_WATER_LEN
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from rpc25519_tools.errors import (
     DeadlineError,
+    LocalProtocolError,
     RemoteCallError,
     RemoteProtocolError,
 )
@@ -96,11 +97,15 @@ class NetRpc:
 
         Raises:
             RemoteCallError: the method returned an error, or there is no such method.
-            LocalProtocolError: the argument cannot be encoded.
+            LocalProtocolError: the name is no text, or the argument cannot be encoded.
             DecodeError: the result is not what ``result_type`` says.
             DeadlineError: no reply in time; the server has been told.
             ConnectionLostError, SecurityError: the connection is over.
         """
+        if not isinstance(service_method, str):
+            raise LocalProtocolError(
+                f"the name of a method must be text, not {service_method!r:.40}"
+            )
         packed = records.encode(
             argument, type(argument) if argument_type is None else argument_type
         )

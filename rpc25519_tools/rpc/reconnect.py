@@ -6,22 +6,28 @@ whether the server has done the work already.
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import (
     ConfigError,
     ConnectFailedError,
     ConnectionLostError,
     DeadlineError,
+    HandshakeCutError,
+    Rpc25519Error,
 )
 from rpc25519_tools.identity.store import LoadedIdentity
-from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.identity.watch import IdentityFiles
+from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.context import time_left_s
+from rpc25519_tools.rpc.deadlines import require_limit
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -29,7 +35,14 @@ from rpc25519_tools.wire.message import Message
 T = TypeVar("T")
 
 #: What a new connection may cure. A peer that is not trusted stays so.
-_CURABLE: Final = (ConnectionLostError, ConnectFailedError, DeadlineError)
+_CURABLE: Final = (
+    ConnectionLostError,
+    ConnectFailedError,
+    DeadlineError,
+    HandshakeCutError,
+)
+_log = logging.getLogger(__name__)
+
 _CLOSED: Final = "this client is closed"
 
 
@@ -71,6 +84,10 @@ class PersistentClient:
 
     Made without connecting; used as an asynchronous context manager, or closed.
 
+    Our keys are loaded for the first connection, and a pass phrase is asked for then.
+    Later ones use them again, with the certificate that lies in the directory by then;
+    a key that has taken their place is opened with the Config's ``reload_passphrase``.
+
     Args:
         config: where to and who we are.
         identity: our keys, where the caller has loaded them already.
@@ -84,8 +101,11 @@ class PersistentClient:
         *,
         backoff: Backoff | None = None,
     ) -> None:
+        require_config(config)
         self._config = config
         self._identity = identity
+        self._files: IdentityFiles | None = None
+        self._loading: asyncio.Task[LoadedIdentity] | None = None
         self._backoff = backoff or Backoff()
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
@@ -108,6 +128,8 @@ class PersistentClient:
     async def aclose(self) -> None:
         """Close the connection, if there is one, and make no more."""
         self._closing.set()
+        if self._loading is not None:
+            self._loading.cancel()
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
@@ -167,6 +189,7 @@ class PersistentClient:
         timeout_s: float | None,
     ) -> T:
         limit_s = self._config.call_timeout_s if timeout_s is None else timeout_s
+        require_limit(limit_s)
         left_s = time_left_s()
         if left_s is not None:  # of a handler's own call
             limit_s = min(limit_s, left_s)
@@ -209,9 +232,7 @@ class PersistentClient:
 
     async def _connect(self) -> None:
         """Make a connection; closing ends the attempt."""
-        self._attempt = asyncio.get_running_loop().create_task(
-            Client.connect(self._config, self._identity)
-        )
+        self._attempt = asyncio.get_running_loop().create_task(self._make_client())
         self._attempt.add_done_callback(self._attempted)
         caller = asyncio.current_task()
         assert caller is not None
@@ -223,6 +244,43 @@ class PersistentClient:
             raise
         finally:
             self._attempt = None
+
+    async def _make_client(self) -> Client:
+        return await Client.connect(self._config, await self._own_identity())
+
+    async def _own_identity(self) -> LoadedIdentity | None:
+        """Return our keys; None for plain TCP, which has none."""
+        if self._identity is not None or self._config.network != "tls":
+            return self._identity
+        if self._files is None:
+            await self._load()
+        else:
+            try:
+                await asyncio.to_thread(self._files.look, datetime.now(UTC))
+            except Rpc25519Error as exc:
+                _log.warning("going on with the old certificate: %s", exc)
+        assert self._files is not None
+        return self._files.current
+
+    async def _load(self) -> None:
+        """Load our keys, once for all callers.
+
+        Whoever types a pass phrase may take longer than the caller who needs it first.
+        """
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(
+                asyncio.to_thread(load_own_identity, self._config)
+            )
+            # The caller may be gone when it fails.
+            self._loading.add_done_callback(lambda f: f.cancelled() or f.exception())
+        try:
+            identity = await asyncio.shield(self._loading)
+        finally:
+            if self._loading.done():
+                self._loading = None
+        self._files = IdentityFiles(
+            self._config.certs_dir, identity, self._config.reload_passphrase
+        )
 
     def _attempted(self, attempt: asyncio.Task[Client]) -> None:
         """Keep a new connection, also when nobody waits for it any more."""

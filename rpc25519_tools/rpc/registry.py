@@ -34,6 +34,17 @@ _Download = TypeVar("_Download", bound=DownloadHandler | PlainDownloadHandler)
 _Bistream = TypeVar("_Bistream", bound=BistreamHandler | PlainBistreamHandler)
 
 
+def _require_name(name: object, decorator: str = "") -> None:
+    """Raise ConfigError if what should be the name of a service is something else."""
+    if isinstance(name, str):
+        return
+    if decorator and callable(name):
+        raise ConfigError(
+            f'the decorator needs a name: write @services.{decorator}("NAME")'
+        )
+    raise ConfigError(f"the name of a service must be text, not {name!r:.40}")
+
+
 class Registry:
     """The services of one or more servers, by kind and name.
 
@@ -85,7 +96,8 @@ class Registry:
         return getattr(self._names(kind)[name], "checks_access", False) is True
 
     def require_free(self, kind: CallKind, name: str) -> None:
-        """Raise ConfigError if the name is empty or taken."""
+        """Raise ConfigError if the name is none, empty or taken."""
+        _require_name(name)
         if not name:
             raise ConfigError("a service needs a name")
         if self.offers(kind, name):
@@ -98,6 +110,7 @@ class Registry:
 
     def call(self, name: str) -> Callable[[_Call], _Call]:
         """Decorate a function that answers calls."""
+        _require_name(name, "call")
 
         def decorate(handler: _Call) -> _Call:
             self.add_call(name, handler)
@@ -112,6 +125,7 @@ class Registry:
 
     def one_way(self, name: str) -> Callable[[_Call], _Call]:
         """Decorate a function for messages without an answer."""
+        _require_name(name, "one_way")
 
         def decorate(handler: _Call) -> _Call:
             self.add_one_way(name, handler)
@@ -128,6 +142,7 @@ class Registry:
 
     def upload(self, name: str) -> Callable[[_Upload], _Upload]:
         """Decorate a function that reads a stream and then answers."""
+        _require_name(name, "upload")
 
         def decorate(handler: _Upload) -> _Upload:
             self.add_upload(name, handler)
@@ -144,6 +159,7 @@ class Registry:
 
     def download(self, name: str) -> Callable[[_Download], _Download]:
         """Decorate a function that sends a stream."""
+        _require_name(name, "download")
 
         def decorate(handler: _Download) -> _Download:
             self.add_download(name, handler)
@@ -160,6 +176,7 @@ class Registry:
 
     def bistream(self, name: str) -> Callable[[_Bistream], _Bistream]:
         """Decorate a function that reads one stream and sends another."""
+        _require_name(name, "bistream")
 
         def decorate(handler: _Bistream) -> _Bistream:
             self.add_bistream(name, handler)
@@ -178,8 +195,14 @@ class Registry:
 
         Raises:
             ConfigError: the name is taken, an annotation is missing or cannot be
-                encoded, or there is no public method at all.
+                encoded, or there is no public method at all; or it is a class.
         """
+        if isinstance(service, type):
+            raise ConfigError(
+                f"register an object, {service.__name__}(...), not its class"
+            )
+        if name is not None:
+            _require_name(name)
         found = methods_of(service, name or type(service).__name__)
         for full_name in found:
             self.require_free(CallKind.NET_RPC, full_name)

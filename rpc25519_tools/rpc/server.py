@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from rpc25519_tools.config import Config
+from rpc25519_tools.config import Config, require_config
 from rpc25519_tools.errors import (
     ConfigError,
     ConnectionLostError,
@@ -84,6 +84,9 @@ class Server:
         identity_reloaded: Callable[[LoadedIdentity], None] | None = None,
         access: AccessPolicy | None = None,
     ) -> None:
+        require_config(config)
+        if not isinstance(registry, Registry):
+            raise ConfigError(f"a server needs a Registry, not {registry!r:.60}")
         self._config = config
         self._registry = registry
         self._observer = observer

@@ -21,7 +21,8 @@ from rpc25519_tools.rpc.calls import (
 from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.message import CallType, Header, Message, header_len
+from rpc25519_tools.wire.outgoing import require_sendable, sendable_payload
 
 _NO_ARGS: Final[Mapping[str, str]] = {}
 
@@ -30,6 +31,11 @@ _KINDS: Final[Mapping[int, CallKind]] = {kind.value: kind for kind in CallKind}
 #: Calls that one connection may have running where nothing else is said; more are
 #: answered with an error.
 MAX_OPEN_CALLS: Final = 1024
+#: Characters of an unknown name that a refusal repeats.
+_NAME_LEN: Final = 200
+#: A refusal repeats the args of a header up to this length: with its text added it must
+#: not be longer than what the client takes.
+_ECHOED_LEN: Final = 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -175,7 +181,8 @@ class ServerCore:
         elif kind.sends_parts and header.stream_part:
             problem = f"a stream must begin with part 0, not {header.stream_part}"
         if problem is not None:
-            return MessageToSend(self._reply_to(header, now_ns, error=problem))
+            reply = self._reply_to(header, now_ns, error=problem, subject="")
+            return MessageToSend(reply)
         if kind.sends_parts:
             call.received.advance(last=False)
         # Go's cli sends several calls under one id; the newest answers to a cancel.
@@ -239,11 +246,15 @@ class ServerCore:
             call_id=request.call_id,
             serial=self._serial(),
             deadline_ns=request.deadline_ns,
-            stream_part=call.sent.advance(last=last),
+            stream_part=call.sent.next_number,
             service_name=request.service_name,
             args=args,
             no_system_compression=not compress,
         )
+        payload = sendable_payload(payload)
+        if args:
+            require_sendable(header)
+        call.sent.advance(last=last)
         return Message(header=header, payload=payload)
 
     def take_back(self, call: OpenCall, part: Message) -> None:
@@ -337,8 +348,9 @@ class ServerCore:
 
     def _refusal(self, kind: CallKind, request: Header) -> Message:
         """Return the request sent back as an error, as a Go server does it."""
+        name = request.service_name[:_NAME_LEN]
         text = (
-            f"{REFUSAL_TEXTS[kind]}req.HDR.ServiceName='{request.service_name}'; "
+            f"{REFUSAL_TEXTS[kind]}req.HDR.ServiceName='{name}'; "
             f"req.HDR.CallID='{request.call_id}'"
         )
         header = replace(
@@ -347,5 +359,7 @@ class ServerCore:
             sender=request.recipient,
             recipient=request.sender,
             subject=text,
+            service_name=name,
+            args=_NO_ARGS if header_len(request) > _ECHOED_LEN else request.args,
         )
         return Message(header=header)

@@ -8,6 +8,7 @@ kilobytes, for the time that the limits allow; ``transport.door`` lets them in.
 
 import asyncio
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -33,9 +34,16 @@ from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: Connections that the kernel keeps while the loop is busy. Where it has no room for one
-#: its client tries again a second later, so that a short flood would cost it that.
+#: Connections that the kernel keeps while the loop is busy. Where it has no room for
+#: one, its client tries again a second later: some hundred must not cost that.
 _BACKLOG: Final = 1024
+#: Connections that asyncio accepts before it looks at what the others have sent. Far
+#: fewer than may be unproven, or a flood would push out whoever came in with it.
+_BATCH: Final = 128
+
+
+#: Attempts to find one free port for both IPv4 and IPv6; each takes two.
+_PORT_ATTEMPTS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +239,8 @@ async def listen(
     """Listen, and hand each open, authenticated connection to ``accept``.
 
     Args:
-        address: where; port 0 picks a free one, an empty host means all interfaces.
+        address: where; port 0 picks a free one, the same for IPv4 and IPv6; an empty
+            host means all interfaces.
         tls: None for plain TCP.
         accept: called for each connection; returns its receiver.
         failed: called with the reason and the client's address when a handshake fails
@@ -257,12 +266,41 @@ async def listen(
         tunnel=tunnel,
     )
     try:
-        server = await asyncio.get_running_loop().create_server(
-            door.newcomer, address.host or None, address.port, backlog=_BACKLOG
-        )
+        server = await _listening(door, address)
+        for sock in server.sockets:
+            _set_backlog(sock.fileno())
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
     return Listener(server, door, maker)
+
+
+def _set_backlog(fileno: int) -> None:
+    """Let the kernel keep more connections than asyncio takes at a time."""
+    with socket.socket(fileno=os.dup(fileno)) as twin:
+        twin.listen(_BACKLOG)
+
+
+async def _listening(door: Door, address: Address) -> asyncio.Server:
+    """Open the listening sockets, which all have one port.
+
+    A name, or every interface, can mean IPv4 and IPv6, and the system picks a free port
+    for each of them. The others then have to get that of the first.
+    """
+    loop, host, port = asyncio.get_running_loop(), address.host or None, address.port
+    for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+        try:
+            server = await loop.create_server(door.newcomer, host, port, backlog=_BATCH)
+        except OSError:
+            if port == address.port or not attempts_left:
+                raise
+            port = address.port  # somebody else has taken it meanwhile
+            continue
+        ports = [sock.getsockname()[1] for sock in server.sockets]
+        if len(set(ports)) == 1:
+            return server
+        server.close()
+        port = ports[0]
+    raise OSError(errno.EADDRINUSE, "no port is free for both IPv4 and IPv6")
 
 
 def _make_http_connect(accept: Accept, failed: Failed) -> HttpConnectTransport:

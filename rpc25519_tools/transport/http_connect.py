@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Literal
 
-from rpc25519_tools.errors import HandshakeError
+from rpc25519_tools.errors import HandshakeCutError, HandshakeError
 from rpc25519_tools.transport.base import Accept, scratch_buffer
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.wire.constants import MAGIC
@@ -377,18 +377,20 @@ class HttpConnectTransport(TcpTransport):
             if timer is not None:
                 timer.cancel()
 
-    def _end_error(self) -> HandshakeError:
+    def _end_error(self) -> HandshakeCutError:
         """Say how the connection ended before it was open."""
         if self._closing:
-            return HandshakeError("this side hung up during HTTP CONNECT")
+            return HandshakeCutError("this side hung up during HTTP CONNECT")
         if self._state is _State.CLIENT_AWAITED:
-            return HandshakeError("the client hung up right after HTTP CONNECT")
+            return HandshakeCutError("the client hung up right after HTTP CONNECT")
         if self._reader.has_data:
             other = "server" if self._side == "client" else "client"
-            return HandshakeError(f"the {other} hung up in the middle of HTTP CONNECT")
+            return HandshakeCutError(
+                f"the {other} hung up in the middle of HTTP CONNECT"
+            )
         if self._side == "client":
-            return HandshakeError(
+            return HandshakeCutError(
                 "the server hung up instead of answering HTTP CONNECT "
                 "(does it use TLS, or plain TCP without HTTP CONNECT?)"
             )
-        return HandshakeError("the client hung up without HTTP CONNECT")
+        return HandshakeCutError("the client hung up without HTTP CONNECT")

@@ -30,6 +30,7 @@ from rpc25519_tools.errors import (
     DecryptionError,
     HandshakeError,
     KeyFileError,
+    LocalProtocolError,
     PeerNotTrustedError,
     ProtocolError,
     SecurityError,
@@ -56,7 +57,9 @@ from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.handshake import Handshake
 from rpc25519_tools.wire.tunnel import (
     INNER_HEADER_LEN,
+    MAX_SEALED_LEN,
     NONCE_LEN,
+    OVERHEAD_LEN,
     Opener,
     Sealer,
     Side,
@@ -214,8 +217,12 @@ class PskTransport:
         if self._over:
             return
         sealed: list[Buffer] = []
-        for buffer in buffers:
-            self._seal_from(memoryview(buffer), sealed)
+        try:
+            for buffer in buffers:
+                self._seal_from(memoryview(buffer), sealed)
+        except LocalProtocolError as exc:
+            self._end_with(exc)
+            return
         if len(sealed) > 1 and sum(map(len, sealed)) <= _BODY_APART_FROM_LEN:
             sealed = [b"".join(sealed)]
         if sealed:
@@ -410,7 +417,11 @@ class PskTransport:
         return lost
 
     def _seal_from(self, view: memoryview, sealed: list[Buffer]) -> None:
-        """Take the next piece of the frames that are written."""
+        """Take the next piece of the frames that are written.
+
+        Raises:
+            LocalProtocolError: a message fits a frame, but not an envelope.
+        """
         assert self._sealer is not None
         while len(view):
             if not self._body_left:
@@ -420,6 +431,11 @@ class PskTransport:
                 if len(self._header) < FRAME_HEADER_LEN:
                     return
                 self._body_left = int.from_bytes(self._header[INNER_HEADER_LEN:], "big")
+                if self._body_left > MAX_SEALED_LEN - OVERHEAD_LEN:
+                    raise LocalProtocolError(
+                        f"a message of {self._body_left} bytes does not fit the tunnel;"
+                        f" the limit is {MAX_SEALED_LEN - OVERHEAD_LEN}"
+                    )
                 self._pieces = [self._header[:INNER_HEADER_LEN]]
                 self._header = b""
             piece = view[: self._body_left]

@@ -23,6 +23,7 @@ from OpenSSL import SSL, crypto
 
 from rpc25519_tools.errors import (
     ConnectionLostError,
+    HandshakeCutError,
     HandshakeError,
     PeerNotTrustedError,
     SecurityError,
@@ -286,7 +287,7 @@ class TlsTransport(TcpTransport):
         if self._handshaking:
             self._end_handshake()
             self._failed(
-                HandshakeError(
+                HandshakeCutError(
                     f"the {self._other()} closed the connection during the TLS "
                     "handshake (does it use plain TCP? then give -tcp)"
                 ),

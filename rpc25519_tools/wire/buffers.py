@@ -13,6 +13,8 @@ from rpc25519_tools.wire.constants import MIB
 POOLED_LEN: Final = MIB + 16 * 1024
 #: Shorter pieces are not worth a pooled buffer.
 _POOLED_FROM_LEN: Final = 128 * 1024
+#: What a body gets before any of it has come, and the pool is in use.
+_START_LEN: Final = 16 * 1024
 
 #: References to a buffer that nobody uses: the pool's list, the loop's variable, and
 #: the argument of getrefcount. A view of a buffer holds a reference to it.
@@ -31,7 +33,7 @@ class BufferPool:
         kept: how many buffers are kept for good.
     """
 
-    def __init__(self, pooled_len: int = POOLED_LEN, *, kept: int = 12) -> None:
+    def __init__(self, pooled_len: int = POOLED_LEN, *, kept: int = 16) -> None:
         self._pooled_len = pooled_len
         self._kept = kept
         self._buffers: list[bytearray] = []
@@ -49,10 +51,26 @@ class BufferPool:
         """
         if wanted_len < _POOLED_FROM_LEN:
             return bytearray(wanted_len)
+        return self._pooled() or bytearray(self._pooled_len)
+
+    def allocate_start(self, wanted_len: int) -> bytearray:
+        """Return memory for the first of ``wanted_len`` bytes, of which none has come.
+
+        Returns:
+            A buffer of the pool where one is free, which costs nothing, and little
+            memory otherwise: five hundred peers that announce a mebibyte each, and send
+            nothing, must not get it.
+        """
+        if wanted_len < _POOLED_FROM_LEN:
+            return bytearray(wanted_len)
+        return self._pooled() or bytearray(_START_LEN)
+
+    def _pooled(self) -> bytearray | None:
+        """Return a buffer of the pool, or None where all are in use."""
         for buffer in self._buffers:
             if sys.getrefcount(buffer) == _UNUSED_REFERENCES:
                 return buffer
-        buffer = bytearray(self._pooled_len)
         if len(self._buffers) < self._kept:
-            self._buffers.append(buffer)
-        return buffer
+            self._buffers.append(bytearray(self._pooled_len))
+            return self._buffers[-1]
+        return None

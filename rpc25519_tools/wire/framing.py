@@ -29,11 +29,16 @@ from rpc25519_tools.wire.constants import (
     FRAME_HEADER_LEN,
     MAGIC,
     MAX_BODY_LEN,
-    MAX_PAYLOAD_LEN,
     MAX_PLAIN_LEN,
 )
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message, decode_message, encode_message
+from rpc25519_tools.wire.outgoing import (
+    UNCHECKED_HEADER_LEN,
+    require_sendable,
+    require_sendable_error,
+    sendable,
+)
 
 #: Shorter rests of a body are received together with what follows them.
 _DIRECT_FROM_LEN: Final = 16 * 1024
@@ -67,16 +72,19 @@ def encode_frame(message: Message, codec: Codec) -> list[Buffer]:
         codec: what packs the body.
 
     Raises:
-        LocalProtocolError: the payload or the packed body is over the peer's limit.
+        LocalProtocolError: the payload, the header or the packed body is over the
+            peer's limit, or holds what cannot be sent.
     """
-    if len(message.payload) > MAX_PAYLOAD_LEN:
-        raise LocalProtocolError(
-            f"a payload of {len(message.payload)} bytes does not fit a message; "
-            f"the limit is {MAX_PAYLOAD_LEN}"
-        )
+    message = sendable(message)
     if message.header.no_system_compression:
         codec = Codec.NONE_ONCE
-    body = encode_message(message)
+    try:
+        body = encode_message(message)
+    except (AttributeError, TypeError, UnicodeEncodeError):
+        _require_sendable(message)  # names what is no text
+        raise
+    if len(body[0]) > UNCHECKED_HEADER_LEN or message.error:
+        _require_sendable(message)
     if codec not in (Codec.NONE, Codec.NONE_ONCE):
         plain = body[0] if len(body) == 1 else b"".join(body)
         body = [codecs.compress(codec, plain)]
@@ -91,6 +99,11 @@ def encode_frame(message: Message, codec: Codec) -> list[Buffer]:
     if len(body[0]) <= _JOIN_UP_TO_LEN:
         return [header + bytes(body[0]), *body[1:]]
     return [header, *body]
+
+
+def _require_sendable(message: Message) -> None:
+    require_sendable(message.header)
+    require_sendable_error(message.error)
 
 
 def decode_frame(frame: Frame, max_plain_len: int = MAX_PLAIN_LEN) -> Message:
@@ -245,7 +258,7 @@ class FrameDecoder:
         self._codec = Codec(codec)
         self._body_len = body_len
         self._filled = 0
-        self._body = self._pool.allocate(body_len)
+        self._body = self._pool.allocate_start(body_len)
         return position
 
     def _check_magic(self, header: bytes) -> None:

@@ -208,11 +208,20 @@ def pack_bytes(value: bytes | bytearray | memoryview) -> bytes:
 
 
 def time_ns() -> Plan:
-    """Return the plan of a time in nanoseconds since 1970 UTC; None is unset."""
+    """Return the plan of a time in nanoseconds since 1970 UTC; None is unset.
+
+    Unset is Go's zero time on the wire, so that this one moment cannot be sent.
+    """
 
     def encode_time(value: object, out: Out) -> None:
         if value is None:
             out.pieces.append(pack_time(GO_ZERO_TIME_S * _NS_PER_S))
+        elif value == GO_ZERO_TIME_S * _NS_PER_S:
+            # It would come back as None.
+            raise MismatchError(
+                "the first moment of the year 1 is Go's zero time, which means unset: "
+                "use None"
+            )
         elif type(value) is int:
             try:
                 out.pieces.append(pack_time(value))

@@ -49,7 +49,8 @@ Uint64: TypeAlias = Annotated[int, Width("u64", 64, signed=False)]
 Byte: TypeAlias = Annotated[int, Width("byt", 8, signed=False)]
 Float32: TypeAlias = Annotated[float, Width("f32", 32)]
 Float64: TypeAlias = Annotated[float, Width("f64", 64)]
-#: A time in nanoseconds since 1970 UTC, which a datetime cannot hold; None is unset.
+#: A time in nanoseconds since 1970 UTC, which a datetime cannot hold; None is unset,
+#: and Go's zero time, the first moment of the year 1, is refused in its place.
 TimeNs: TypeAlias = Annotated[int | None, Nanoseconds("tim")]
 #: Go's time.Duration in nanoseconds.
 DurationNs: TypeAlias = Annotated[int, Nanoseconds("dur")]

@@ -110,6 +110,7 @@ def decode(type_: Any, data: Buffer) -> Any:
 
     Raises:
         DecodeError: ``data`` is malformed or not of that type; names the field.
+        LocalProtocolError: it is no bytes at all.
         ConfigError: the type cannot be decoded.
     """
     return decode_prefix(type_, data)[0]
@@ -125,6 +126,10 @@ def decode_prefix(type_: Any, data: Buffer) -> tuple[Any, int]:
     The errors are those of ``decode``.
     """
     plan = _plan_of(type_)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise LocalProtocolError(
+            f"what is decoded must be bytes, not {type(data).__name__}"
+        )
     source = In(ValueReader(data))
     try:
         value = plan.decode(source)
@@ -182,6 +187,10 @@ class _Record:
         numbers: dict[int, str] = {}
         for one in dataclasses.fields(cls):
             where = f"{cls.__name__}.{one.name}"
+            if not one.init:
+                raise ConfigError(
+                    f"{where} has init=False: no decoded value could get in"
+                )
             number = one.metadata.get("zid")
             if type(number) is not int or not 0 <= number <= 9999:
                 raise ConfigError(f"{where} has no zid number")
@@ -251,6 +260,8 @@ class _Record:
             return self.cls(**found)
         except ValueError as exc:  # the class's own checks
             raise MismatchError(str(exc)) from None
+        except Exception as exc:  # noqa: BLE001  # they may end in anything
+            raise MismatchError(f"{type(exc).__name__}: {exc}") from None
 
     def _read_array(self, source: In) -> dict[str, Any]:
         count = array_len(source)

@@ -19,6 +19,8 @@ from tests.helpers import SrvProcess
 MIB = 1 << 20
 #: A server that is good to a client answers it within this time, whatever goes on.
 SERVED_S = 1.0
+#: The same for each single call during an attack, on a machine that is busy itself.
+NEVER_LONGER_S = 5.0
 
 
 def need_descriptors(count: int) -> None:
@@ -54,8 +56,7 @@ async def serve_one(address: str, identity: LoadedIdentity | None) -> float:
     async with await client_of(address, identity) as client:
         reply = await client.call(ECHO_CALL_SERVICE, b"good")
         assert bytes(reply.payload).startswith(b"good")
-        took_s = time.monotonic() - began
-    return took_s
+        return time.monotonic() - began
 
 
 class GoodClient:
@@ -92,13 +93,13 @@ async def good_client(
             with contextlib.suppress(asyncio.CancelledError):
                 await task
     assert found.calls
-    assert found.longest_s < 2 * SERVED_S
+    assert found.longest_s < NEVER_LONGER_S
 
 
 @contextlib.contextmanager
-def silent_sockets(address: str, count: int, sent: bytes = b"") -> Iterator[
-    Sequence[socket.socket]
-]:
+def silent_sockets(
+    address: str, count: int, sent: bytes = b""
+) -> Iterator[Sequence[socket.socket]]:
     """Open sockets that send a few bytes, or none, and then nothing."""
     host, port = address.split(":")
     with contextlib.ExitStack() as stack:

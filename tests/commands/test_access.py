@@ -178,6 +178,24 @@ def test_who_proves_nothing_needs_a_rule_for_anyone(
         )
 
 
+@pytest.mark.parametrize("below", ["-tcp", "-skip-verify"])
+def test_the_handshake_behind_a_pre_shared_key_is_a_proof(
+    people: Path, access: Path, tmp_path: Path, below: str
+) -> None:
+    (psk := tmp_path / "psk").write_bytes(bytes(range(32)))
+    psk.chmod(0o600)
+    options = (below, "-psk", psk, "--access", access)
+    with SrvProcess(*options, certs=people) as srv:
+        assert "only rules for anyone" not in srv.stderr()
+        for who, code in (("bob", 0), ("ann", 1)):
+            run = (below, "-psk", str(psk), "-quiet")
+            assert cli(srv, people, who, *run, cwd=tmp_path).returncode == code
+            ask = ("--may", people / f"{who}.crt", "call", "customEcho")
+            answer = run_program("srv", *options, "-certs", people, *ask)
+            assert answer.returncode == code
+            assert answer.stdout.startswith("no: no line" if code else "yes: line 5")
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "code", "problem"),
     [

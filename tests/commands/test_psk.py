@@ -48,7 +48,8 @@ def cli(
 def test_everything_works_through_it(
     network: list[str], certs: Path, key: Path, home: Path, served: Path
 ) -> None:
-    options = ["-serve", served, "-readfile", served, "-echo", "-psk", key, *network]
+    options: list[str | Path] = ["-serve", served, "-readfile", served, "-echo"]
+    options += ["-psk", key, *network]
     with SrvProcess(*options, certs=certs) as srv:
         assert "with a pre-shared key" in srv.stdout()
         for operation in (

@@ -19,10 +19,12 @@ from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.identity.authority import mint_certificate, random_serial_number
 from rpc25519_tools.identity.issue import load_authority
+from rpc25519_tools.identity.keyfile import encode_private_key
 from rpc25519_tools.identity.renew import Renewal, renew
-from rpc25519_tools.identity.store import load_certificate
+from rpc25519_tools.identity.store import load_certificate, load_private_key
 from rpc25519_tools.rpc.client import Client
 from tests.helpers import SrvProcess, issue_certs, program_path, run_program
+from tests.identity.samples import TINY_KDF
 from tests.transport.peers import s_client
 
 
@@ -179,6 +181,54 @@ def test_a_client_of_a_new_authority_is_let_in(own_certs: Path, tmp_path: Path) 
         assert run_program("cli", *args).returncode == 0
 
 
+def protect(certs: Path, name: str, phrase: bytes) -> None:
+    """Put a pass phrase on a key, with a cheap derivation."""
+    path = certs / f"{name}.key"
+    path.write_bytes(
+        encode_private_key(
+            load_private_key(path, None),
+            phrase,
+            random_bytes=os.urandom,
+            kdf=TINY_KDF,
+        )
+    )
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["file", "no-file"])
+async def test_protected_keys_that_are_replaced(
+    own_certs: Path, tmp_path: Path, given: bool
+) -> None:
+    new = issue_certs(tmp_path / "new", "node")
+    protect(own_certs, "node", b"first")
+    protect(new, "node", b"second")
+    phrase = tmp_path / "phrase"
+    phrase.write_text("first\n")
+    args = ("-passphrase-file", phrase) if given else ()
+    env = {} if given else {"RPC25519_PASSPHRASE": "first"}
+    old = load_certificate(own_certs / "node.crt")
+    with SrvProcess(*args, certs=own_certs, env=env) as server:
+        renewed(own_certs, "node")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("new connections get the changed certificate")
+        current = load_certificate(own_certs / "node.crt")
+        assert await serial_of(server, own_certs) == current.serial_number
+        assert current.serial_number != old.serial_number
+        # Another key, another pass phrase, and both authorities for a while.
+        both = (own_certs / "ca.crt").read_bytes() + (new / "ca.crt").read_bytes()
+        phrase.write_text("second\n")
+        for name in ("node.key", "node.crt"):
+            shutil.copy(new / name, own_certs / name)
+        (own_certs / "ca.crt").write_bytes(both)
+        server.process.send_signal(signal.SIGHUP)
+        if given:
+            other = load_certificate(new / "node.crt")
+            server.wait_for(f"serial number {other.serial_number:x}")
+            assert await serial_of(server, own_certs) == other.serial_number
+        else:
+            server.wait_for("node.key: wrong pass phrase")
+            assert await serial_of(server, own_certs) == current.serial_number
+
+
 @pytest.mark.parametrize("name", ["node", "client"])
 def test_who_has_a_certificate_that_ends_soon_is_warned(
     own_certs: Path, name: str
@@ -212,7 +262,11 @@ def test_a_terminal_that_hangs_up_stops_srv(
 ) -> None:
     master, slave = terminal
     process = subprocess.Popen(
-        ["setsid", "--ctty", program_path("srv"), "-s", "127.0.0.1:0"],
+        [
+            # Also where the tests themselves run under nohup.
+            *("env", "--default-signal=HUP", "setsid", "--ctty"),
+            *(program_path("srv"), "-s", "127.0.0.1:0"),
+        ],
         cwd=own_certs.parent,
         stdin=slave,
         stdout=subprocess.PIPE,

@@ -330,6 +330,29 @@ def test_srv_and_cli_with_protected_keys(vault: Vault, home: Path, keys: Path) -
     vault.check_files(home)
 
 
+@pytest.mark.parametrize("network", [(), ("-tcp",)], ids=["tls", "tcp"])
+def test_pre_shared_keys(
+    vault: Vault, home: Path, keys: Path, network: tuple[str, ...]
+) -> None:
+    (home / "some.txt").write_text("some text")
+    (home / "served").mkdir()
+    files = [home / "right-psk", home / "wrong-psk", home / "short-psk"]
+    for path, length in zip(files, (32, 32, 31), strict=True):
+        path.write_bytes(os.urandom(length))
+        path.chmod(0o600)
+        vault.add(path.read_bytes(), f"the key in {path.name}")
+    right, wrong, short = files
+    ours = (*network, "--passphrase-file", phrase_file(home, "phrase"))
+    with serving(vault, home, "-readfile", "served", "-psk", str(right), *ours) as here:
+        cli = ("cli", "-s", here, "-v", *ours)
+        run(vault, home, *cli, "-psk", str(right), code=0)
+        run(vault, home, *cli, "-psk", str(right), "-sendfile", "some.txt", code=0)
+        run(vault, home, *cli, "-psk", str(wrong), code=4)
+        run(vault, home, *cli, "-psk", str(short), code=4)
+        run(vault, home, *cli, "-psk", "nosuch", code=4)
+    vault.check_files(home, files)
+
+
 def test_srv_and_samesame_fail(vault: Vault, home: Path, keys: Path) -> None:
     wrong = ("--passphrase-file", phrase_file(home, "wrong"))
     right = ("--passphrase-file", phrase_file(home, "phrase"))

@@ -1,15 +1,18 @@
 """``selfy renew`` and ``selfy status`` as users run them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from rpc25519_tools.commands._authority import CA_VARIABLE
+from rpc25519_tools.commands._passphrase import unattended_passphrase
 from rpc25519_tools.commands.group import rpc25519
 from rpc25519_tools.commands.selfy import selfy
 
+from rpc25519_tools.errors import PassphraseError
 from rpc25519_tools.identity import keyfile
 from rpc25519_tools.identity.store import load_certificate
 from tests.identity.samples import DATA, TINY_KDF
@@ -194,3 +197,19 @@ def test_status_without_an_authority_or_certificates() -> None:
     assert "nothing to check it against: cannot read empty/ca.crt" in result.stdout
     # Where there is no authority the copy is what peers check against.
     assert run("status", "-p", "empty").stdout.count("ok: ") == 2
+
+
+def test_pass_phrases_of_running_programs_are_read_anew_and_never_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "phrase"
+    get = unattended_passphrase(os.fspath(path))
+    for phrase in (b"first", b"second"):
+        path.write_bytes(phrase + b"\n")
+        assert get() == phrase
+    os.mkfifo(tmp_path / "pipe")
+    for given in (None, "-", os.fspath(tmp_path / "pipe"), "missing"):
+        with pytest.raises(PassphraseError, match="nobody can be asked"):
+            unattended_passphrase(given)()
+    monkeypatch.setenv("RPC25519_PASSPHRASE", "third")
+    assert unattended_passphrase(None)() == b"third"

@@ -40,16 +40,19 @@ from rpc25519_tools.files.source import open_local_source
 from rpc25519_tools.files.upload import upload_file
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.framing import encode_frame
+from rpc25519_tools.wire.handshake import encode_handshake
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.fuzz.grammars import FRAMES
 from tests.fuzz.mutators import BYTES, ODD_NUMBERS, mutate
 from tests.fuzz.runner import peak_bytes, reset_peak
 from tests.fuzz.wire_targets import _streams
 from tests.helpers import SrvProcess, issue_certs
+from tests.wire.psk_vectors import sample_handshake
 
 #: What a server may grow by under attack.
 MEMORY_BYTES = 64 << 20
@@ -61,6 +64,7 @@ AT_ONCE = 8
 MESSAGES = 40
 FILE_LEN = 200_000
 _GOOD_NAME = "of-the-good-client"
+PSK_NAME = "psk.bin"
 
 
 class Discard:
@@ -98,8 +102,8 @@ class Open:
     receiver: Discard
 
 
-def dialler(*, tls: bool) -> Dial:
-    """Return what connects over TLS or plain TCP."""
+def dialler(*, tls: bool, psk: bool = False) -> Dial:
+    """Return what connects over TLS or plain TCP, perhaps with a tunnel inside."""
 
     @contextlib.asynccontextmanager
     async def dial(
@@ -115,6 +119,7 @@ def dialler(*, tls: bool) -> Dial:
             tls=TlsSettings(identity=identity) if tls else None,
             accept=accept,
             timeout_s=PATIENCE_S,
+            tunnel=await load_tunnel(str(folder / PSK_NAME), identity) if psk else None,
         )
         try:
             yield Open(transport, receiver)
@@ -122,6 +127,14 @@ def dialler(*, tls: bool) -> Dial:
             transport.abort()
 
     return dial
+
+
+def make_psk(folder: Path) -> dict[str, object]:
+    """Make a pre-shared key for both sides."""
+    path = folder / PSK_NAME
+    path.touch(mode=0o600)
+    path.write_bytes(os.urandom(32))
+    return {"pre_shared_key_path": str(path)}
 
 
 def nothing_to_prepare(folder: Path) -> dict[str, object]:
@@ -162,6 +175,11 @@ def client_hello() -> list[bytes]:
     return [hello, hello, hello, *others]
 
 
+def sample_hello() -> bytes:
+    """Return the first message of a tunnel's client, by a stranger."""
+    return encode_handshake(sample_handshake())
+
+
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
@@ -173,11 +191,27 @@ WAYS: dict[str, Way] = {
             dial=dialler(tls=False),
             garbage=lambda: [*_streams()],
         ),
+        Way(
+            name="tls+psk",
+            options=("-psk", PSK_NAME),
+            network="tls",
+            dial=dialler(tls=True, psk=True),
+            garbage=client_hello,
+            prepare=make_psk,
+        ),
+        Way(
+            name="tcp+psk",
+            options=("-tcp", "-psk", PSK_NAME),
+            network="tcp",
+            dial=dialler(tls=False, psk=True),
+            garbage=lambda: [sample_hello(), *_streams()],
+            prepare=make_psk,
+        ),
     )
 }
 
 #: For srv in all ways; the place for limits that an attack from one address would meet.
-OPTIONS: tuple[str, ...] = ()
+OPTIONS: tuple[str, ...] = ("--max-failures", "0")
 
 
 @dataclass(slots=True)

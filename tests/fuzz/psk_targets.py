@@ -13,13 +13,17 @@ from rpc25519_tools.errors import (
     SecurityError,
 )
 from rpc25519_tools.identity.certificate import parse_certificate, peer_identity
+from rpc25519_tools.wire.constants import MAGIC
 from rpc25519_tools.wire.handshake import (
     PREFIX_LEN,
+    TAG_LEN,
     check_signature,
     decode_handshake,
+    encode_handshake,
     rest_len,
 )
 from rpc25519_tools.wire.tunnel import Opener, Sealer
+from tests.wire.psk_vectors import exchange, sample_handshake
 
 KEY: Final = bytes(range(32))
 _CLIENT_NONCE: Final = bytes(12)
@@ -90,10 +94,12 @@ def altered_envelopes(data: bytes) -> None:
         pass
 
 
-TARGETS: Final = (
-    handshake_message,
-    handshake_body,
-    envelopes,
-    sealed_plaintext,
-    altered_envelopes,
+#: Recorded and made handshakes, whole and their bodies alone, and a frame's beginning.
+_RECORDED = bytes.fromhex(exchange("s2")["client_handshake"]["wire_hex"])
+SEEDS: Final = (
+    b"",
+    MAGIC + b"\x01",
+    _RECORDED,
+    _RECORDED[PREFIX_LEN:-TAG_LEN],
+    encode_handshake(sample_handshake()),
 )

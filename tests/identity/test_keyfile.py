@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -102,6 +102,16 @@ def test_describing_needs_no_pass_phrase() -> None:
 def test_protected_key_comes_back(phrase: bytes) -> None:
     content = protected(phrase)
     assert raw(decode_private_key(content, lambda: phrase)) == raw(sample_key())
+
+
+@pytest.mark.parametrize("phrase", ["correct", None, 5])
+def test_a_pass_phrase_that_is_no_bytes_is_told_without_showing_it(
+    phrase: Any,
+) -> None:
+    pem = protected()
+    with pytest.raises(PassphraseError, match="must come as bytes, not") as caught:
+        decode_private_key(pem, lambda: phrase)
+    assert "correct" not in str(caught.value)
 
 
 def test_wrong_and_missing_pass_phrases_are_told() -> None:

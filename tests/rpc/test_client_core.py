@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -321,6 +322,49 @@ def test_a_call_id_is_28_characters_of_url_safe_base64() -> None:
 
     assert new_call_id(random_bytes) == "_" * 26 + "8="
     assert asked == [CALL_ID_LEN] == [20]
+
+
+# What cannot be sent.
+
+
+@pytest.mark.parametrize("kind", list(CallKind))
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"service_name": 5},
+        {"service_name": "n" * 200_000},
+        {"service_name": "\ud800"},
+        {"payload": "text"},
+        {"args": {"k": 1}},
+        {"args": {"k": "v" * 200_000}},
+        {"subject": "s" * 200_000},
+        {"call_id": 5},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_cannot_be_sent_opens_no_call(
+    kind: CallKind, wrong: dict[str, Any]
+) -> None:
+    core = new_core()
+    asked: dict[str, Any] = {"service_name": "service", "now_ns": 1, **wrong}
+    with pytest.raises(LocalProtocolError):
+        core.start(kind, **asked)
+    assert core.open_calls == 0
+    assert start(core, kind).header.seqno == FIRST_SEQNO
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"payload": "text"}, {"args": {"k": "v" * 200_000}}, {"args": {"k": None}}],
+    ids=["payload", "long args", "wrong args"],
+)
+def test_a_part_that_cannot_be_sent_takes_no_number(wrong: dict[str, Any]) -> None:
+    core = new_core()
+    call_id = start(core, CallKind.UPLOAD).header.call_id
+    with pytest.raises(LocalProtocolError):
+        core.next_part(call_id, **{"now_ns": 1, "payload": b"", "last": True, **wrong})
+    part = core.next_part(call_id, now_ns=1, payload=b"x")
+    assert part.header.stream_part == 1
 
 
 @given(outcomes=st.lists(st.booleans(), max_size=30), ends=st.booleans())

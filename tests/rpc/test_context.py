@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc25519_tools.config import Config, parse_address
+from rpc25519_tools.errors import DeadlineError
 from rpc25519_tools.identity.certificate import key_id, raw_public_key
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.calls import CallKind
@@ -24,9 +25,11 @@ from rpc25519_tools.rpc.context import (
     allowance_s,
     handling_until,
     time_left_s,
+    without_deadline,
 )
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import issue_certs, until, wait_until
 from tests.rpc.nets import Net, raw_client
@@ -234,6 +237,36 @@ def test_limits_inside_each_other_are_taken_back() -> None:
             assert 0 < (time_left_s() or 0) <= 5
         assert 5 < (time_left_s() or 0) <= 10
     assert time_left_s() is None
+
+
+async def test_a_task_may_outlive_the_deadline_of_its_handler(memory: Net) -> None:
+    registry, clients, tasks = Registry(), list[Client](), list[asyncio.Task[bytes]]()
+
+    async def call_later() -> bytes:
+        await go_on.wait()
+        return bytes((await clients[0].call("echo", b"later")).payload)
+
+    @registry.call("echo")
+    async def echo(context: CallContext) -> Buffer:
+        return context.payload
+
+    @registry.call("start")
+    async def start(context: CallContext) -> None:
+        tasks.append(asyncio.create_task(call_later()))
+        with without_deadline():
+            assert time_left_s() is None
+            tasks.append(asyncio.create_task(call_later()))
+        assert time_left_s() is not None
+
+    go_on = asyncio.Event()
+    async with memory.pair(registry) as (_, client):
+        clients.append(client)
+        await client.call("start", timeout_s=0.1)
+        await asyncio.sleep(0.11)  # until the deadline of the handler has passed
+        go_on.set()
+        with pytest.raises(DeadlineError, match="no time is left"):
+            await tasks[0]
+        assert await tasks[1] == b"later"
 
 
 def test_threads_of_their_own_know_no_deadline() -> None:

@@ -36,6 +36,11 @@ def renewed(net: Net) -> LoadedIdentity:
     return load_identity(net.certs, "node", None)
 
 
+def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what we have logged; asyncio complains of a busy machine."""
+    return [one for one in caplog.records if one.name.startswith("rpc25519_tools.")]
+
+
 async def shown(net: Net, server: Server) -> bytes:
     """Return the certificate that a new connection is shown."""
     async with await net.client(server) as client:
@@ -78,13 +83,13 @@ async def test_files_are_watched(net: Net, caplog: pytest.LogCaptureFixture) -> 
         assert await shown(net, server) == der(new)
         with caplog.at_level(logging.WARNING):
             shutil.copy(net.certs / "client.crt", net.certs / "node.crt")
-            await until(lambda: caplog.records)
+            await until(lambda: ours(caplog))
             await asyncio.sleep(0.1)  # several looks, and not a word more
-        (record,) = caplog.records
+        (record,) = ours(caplog)
         assert "node.key is not the key of" in record.getMessage()
         assert await shown(net, server) == der(new)
         newer = renewed_again(net)
-        await until(lambda: len(seen) == 2)
+        await until(lambda: der(seen[-1]) == der(newer))
         assert await shown(net, server) == der(newer)
 
 
@@ -117,7 +122,7 @@ async def test_a_defect_does_not_end_the_watch(
     async with server:
         renewed(net)
         await until(lambda: seen)
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert [record.levelname for record in ours(caplog)] == ["ERROR", "ERROR"]
 
 
 async def test_only_a_running_tls_server_has_an_identity(net: Net) -> None:
@@ -141,7 +146,7 @@ async def test_a_server_warns_of_its_certificates_end(
     net = Net("tls", issue_certs(tmp_path, "node", days=10))
     monkeypatch.setattr(status, "WARN_AGAIN", timedelta(seconds=0.2))
     async with net.server(services(), identity_poll_s=0.02):
-        await until(lambda: len(caplog.records) >= 3)
-    texts = {record.getMessage() for record in caplog.records}
+        await until(lambda: len(ours(caplog)) >= 3)
+    texts = {record.getMessage() for record in ours(caplog)}
     (text,) = texts
     assert text.startswith("our certificate node.crt ends in 9 days, on ")

@@ -90,6 +90,14 @@ async def test_calls_of_every_length(net: Net, key_path: str, compression: str) 
         assert client.peer.emails == ("node@example.org",)
 
 
+async def test_it_goes_through_http_connect(certs: Path, key_path: str) -> None:
+    registry, _ = services()
+    settings = {"pre_shared_key_path": key_path, "http_connect": True}
+    async with Net("tcp", certs).pair(registry, **settings) as (_, client):
+        assert (await client.call("echo", b"x")).payload == b"x"
+        assert "pre-shared key" in client.transport.security
+
+
 async def test_a_cancel_goes_through(net: Net, key_path: str) -> None:
     registry, seen = services()
     async with net.pair(registry, pre_shared_key_path=key_path) as (_, client):

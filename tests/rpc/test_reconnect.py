@@ -4,8 +4,13 @@ import asyncio
 import contextlib
 import itertools
 import math
+import os
+import socket
+import struct
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +25,23 @@ from rpc25519_tools.errors import (
     ConnectionLostError,
     DeadlineError,
     HandlerError,
+    HandshakeCutError,
     HandshakeError,
     KeyFileError,
     LocalProtocolError,
     NoSuchServiceError,
+    PassphraseError,
     RemoteCallError,
     Rpc25519Error,
 )
+from rpc25519_tools.identity.issue import Order, Passphrases, issue
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext, handling_until
 from rpc25519_tools.rpc.reconnect import Backoff, PersistentClient
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
-from tests.helpers import until
+from tests.helpers import issue_certs, until
+from tests.identity.samples import TINY_KDF
 from tests.rpc.nets import Net, Seen
 from tests.rpc.test_calls import Waiting
 
@@ -342,10 +351,215 @@ async def test_a_peer_that_is_not_trusted_is_asked_once(
 async def test_missing_keys_are_looked_for_once(
     certs: Path, attempts: list[float], tmp_path: Path
 ) -> None:
-    async with persistent(Net("tls", tmp_path), "127.0.0.1:1") as client:
+    asked = Asked()
+    async with persistent(
+        Net("tls", tmp_path), "127.0.0.1:1", passphrase=asked
+    ) as client:
         with pytest.raises(KeyFileError):
             await client.call("double", b"", timeout_s=5)
-    assert len(attempts) == 1
+    assert not attempts
+    assert not asked.times
+
+
+# Handshakes that are cut, as by a balancer whose server is just restarting.
+
+
+@contextlib.asynccontextmanager
+async def flapping(address: str, how: str, times: int) -> AsyncIterator[str]:
+    """Yield an address that leads to another, but not the first so many times."""
+    host, port = address.rsplit(":", 1)
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal times
+        times -= 1
+        if times >= 0:
+            if how != "at once":
+                await reader.read(100)
+            if how == "reset":
+                linger = struct.pack("ii", 1, 0)
+                connection = writer.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+            writer.close()
+            return
+        there, back = await asyncio.open_connection(host, int(port))
+        for ends in ((reader, back), (there, writer)):
+            task = asyncio.create_task(pump(*ends))
+            pumps.add(task)
+            task.add_done_callback(pumps.discard)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+    finally:
+        server.close()
+        await until(lambda: not pumps)
+
+
+@pytest.mark.parametrize("how", ["at once", "after a while", "reset"])
+@pytest.mark.parametrize("kind", ["tls", "HTTP CONNECT"])
+async def test_a_handshake_that_is_cut_is_tried_again(
+    certs: Path, attempts: list[float], kind: str, how: str
+) -> None:
+    net = Net("tls" if kind == "tls" else "tcp", certs)
+    settings: dict[str, Any] = {"http_connect": True} if kind != "tls" else {}
+    counting = Counting()
+    async with (
+        net.server(counting.registry(), **settings) as server,
+        flapping(server.address, how, 2) as address,
+        persistent(net, address, **settings) as client,
+    ):
+        assert (await client.call("double", b"a", timeout_s=5)).payload == b"aa"
+        assert client.connections == 1
+    assert len(attempts) == 3
+
+
+async def test_handshakes_that_are_always_cut_end_with_the_time_limit(
+    certs: Path, attempts: list[float]
+) -> None:
+    async with (
+        flapping("127.0.0.1:1", "at once", 1_000_000) as address,
+        persistent(Net("tls", certs), address) as client,
+    ):
+        with pytest.raises((HandshakeCutError, DeadlineError)):
+            await client.call("double", b"a", timeout_s=0.2)
+    assert len(attempts) > 1
+
+
+@pytest.mark.parametrize("limit", [math.inf, math.nan, "5"], ids=repr)
+async def test_what_is_no_time_limit_is_refused(
+    tcp: Net, attempts: list[float], limit: Any
+) -> None:
+    async with persistent(tcp, "127.0.0.1:1") as client:
+        with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
+            await client.call("double", b"a", timeout_s=limit)
+    assert not attempts
+
+
+# Our own keys.
+
+
+class Asked:
+    """Answers with a pass phrase, and counts how often."""
+
+    def __init__(self, phrase: bytes = b"correct horse") -> None:
+        self.times = 0
+        self._phrase = phrase
+
+    def __call__(self) -> bytes:
+        self.times += 1
+        return self._phrase
+
+
+def protected_certs(directory: Path, *names: str, days: int | None = None) -> Path:
+    """Make pairs whose keys open with the phrase of Asked, in no time."""
+    certs_dir = directory / "certs"
+    for name in names:
+        order = Order(
+            private_dir=directory / "my-keep-private-dir",
+            certs_dir=certs_dir,
+            name=name,
+            email=f"{name}@example.org",
+            days=days,
+        )
+        phrases = Passphrases(
+            existing_authority=None, new_authority=None, new_key=Asked()
+        )
+        issue(
+            order,
+            phrases,
+            now=datetime.now(UTC),
+            random_bytes=os.urandom,
+            kdf=TINY_KDF,
+        )
+    return certs_dir
+
+
+async def test_a_pass_phrase_is_asked_for_once(tmp_path: Path) -> None:
+    net, asked = Net("tls", protected_certs(tmp_path, "node", "client")), Asked()
+    async with (
+        net.server(Counting().registry(), passphrase=Asked()) as server,
+        persistent(net, server.address, passphrase=asked) as client,
+    ):
+        for count in range(1, 4):
+            assert (await client.call("double", b"a")).payload == b"aa"
+            assert client.connections == count
+            for transport in server.clients:
+                transport.abort()
+            await until(lambda: client.is_down)
+    assert asked.times == 1
+
+
+async def test_a_wrong_pass_phrase_may_be_given_again(tmp_path: Path) -> None:
+    net = Net("tls", protected_certs(tmp_path, "node", "client"))
+    phrases = [b"wrong", b"correct horse"]
+    async with (
+        net.server(Counting().registry(), passphrase=Asked()) as server,
+        persistent(net, server.address, passphrase=lambda: phrases.pop(0)) as client,
+    ):
+        with pytest.raises(PassphraseError):
+            await client.call("double", b"a")
+        assert (await client.call("double", b"a")).payload == b"aa"
+    assert not phrases
+
+
+async def test_a_caller_that_gives_up_does_not_lose_the_pass_phrase(
+    tmp_path: Path,
+) -> None:
+    net = Net("tls", protected_certs(tmp_path, "node", "client"))
+    asked, typed = Asked(), threading.Event()
+
+    def type_slowly() -> bytes:
+        typed.wait(10)
+        return asked()
+
+    async with (
+        net.server(Counting().registry(), passphrase=Asked()) as server,
+        persistent(net, server.address, passphrase=type_slowly) as client,
+    ):
+        with pytest.raises(DeadlineError):
+            await client.call("double", b"a", timeout_s=0.05)
+        typed.set()
+        assert (await client.call("double", b"a")).payload == b"aa"
+    assert asked.times == 1
+
+
+async def test_a_renewed_certificate_is_used_from_the_next_connection_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certs = issue_certs(tmp_path, "node", "client")
+    net = Net("tls", certs)
+    async with (
+        net.server(Counting().registry()) as server,
+        persistent(net, server.address) as client,
+    ):
+
+        async def shown() -> bytes:
+            assert (await client.call("double", b"a")).payload == b"aa"
+            peer = server.clients[0].peer
+            assert peer is not None
+            for transport in server.clients:
+                transport.abort()
+            await until(lambda: client.is_down and not server.clients)
+            return peer.certificate_der
+
+        first = await shown()
+        assert await shown() == first
+        (certs / "client.crt").rename(certs / "old.crt")
+        for _ in range(2):
+            assert await shown() == first
+        assert "going on with the old certificate" in caplog.text
+        (certs / "client.key").unlink()
+        issue_certs(tmp_path, "client")
+        assert await shown() != first
 
 
 @pytest.mark.parametrize(

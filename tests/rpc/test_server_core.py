@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,13 @@ from rpc25519_tools.rpc.server_core import (
     StreamBroken,
 )
 from rpc25519_tools.wire.codecs import Codec
-from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.message import (
+    MAX_HEADER_TEXT_LEN,
+    CallType,
+    Header,
+    Message,
+)
+from rpc25519_tools.wire.outgoing import require_sendable
 
 OPENING = {kind.value: kind for kind in CallKind}
 INPUT_TYPES = [*CallType, 6, 9, 25, 99, -1, -5, 2**63 - 1]
@@ -33,12 +40,14 @@ ASKED_FOR = [kind for kind in CallKind if kind is not CallKind.NET_RPC]
 def new_core(
     default_codec: Codec = Codec.S2,
     offers: Callable[[CallKind, str], bool] = lambda kind, name: True,
+    max_calls: int = MAX_OPEN_CALLS,
 ) -> ServerCore:
     return ServerCore(
         local="tcp://server",
         remote="tcp://client",
         default_codec=default_codec,
         offers=offers,
+        max_calls=max_calls,
     )
 
 
@@ -468,6 +477,59 @@ def test_events_of_the_server_carry_the_message() -> None:
     assert isinstance(event, server_core.CallStarted)
     assert event.message is opening
     assert event.call.request is opening.header
+
+
+# What cannot be sent.
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"payload": "text"}, {"args": {"k": "v" * 200_000}}, {"args": {"k": None}}],
+    ids=["payload", "long args", "wrong args"],
+)
+def test_a_part_that_cannot_be_sent_takes_no_number(wrong: dict[str, Any]) -> None:
+    core = new_core()
+    call = start(core, CallKind.DOWNLOAD)
+    with pytest.raises(LocalProtocolError):
+        core.part(call, **{"now_ns": 1, "payload": b"", **wrong})
+    assert core.part(call, now_ns=1, payload=b"x").header.stream_part == 0
+
+
+def longest_request(call_type: CallType, **texts: Any) -> Message:
+    """Return a request with a header as long as a client's may be."""
+    return Message(header=Header(call_type=call_type, call_id="id", seqno=2, **texts))
+
+
+LONGEST_TEXT = "x" * (MAX_HEADER_TEXT_LEN - 2)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"service_name": LONGEST_TEXT},
+        {"args": {"": LONGEST_TEXT}},
+        {"subject": LONGEST_TEXT},
+        {"args": {str(number): "" for number in range(3800)}},
+    ],
+    ids=["name", "args", "subject", "entries"],
+)
+def test_a_refusal_of_the_longest_request_can_be_sent(texts: dict[str, Any]) -> None:
+    core = new_core(offers=lambda kind, name: False)
+    event = receive(core, longest_request(CallType.RPC, **texts))
+    assert isinstance(event, MessageToSend)
+    require_sendable(event.message.header)
+    assert event.message.header.call_type == CallType.ERROR
+    assert event.message.header.call_id == "id"
+    assert len(event.message.header.subject) < 1000
+
+
+def test_an_answer_to_one_call_too_many_can_be_sent() -> None:
+    core = new_core(max_calls=1)
+    start(core, CallKind.RPC)
+    event = receive(core, longest_request(CallType.RPC, subject=LONGEST_TEXT))
+    assert isinstance(event, MessageToSend)
+    require_sendable(event.message.header)
+    assert "more than 1 calls" in event.message.error
 
 
 def test_the_number_of_a_part_that_could_not_be_sent_is_used_again() -> None:

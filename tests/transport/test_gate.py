@@ -109,9 +109,8 @@ class Model:
             return "too many failed handshakes from its address", []
         if len(self.of(site)) >= limits.max_connections_per_address:
             victims = [ticket for ticket in self.of(site) if ticket.unproven][:1]
-            return (
-                None if victims else "too many connections from its address"
-            ), victims
+            reason = "too many connections from its address"
+            return (None if victims else reason), victims
         due = sshd_drops(
             len(self.unproven), startups.start, startups.rate, startups.full, drawn
         )

@@ -16,6 +16,7 @@ from rpc25519_tools.errors import (
     FrameTooLargeError,
     HandshakeError,
     KeyFileError,
+    LocalProtocolError,
     PeerNotTrustedError,
     RemoteProtocolError,
 )
@@ -26,6 +27,7 @@ from rpc25519_tools.transport import psk
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.psk import PskTransport, safe_codec
 from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import MAGIC, MAX_BODY_LEN
 from rpc25519_tools.wire.framing import FrameDecoder
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.handshake import PREFIX_LEN
@@ -139,6 +141,25 @@ async def test_writes_may_be_cut_anywhere() -> None:
     await until(lambda: len(pair.server.data) == len(stream))
     assert pair.server.data == stream
     assert len(FrameDecoder(bytearray(100)).receive_data(pair.server.data)) == 3
+
+
+async def test_an_empty_body_is_a_message_too() -> None:
+    pair = await Pair.make().opened()
+    empty = MAGIC + bytes(9)
+    pair.client.one.transport.write([empty, empty + frame(b"after")])
+    await until(lambda: pair.server.data.endswith(b"after"))
+    assert pair.server.data == empty + empty + frame(b"after")
+
+
+async def test_what_fits_a_frame_but_no_envelope_ends_the_connection() -> None:
+    pair = await Pair.make().opened()
+    limit = MAX_BODY_LEN - 36
+    header = MAGIC + b"\0" + (limit + 1).to_bytes(8, "big")
+    pair.client.one.transport.write([header, b"begin"])
+    assert isinstance(pair.client.error, LocalProtocolError)
+    assert str(limit) in str(pair.client.error)
+    await until(lambda: pair.server.is_over)
+    assert not pair.server.data
 
 
 async def test_nothing_of_it_is_readable_below() -> None:

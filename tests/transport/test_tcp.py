@@ -1,7 +1,10 @@
 """Plain TCP, dialling and listening, and how addresses are written."""
 
 import asyncio
+import errno
+import os
 import socket
+from typing import Any, NoReturn
 
 import pytest
 
@@ -268,3 +271,61 @@ def test_socket_addresses_are_written_like_typed_ones(
 def test_scratch_memory_is_shared_within_a_thread() -> None:
     assert scratch_buffer() is scratch_buffer()
     assert len(scratch_buffer()) == CHUNK_LEN
+
+
+# One port for every address.
+
+
+def needs_ipv6() -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+
+
+def refuse(*_: object) -> NoReturn:
+    raise AssertionError("nobody comes")
+
+
+async def test_all_interfaces_get_one_port() -> None:
+    needs_ipv6()
+    for host in ("", "localhost"):
+        listener = await listen(
+            Address(host, 0), tls=None, accept=refuse, failed=refuse
+        )
+        ports = set()
+        for descriptor in listener.filenos():
+            with socket.socket(fileno=os.dup(descriptor)) as one:
+                ports.add(one.getsockname()[1])
+        listener.close()
+        assert len(ports) == 1
+        assert listener.address.endswith(f":{ports.pop()}")
+
+
+async def test_another_port_is_tried_where_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needs_ipv6()
+    loop = asyncio.get_running_loop()
+    create_server = loop.create_server
+    taken: list[int] = []
+
+    async def sometimes(factory: Any, host: Any, port: int, **options: Any) -> Any:
+        if port and len(taken) < 3:
+            taken.append(port)
+            raise OSError(errno.EADDRINUSE, "taken")
+        return await create_server(factory, host, port, **options)
+
+    monkeypatch.setattr(loop, "create_server", sometimes)
+    listener = await listen(Address("", 0), tls=None, accept=refuse, failed=refuse)
+    assert len(taken) == 3
+    assert len(listener.filenos()) == 2
+    listener.close()
+
+
+async def test_a_port_that_is_asked_for_is_not_sought_elsewhere() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(ConnectFailedError, match="the port is in use"):
+            await listen(Address("", port), tls=None, accept=refuse, failed=refuse)

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import struct
 import tracemalloc
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +400,67 @@ class Frozen:
 def test_frozen_and_keyword_records_work() -> None:
     assert decode(Frozen, encode(Frozen(x=4))) == Frozen(x=4)
     assert dataclasses.replace(FULL, i=2) != FULL
+
+
+@dataclass
+class Picky:
+    n: int = zid(0, 0)
+
+    def __post_init__(self) -> None:
+        errors: list[Exception] = [TypeError("no"), KeyError("no"), RuntimeError("no")]
+        if 0 < self.n <= len(errors):
+            raise errors[self.n - 1]
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(1, "TypeError: no"), (2, "KeyError: 'no'"), (3, "RuntimeError: no")],
+)
+def test_whatever_a_class_raises_for_what_came_is_a_decode_error(
+    n: int, text: str
+) -> None:
+    fine = encode(Picky(7))
+    with pytest.raises(DecodeError, match=f"Picky: {text}"):
+        decode(Picky, fine[:-1] + bytes([n]))
+    assert decode(Picky, fine) == Picky(7)
+
+
+@dataclass
+class Late:
+    a: int = zid(0, 0)
+    b: int = field(init=False, default=0, metadata={"zid": 1, "name": ""})
+
+
+def test_a_field_that_cannot_be_given_is_refused() -> None:
+    for use in (lambda: encode(Late()), lambda: decode(Late, b"\x80")):
+        with pytest.raises(ConfigError, match=r"Late\.b has init=False"):
+            use()
+
+
+@dataclass
+class When:
+    at: datetime | None = zid(0, None)
+    ns: TimeNs = zid(1, None)
+
+
+def test_the_time_that_means_unset_is_refused_and_its_neighbours_travel() -> None:
+    first = datetime.min.replace(tzinfo=UTC)
+    elsewhere = first + timedelta(hours=1)
+    elsewhere = elsewhere.replace(tzinfo=timezone(timedelta(hours=1)))
+    zero_ns = -62_135_596_800 * 1_000_000_000
+    for when in (When(at=first), When(at=elsewhere), When(ns=zero_ns)):
+        with pytest.raises(LocalProtocolError, match="means unset: use None"):
+            encode(when)
+    for when in (
+        When(at=first + timedelta(microseconds=1)),
+        When(ns=zero_ns + 1),
+        When(ns=zero_ns - 1),
+        When(),
+    ):
+        assert decode(When, encode(when)) == when
+
+
+@pytest.mark.parametrize("data", [None, "text", 5, [1]])
+def test_what_is_decoded_must_be_bytes(data: Any) -> None:
+    with pytest.raises(LocalProtocolError, match="must be bytes, not"):
+        decode(Picky, data)

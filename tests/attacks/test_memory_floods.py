@@ -1,0 +1,321 @@
+"""Clients that are let in and then claim, send or hold more than there is.
+
+Each time the server's memory stays bounded, and a good client beside them is served.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rpc25519_tools.files.parts import (
+    ARG_PART_SUM,
+    ARG_UPLOAD_NAME,
+    ECHO_FILE_SERVICE,
+    UPLOAD_SERVICE,
+)
+from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import MAGIC, MAX_BODY_LEN
+from rpc25519_tools.wire.digest import digest_text
+from rpc25519_tools.wire.framing import encode_frame
+from rpc25519_tools.wire.message import CallType, Header, Message
+from tests.attacks.floods import (
+    MIB,
+    good_client,
+    memory_of,
+    need_descriptors,
+    silent_sockets,
+)
+from tests.commands.hostile import hostile_client, request
+from tests.helpers import SrvProcess, until, wait_until
+
+#: What the tests let all clients hold together.
+BUDGET = 64 * MIB
+
+
+@pytest.fixture(scope="module")
+def client_identity(certs: Path) -> LoadedIdentity:
+    return load_identity(certs, "client", None)
+
+
+@pytest.fixture
+def tcp(certs: Path, tmp_path: Path) -> Iterator[SrvProcess]:
+    options = ["-tcp", "-echo", "-readfile", str(tmp_path), "--max-memory", "64MiB"]
+    with SrvProcess(*options, certs=certs) as srv:
+        yield srv
+        assert srv.process.poll() is None
+        assert "Traceback" not in srv.stderr()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stored")
+
+
+@pytest.fixture(scope="module")
+def tls(certs: Path, stored: Path) -> Iterator[SrvProcess]:
+    options = ["-echo", "-readfile", str(stored), "--max-memory", "64MiB"]
+    with SrvProcess(*options, certs=certs) as srv:
+        yield srv
+        assert srv.process.poll() is None
+        assert "Traceback" not in srv.stderr()
+
+
+def frame_of(message: Message, codec: Codec = Codec.NONE) -> bytes:
+    return b"".join(bytes(part) for part in encode_frame(message, codec))
+
+
+def claim(length: int) -> bytes:
+    return MAGIC + b"\0" + length.to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("sent_len", [0, 200_000])
+def test_claims_of_64_mib_from_500_connections(tcp: SrvProcess, sent_len: int) -> None:
+    need_descriptors(600)
+
+    async def scenario() -> None:
+        async with good_client(tcp.address, None) as good:
+            before, calls = memory_of(tcp), good.calls
+            sent = claim(MAX_BODY_LEN) + bytes(sent_len)
+            flood = silent_sockets(tcp.address, 500, sent)
+            await asyncio.to_thread(flood.__enter__)
+            await until(lambda: good.calls > calls + 30)
+            growth = memory_of(tcp, "VmHWM") - before
+            await asyncio.to_thread(flood.__exit__, None, None, None)
+        assert growth < 2 * 500 * sent_len + 64 * MIB
+
+    asyncio.run(scenario())
+
+
+class Senders:
+    """Connections in threads that send the same over and over, as fast as they can."""
+
+    def __init__(self, address: str, count: int, data: bytes) -> None:
+        host, port = address.split(":")
+        self._sockets = [
+            socket.create_connection((host, int(port))) for _ in range(count)
+        ]
+        self.sent_len = 0
+        self._threads = [
+            threading.Thread(target=self._send, args=(sock, data), daemon=True)
+            for sock in self._sockets
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self, sock: socket.socket, data: bytes) -> None:
+        view = memoryview(data)
+        with contextlib.suppress(OSError):
+            while True:
+                for start in range(0, len(view), 256 * 1024):
+                    sock.sendall(view[start : start + 256 * 1024])
+                    self.sent_len += 256 * 1024
+
+    def stop(self) -> None:
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in self._sockets:
+            sock.close()
+
+
+@pytest.mark.parametrize("service", ["customEcho", "nobody"])
+def test_many_that_really_send_60_mib_each(tcp: SrvProcess, service: str) -> None:
+    """They read no answers either, so each echo would stay in memory."""
+    message = request(CallType.RPC, service, payload=bytes(60 * MIB))
+
+    async def scenario() -> None:
+        async with good_client(tcp.address, None) as good:
+            before = memory_of(tcp)
+            senders = await asyncio.to_thread(
+                Senders, tcp.address, 60, frame_of(message)
+            )
+            await until(lambda: senders.sent_len > 3 * BUDGET or tcp_is_short())
+            calls = good.calls
+            await until(lambda: good.calls > calls + 100)
+            growth = memory_of(tcp, "VmHWM") - before
+            await asyncio.to_thread(senders.stop)
+        # Beyond the budget: the favoured one's message, with its echo and the copies
+        # that making and sending it takes, and for each connection what was being read
+        # when memory ran out. All of it would be 3600 MiB, and its copies.
+        assert growth < BUDGET + 5 * 64 * MIB + 60 * 2 * MIB
+
+    def tcp_is_short() -> bool:
+        return "hold more than" in tcp.stderr()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("codec", [Codec.S2, Codec.LZ4, Codec.ZSTD_01])
+def test_bombs_that_just_fit_a_message(tcp: SrvProcess, codec: Codec) -> None:
+    message = request(CallType.RPC, "customEcho", payload=bytes(60 * MIB))
+    packed = frame_of(message, codec)
+    assert len(packed) < 4 * MIB
+
+    async def scenario() -> None:
+        async with good_client(tcp.address, None) as good:
+            before = memory_of(tcp)
+            flood = silent_sockets(tcp.address, 12, packed)
+            await asyncio.to_thread(flood.__enter__)
+            calls = good.calls
+            await until(lambda: good.calls > calls + 20)
+            growth = memory_of(tcp, "VmHWM") - before
+            await asyncio.to_thread(flood.__exit__, None, None, None)
+        # Two are unpacked while a third is answered; each is there as a message, as an
+        # answer and as what is to be packed. All would be 2160 MiB.
+        assert growth < BUDGET + 3 * 3 * 64 * MIB
+
+    asyncio.run(scenario())
+
+
+async def test_endless_header_maps_end_the_connection(
+    tls: SrvProcess, client_identity: LoadedIdentity
+) -> None:
+    async with good_client(tls.address, client_identity):
+        before = memory_of(tls)
+        for count in (5_000, 20_000, 100_000):
+            args = {f"{number:x}": "" for number in range(count)}
+            async with hostile_client(tls.address, client_identity) as wire:
+                await wire.send(request(CallType.RPC, "customEcho", args=args))
+                await wire.wait_gone()
+        # As many as are allowed are taken.
+        args = {f"{number:x}": "" for number in range(3000)}
+        async with hostile_client(tls.address, client_identity) as wire:
+            await wire.send(request(CallType.RPC, "customEcho", args=args))
+            assert not (await wire.receive()).error
+        growth = memory_of(tls) - before
+    assert growth < 64 * MIB
+
+
+async def test_streams_that_never_end_take_no_more_than_their_share(
+    tls: SrvProcess, client_identity: LoadedIdentity, stored: Path
+) -> None:
+    part = bytes(256 * 1024)
+    sum_text = digest_text(part)
+    async with good_client(tls.address, client_identity) as good:
+        before, calls = memory_of(tls, "VmHWM"), good.calls
+        async with hostile_client(tls.address, client_identity) as wire:
+            for number in range(400):
+                for stream in range(8):
+                    call_type = (
+                        CallType.UPLOAD_MORE if number else CallType.UPLOAD_BEGIN
+                    )
+                    args = {ARG_UPLOAD_NAME: f"f{stream}", ARG_PART_SUM: sum_text}
+                    message = request(
+                        call_type,
+                        UPLOAD_SERVICE,
+                        args=args,
+                        payload=part if number < 20 else b"",
+                        part=number,
+                        call_id=f"stream {stream}",
+                    )
+                    await wire.send(message)
+            # And some that send nothing but their beginning.
+            for stream in range(2000):
+                await wire.send(
+                    request(
+                        CallType.REQUEST_BISTREAM,
+                        ECHO_FILE_SERVICE,
+                        call_id=f"idle {stream}",
+                    )
+                )
+            await until(lambda: good.calls > calls + 20)
+        growth = memory_of(tls, "VmHWM") - before
+    assert growth < 96 * MIB
+    wait_until(lambda: not list(stored.iterdir()))
+
+
+async def test_one_call_too_many_is_answered_and_the_connection_goes_on(
+    certs: Path, tmp_path: Path, client_identity: LoadedIdentity
+) -> None:
+    options = ["-readfile", str(tmp_path), "--max-calls", "3"]
+    with SrvProcess(*options, certs=certs) as srv:
+        async with hostile_client(srv.address, client_identity) as wire:
+            payload = b"x"
+            for stream in range(4):
+                args = {
+                    ARG_UPLOAD_NAME: f"f{stream}",
+                    ARG_PART_SUM: digest_text(payload),
+                }
+                message = request(
+                    CallType.UPLOAD_BEGIN,
+                    UPLOAD_SERVICE,
+                    args=args,
+                    payload=payload,
+                    call_id=f"stream {stream}",
+                )
+                await wire.send(message)
+            reply = await wire.receive()
+            assert reply.header.call_id == "stream 3"
+            assert reply.error == "more than 3 calls at a time on one connection"
+            cancel = Header(call_type=CallType.CANCEL_PREVIOUS, call_id="stream 0")
+            await wire.send(Message(header=cancel))
+            await wire.receive()
+            await wire.send(request(CallType.RPC, "customEcho", call_id="again"))
+            assert not (await wire.receive()).error
+        await wire.wait_gone()
+
+
+async def test_storms_of_cancels(
+    tls: SrvProcess, client_identity: LoadedIdentity
+) -> None:
+    async with good_client(tls.address, client_identity) as good:
+        before, calls = memory_of(tls), good.calls
+        async with hostile_client(tls.address, client_identity) as wire:
+            for number in range(3000):
+                call_id = f"call {number}"
+                cancel = Header(call_type=CallType.CANCEL_PREVIOUS, call_id=call_id)
+                opening = request(
+                    CallType.REQUEST_BISTREAM, ECHO_FILE_SERVICE, call_id=call_id
+                )
+                frames = frame_of(opening) + 5 * frame_of(Message(header=cancel))
+                await wire.send_bytes(frames)
+            answered: set[str] = set()
+            while len(answered) < 3000:
+                answered.add((await wire.receive()).header.call_id)
+        growth = memory_of(tls) - before
+    assert good.calls > calls
+    assert growth < 32 * MIB
+
+
+@pytest.mark.parametrize(
+    "call_type",
+    [
+        CallType.RPC_REPLY,
+        CallType.ERROR,
+        CallType.KEEP_ALIVE,
+        CallType.UPLOAD_MORE,
+        CallType.DOWNLOAD_END,
+        CallType.CANCEL_PREVIOUS,
+    ],
+    ids=lambda call_type: call_type.name,
+)
+async def test_tiny_messages_that_nobody_asked_for(
+    tls: SrvProcess, client_identity: LoadedIdentity, call_type: CallType
+) -> None:
+    """A million takes a minute; so many show that nothing is kept of them."""
+    count = 20_000
+    async with good_client(tls.address, client_identity) as good:
+        before, calls = memory_of(tls), good.calls
+        async with hostile_client(tls.address, client_identity) as wire:
+            for first in range(0, count, 500):
+                frames = b"".join(
+                    frame_of(
+                        Message(header=Header(call_type=call_type, call_id=f"{number}"))
+                    )
+                    for number in range(first, first + 500)
+                )
+                await wire.send_bytes(frames)
+            # The server has read all of them when it answers this.
+            await wire.send(request(CallType.RPC, "customEcho"))
+            assert not (await wire.receive()).error
+        growth = memory_of(tls) - before
+    assert good.calls > calls
+    assert growth < 16 * MIB
