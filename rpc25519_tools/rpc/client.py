@@ -297,8 +297,8 @@ class Client:
             service_name: the name that the server registered.
             payload: the first part.
             args: small named strings to send along.
-            timeout_s: limit for the whole call; None for none, but for that of a
-                handler's own call.
+            timeout_s: limit for the whole call, from when it is opened; None for none,
+                but for that of a handler's own call.
             compress: False sends this first message without compression; later parts
                 say so for themselves.
         """
@@ -465,28 +465,34 @@ class Client:
         *,
         compress: bool,
     ) -> ClientStream:
-        limit_s = _inherited(timeout_s)
-        start_ns, deadline_ns = now_ns(), None
-        if limit_s is not None:
-            deadline_ns = start_ns + int(limit_s * _NS_PER_S)
-        opening = self._core.start(
-            kind,
-            service_name,
-            now_ns=start_ns,
-            payload=payload,
-            args=args,
-            deadline_ns=deadline_ns,
-            compress=compress,
-        )
-        call_id = opening.header.call_id
+        call_id = self._core.new_call_id()
         incoming = IncomingStream(self._driver) if kind.receives_parts else None
         reply: asyncio.Future[Message] = self._loop.create_future()
         # A stream may be left without anybody asking for its reply.
         reply.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self._pending[call_id] = _Pending(reply, service_name, incoming, limit_s)
-        if limit_s is not None:
-            self._deadlines.add(call_id, self._loop.time() + limit_s)
-        return ClientStream(self, opening, reply, incoming)
+
+        def begin() -> Message:
+            """Make the call one that is waited for; return its opening message."""
+            limit_s = _inherited(timeout_s)
+            start_ns, deadline_ns = now_ns(), None
+            if limit_s is not None:
+                deadline_ns = start_ns + int(limit_s * _NS_PER_S)
+            opening = self._core.start(
+                kind,
+                service_name,
+                now_ns=start_ns,
+                payload=payload,
+                args=args,
+                deadline_ns=deadline_ns,
+                call_id=call_id,
+                compress=compress,
+            )
+            self._pending[call_id] = _Pending(reply, service_name, incoming, limit_s)
+            if limit_s is not None:
+                self._deadlines.add(call_id, self._loop.time() + limit_s)
+            return opening
+
+        return ClientStream(self, call_id, begin, reply, incoming)
 
     # Called by the driver, by timers and by liveness.
 

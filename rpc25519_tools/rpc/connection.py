@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
@@ -61,7 +61,8 @@ _CLEANUP_TIMEOUT_S: Final = 2.0
 _CALL_COST: Final = 2048
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
-_SHUTTING_DOWN: Final = "the server is shutting down"
+#: What callers and handlers are told of a server that stops.
+SHUTTING_DOWN: Final = "the server is shutting down"
 _UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
 _CANCELLED_ITSELF: Final = "the handler was cancelled"
 
@@ -148,6 +149,8 @@ class Connection:
         self._held_len = 0
         self._holding = False
         self._heard = False
+        self._closes_when_idle = False
+        self._closing: asyncio.Task[None] | None = None
         limits = owner.config.limits
         self._max_header_len = limits.max_header_len
         self._max_held_len = limits.max_connection_memory_len
@@ -201,17 +204,30 @@ class Connection:
         )
         await self.driver.send(message, self._core.codec)
 
-    async def aclose(self) -> None:
-        """Cancel what still runs, send what is queued, and close."""
-        tasks = self.tasks()
+    async def aclose(self, closer: asyncio.Task[Any] | None) -> None:
+        """Cancel what still runs, send what is queued, and close.
+
+        Args:
+            closer: the task that wants it closed. If it is that of a handler, it is
+                left alone, and the connection closes when it has been answered.
+        """
+        tasks, is_ours = [], False
         for running in self._running.values():
+            if running.task is closer:
+                is_ours = self._closes_when_idle = True
+                continue
+            tasks.append(running.task)
             running.cancellation.set()
-            running.task.cancel(_SHUTTING_DOWN)
+            running.task.cancel(SHUTTING_DOWN)
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
             if stuck:  # behind a peer that does not read
-                self.driver.abort(ConnectionLostError(_SHUTTING_DOWN))
-        await self.driver.aclose()
+                self.driver.abort(ConnectionLostError(SHUTTING_DOWN))
+        if not is_ours:
+            await self._close_driver()
+
+    async def _close_driver(self) -> None:
+        await self.driver.aclose(stall_s=_CLEANUP_TIMEOUT_S)
 
     # Called by the driver and by liveness.
 
@@ -333,6 +349,8 @@ class Connection:
             self._core.close(call)  # whatever became of its answer
             del self._running[call]
             self._change_held(-running.cost)
+            if self._closes_when_idle and not self._running:
+                self._closing = self._loop.create_task(self._close_driver())
 
     def _change_held(self, difference: int) -> None:
         """Count what calls and streams hold; read on only when that is bearable."""
@@ -350,7 +368,7 @@ class Connection:
         self, call: OpenCall, opening: Message, running: _Running
     ) -> Reply:
         if self._owner.stopping:
-            return _failure(opening, call.kind, _SHUTTING_DOWN)
+            return _failure(opening, call.kind, SHUTTING_DOWN)
         transport = self.driver.transport
         context = CallContext(
             kind=call.kind,
@@ -390,7 +408,7 @@ class Connection:
             return EXPIRED
         if call.cancelled:
             return CANCELLED
-        return _SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
+        return SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
 
     def _describe(self, call: OpenCall, exc: BaseException) -> str:
         """Return what a caller learns of an error; log what nobody foresaw."""

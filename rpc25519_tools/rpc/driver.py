@@ -453,16 +453,35 @@ class Driver:
         self._finish(error)
         self.transport.abort()
 
-    async def aclose(self) -> None:
-        """Send what is queued, close, and wait until the connection is gone."""
+    async def aclose(self, *, stall_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is queued, close, and wait until the connection is gone.
+
+        Args:
+            stall_s: the connection ends early when the peer has taken nothing of what
+                is queued for so many seconds.
+        """
         self._finish(ConnectionLostError("this side closed the connection"))
         if not self._closed.done():
             self._flush()
             self.transport.close()
-            self._close_timer = self._loop.call_later(
-                CLOSE_TIMEOUT_S, self.transport.abort
-            )
+            end_s = self._loop.time() + CLOSE_TIMEOUT_S
+            self._watch_closing(min(stall_s, CLOSE_TIMEOUT_S), end_s, self.unsent_len)
             await asyncio.shield(self._closed)
+
+    def _watch_closing(self, stall_s: float, end_s: float, unsent_len: int) -> None:
+        """End the connection when its time is over, or the peer takes nothing more."""
+
+        def look() -> None:
+            left_len = self.unsent_len
+            is_stalled = 0 < left_len == unsent_len
+            if is_stalled or self._loop.time() + stall_s / 2 > end_s:
+                self.transport.abort()
+            else:
+                self._watch_closing(stall_s, end_s, left_len)
+
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        self._close_timer = self._loop.call_later(stall_s, look)
 
     # Inside.
 

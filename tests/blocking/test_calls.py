@@ -5,6 +5,7 @@ import gc
 import logging
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -258,13 +259,18 @@ def test_a_handler_that_calls_exit_ends_nothing_else(
     async def leave(context: CallContext) -> None:
         raise SystemExit(3)
 
+    @registry.call("exit later")
+    async def leave_later(context: CallContext) -> None:
+        asyncio.get_running_loop().call_soon(sys.exit, 3)
+
     with (
         BlockingServer(config_of(certs), registry, grace_s=0) as server,
         BlockingClient(config_of(certs, server.address)) as client,
         caplog.at_level(logging.CRITICAL),
     ):
-        with pytest.raises(DeadlineError):
-            client.call("exit", timeout_s=0.1)
+        with pytest.raises(RemoteCallError, match="SystemExit: 3"):
+            client.call("exit")
+        client.call("exit later")
         assert len(server.clients) == 1
 
 

@@ -25,10 +25,11 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import CHUNK_LEN, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
 from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import MAGIC
 from rpc25519_tools.wire.digest import digest_text
 from rpc25519_tools.wire.framing import FrameDecoder, decode_frame, encode_frame
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.message import CallType, Header, Message, encode_message
 from tests.helpers import program_path, wait_until
 
 MIB = 1 << 20
@@ -99,6 +100,12 @@ class Wire:
 
     async def wait_gone(self) -> None:
         await asyncio.wait_for(self.gone.wait(), PATIENCE_S)
+
+
+def unchecked_frame(message: Message) -> bytes:
+    """Encode what ``encode_frame`` refuses: what no honest peer sends."""
+    body = b"".join(encode_message(message))
+    return MAGIC + bytes([Codec.NONE]) + len(body).to_bytes(8, "big") + body
 
 
 Script = Callable[[Wire], Awaitable[None]]
