@@ -31,7 +31,7 @@ from tests.attacks.floods import (
     need_descriptors,
     silent_sockets,
 )
-from tests.commands.hostile import hostile_client, request, unchecked_frame
+from tests.commands.hostile import hostile_client, request
 from tests.helpers import SrvProcess, until, wait_until
 
 #: What the tests let all clients hold together.
@@ -183,8 +183,9 @@ async def test_endless_header_maps_end_the_connection(
         for count in (5_000, 20_000, 100_000):
             args = {f"{number:x}": "" for number in range(count)}
             async with hostile_client(tls.address, client_identity) as wire:
-                message = request(CallType.RPC, "customEcho", args=args)
-                await wire.send_bytes(unchecked_frame(message))
+                await wire.send_unchecked(
+                    request(CallType.RPC, "customEcho", args=args)
+                )
                 await wire.wait_gone()
         # As many as are allowed are taken.
         args = {f"{number:x}": "" for number in range(3000)}

@@ -269,7 +269,7 @@ def test_a_handler_that_calls_exit_ends_nothing_else(
         caplog.at_level(logging.CRITICAL),
     ):
         with pytest.raises(RemoteCallError, match="SystemExit: 3"):
-            client.call("exit")
+            client.call("exit", timeout_s=5)
         client.call("exit later")
         assert len(server.clients) == 1
 
