@@ -94,8 +94,7 @@ async def pump(steps: list[Step], in_flight: int, seconds: float) -> Latencies:
 
 def ours_config(directory: Path, port: int) -> Any:
     """Return the Config of either end."""
-    from rpc25519_tools import Address, Config
-    from rpc25519_tools.limits import Limits
+    from rpc25519_tools import Address, Config, Limits
 
     return Config(
         address=Address("127.0.0.1", port),
