@@ -276,14 +276,17 @@ class Root:
         Raises:
             LocalFileError: it is missing, not a directory, not permitted, or kept back.
         """
-        self._fd = -1
-        self._kept_back = KeptBack(path, keep_back)
         try:
             self._fd = os.open(path, DIR_FLAGS)
         except OSError as exc:
             raise file_error(exc, "open directory", os.fspath(path)) from exc
         except ValueError as exc:
             raise unsafe(os.fspath(path), "not a possible name") from exc
+        try:
+            self._kept_back = KeptBack(path, keep_back)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the directory; later calls do nothing."""
