@@ -1,5 +1,6 @@
 """The options of ``srv`` and ``cli`` about lists of known keys."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -52,10 +53,13 @@ def _chosen(given: str | None, default_name: str, *, off: bool) -> str | None:
         return None if off else default_name
     if off:
         raise click.UsageError("--known-keys and --no-known-keys exclude each other")
-    if not os.path.lexists(given):
-        # Not so for the default name. But who names a list wants to be protected by
-        # it, and a missing one protects from nothing.
-        raise click.UsageError(
-            f"there is no {given!r}; rpc25519 known unlock --file makes one"
-        )
+    with contextlib.suppress(OSError, ValueError):  # reading it will tell
+        try:
+            os.stat(given)
+        except FileNotFoundError as exc:
+            # Not so for the default name. But who names a list wants to be protected
+            # by it, and a missing one protects from nothing.
+            raise click.UsageError(
+                f"there is no {given!r}; rpc25519 known unlock --file makes one"
+            ) from exc
     return given

@@ -171,6 +171,7 @@ def test_an_empty_read_only_list_stops_srv(issued: Path, home: Path) -> None:
     ("options", "text"),
     [
         (["-known-keys", "nosuch"], "there is no 'nosuch'; rpc25519 known unlock"),
+        (["-known-keys", "dangling"], "there is no 'dangling'; rpc25519 known unlock"),
         (["-known-keys", "x", "-no-known-keys"], "exclude each other"),
         (["-known-keys", "."], "is a directory"),
     ],
@@ -178,6 +179,7 @@ def test_an_empty_read_only_list_stops_srv(issued: Path, home: Path) -> None:
 def test_wrong_options_are_told(
     home: Path, program: str, options: list[str], text: str
 ) -> None:
+    (home / "dangling").symlink_to("nowhere")
     assert text in run(program, *options, cwd=home).error(USAGE)
 
 
