@@ -212,7 +212,7 @@ def _run(
     from ._logging import log_to
     from ._transferlog import ServerLog
 
-    log_to(talk)
+    handler = log_to(talk)
     config = raise_descriptor_limit(config, talk)
     log = ServerLog(talk, verbose=job.verbose)
     on_hangup = Hangups()
@@ -266,7 +266,11 @@ def _run(
 
     end_imports()
     limit_heaps()
-    asyncio.run(serve_until_stopped())
+    try:
+        asyncio.run(serve_until_stopped())
+    finally:
+        log.flush()
+        handler.flush()
 
 
 def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":
