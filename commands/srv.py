@@ -12,6 +12,7 @@ from ._identity import open_identity
 from ._known import known_keys_options
 from ._limits import limits_options, raise_descriptor_limit
 from ._options import (
+    Seconds,
     identity_options,
     transport_options,
     verbosity_options,
@@ -97,7 +98,7 @@ class _Job:
 @click.option(
     "--sec",
     default=0.0,
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     metavar="N",
     help="Stop after so many seconds (0: never).",
 )

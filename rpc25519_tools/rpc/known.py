@@ -103,7 +103,11 @@ class KnownGuard:
         Raises:
             KeyFileError: it is locked and empty, or cannot be read.
         """
-        await asyncio.to_thread(self._store.require_usable)
+        await asyncio.to_thread(self.require_usable_now)
+
+    def require_usable_now(self) -> None:
+        """Check as ``require_usable`` does, and block meanwhile."""
+        self._store.require_usable()
 
     def watch(self, drivers: Callable[[], Iterable[Driver]]) -> None:
         """Begin to watch the lists.
