@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._options import NamedPath
 from ._output import Talk, printable
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ def access_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--check",
             is_flag=True,
-            help="Only check keys, directories and the access file.",
+            help="Only check keys, directories, known keys and the access file.",
         ),
         click.option(
             "--access",
             "access_path",
             metavar="PATH",
-            type=click.Path(readable=False),
+            type=NamedPath(readable=False),
             help="Allow only what this file allows (default: everything on offer, to "
             "every certificate of the authority).",
         ),

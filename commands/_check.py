@@ -8,6 +8,7 @@ import click
 
 from ._access import AccessOptions, answer_question
 from ._identity import open_identity
+from ._known import check_known_keys
 from ._output import Talk, printable
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def check_server(
     for directory, mode in ((serve, os.R_OK), (readfile, os.W_OK)):
         if directory is not None:
             _check_directory(directory, mode, keep_back)
+    check_known_keys(config, "client")
     open_identity(config, talk)  # last, since it may ask for a pass phrase
     rules = "no access file"
     if policy is not None and policy.rules is not None:

@@ -1,11 +1,18 @@
 """The options of ``srv`` and ``cli`` about lists of known keys."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from ._options import NamedPath
+
+if TYPE_CHECKING:
+    from rpc25519_tools.config import Config
+    from rpc25519_tools.identity.known_peers import PeerRole
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -34,7 +41,7 @@ def known_keys_options(default_name: str) -> Callable[[_F], _F]:
             ),
             click.option(
                 "--known-keys",
-                type=click.Path(readable=False, dir_okay=False),
+                type=NamedPath(readable=False, dir_okay=False),
                 metavar="PATH",
                 help="List of the keys met before. Writable: new keys are added; "
                 "read-only: they are refused. Default, if it is there: "
@@ -52,10 +59,30 @@ def _chosen(given: str | None, default_name: str, *, off: bool) -> str | None:
         return None if off else default_name
     if off:
         raise click.UsageError("--known-keys and --no-known-keys exclude each other")
-    if not os.path.lexists(given):
-        # Not so for the default name. But who names a list wants to be protected by
-        # it, and a missing one protects from nothing.
-        raise click.UsageError(
-            f"there is no {given!r}; rpc25519 known unlock --file makes one"
-        )
+    with contextlib.suppress(OSError, ValueError):  # reading it will tell
+        try:
+            os.stat(given)
+        except FileNotFoundError as exc:
+            # Not so for the default name. But who names a list wants to be protected
+            # by it, and a missing one protects from nothing.
+            raise click.UsageError(
+                f"there is no {given!r}; rpc25519 known unlock --file makes one"
+            ) from exc
     return given
+
+
+def check_known_keys(config: "Config", role: "PeerRole") -> None:
+    """Check, before anything is connected, that the list lets in anybody at all.
+
+    Args:
+        config: the settings.
+        role: of those whose keys are in the list.
+
+    Raises:
+        KeyFileError: it is locked and empty, or cannot be read.
+    """
+    from rpc25519_tools.rpc.known import known_guard
+
+    guard = known_guard(config, role)
+    if guard is not None:
+        guard.require_usable_now()

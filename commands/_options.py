@@ -1,5 +1,6 @@
 """Options that several commands share: one decorator per subject."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,40 @@ from rpc25519_tools import __version__
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 DEFAULT_CERTS_DIR = "certs"
+
+
+class NamedPath(click.Path):
+    """A path that is not empty, which would mean the current directory, or nothing."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Check what was typed; see `click.ParamType.convert`."""
+        if not value:
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, from 0 on, and no ``nan`` or ``inf``."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Check what was typed; see `click.ParamType.convert`."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return number
 
 
 def identity_options(default_key: str) -> Callable[[_F], _F]:
@@ -25,7 +60,7 @@ def identity_options(default_key: str) -> Callable[[_F], _F]:
             click.option(
                 "--certs",
                 "certs_dir",
-                type=click.Path(readable=False),
+                type=NamedPath(readable=False),
                 default=DEFAULT_CERTS_DIR,
                 show_default=True,
                 metavar="DIR",

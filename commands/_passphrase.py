@@ -17,6 +17,8 @@ import click
 from rpc25519_tools.errors import LocalFileError, PassphraseError
 from rpc25519_tools.identity.printable import printable
 
+from ._options import NamedPath
+
 VARIABLE = "RPC25519_PASSPHRASE"
 
 # A terminal in line mode delivers at most 4095 bytes; files are held to the same
@@ -34,7 +36,7 @@ def passphrase_options(command: _F) -> _F:
     """Add ``--passphrase-file`` to a command, as the argument ``passphrase_file``."""
     return click.option(
         "--passphrase-file",
-        type=click.Path(readable=False, allow_dash=True),
+        type=NamedPath(readable=False, allow_dash=True),
         metavar="PATH",
         help="Read the pass phrase of the private key from this file ('-': standard "
         f"input). Else {VARIABLE} is used if set, else you are asked.",

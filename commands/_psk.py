@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ._options import NamedPath
+
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
     from rpc25519_tools.rpc.client import Client
@@ -19,10 +21,11 @@ def psk_option(command: _F) -> _F:
     return click.option(
         "--psk",
         "psk_path",
-        type=click.Path(readable=False),
+        type=NamedPath(readable=False),
         metavar="PATH",
         help="A file with a key (at least 32 bytes; selfy -gensym makes one) that both "
-        "sides have: everything is encrypted with it once more, inside TLS or TCP.",
+        "sides have: everything is encrypted with it once more, inside TLS or TCP. A "
+        "changed file is read at the next start only.",
     )(command)
 
 

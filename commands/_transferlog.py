@@ -9,6 +9,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import Transport
 
 from ._output import Talk, printable
+from ._peerlines import PeerLines, peer_name
 
 
 def rate_mb_s(size_bytes: int, seconds: float) -> float:
@@ -18,6 +19,8 @@ def rate_mb_s(size_bytes: int, seconds: float) -> float:
 
 #: Characters of a file's name that are logged; names from the wire can be any length.
 _NAME_LEN = 300
+#: Characters of a failure, which may have such a name in it.
+_FAILURE_LEN = 500
 
 
 class ServerLog:
@@ -31,6 +34,11 @@ class ServerLog:
     def __init__(self, talk: Talk, *, verbose: bool) -> None:
         self._talk = talk
         self._verbose = verbose
+        self._failures = PeerLines(self._line)
+
+    def flush(self) -> None:
+        """Log what was only counted so far."""
+        self._failures.flush()
 
     def connected(self, transport: Transport) -> None:
         """Log a new connection."""
@@ -59,14 +67,21 @@ class ServerLog:
         )
 
     def transfer(self, record: TransferRecord) -> None:
-        """Log a transfer when it is over."""
+        """Log a transfer when it is over; of many that fail only how many."""
         context = record.context
-        result = "ok" if record.failure is None else f"failed: {record.failure}"
+        who = _who(context.remote_address, context.peer)
+        name = f"{record.kind} {printable(record.name[:_NAME_LEN])!r}"
         rate = rate_mb_s(record.size_bytes, record.seconds)
-        self._line(
-            f"{_who(context.remote_address, context.peer)} {record.kind} "
-            f"{printable(record.name[:_NAME_LEN])!r} {record.size_bytes} bytes "
-            f"{record.seconds:.3f} s {rate:.1f} MB/s {result}"
+        figures = f"{record.size_bytes} bytes {record.seconds:.3f} s {rate:.1f} MB/s"
+        if record.failure is None:
+            self._line(f"{who} {name} {figures} ok")
+            return
+        failed = f"failed: {record.failure[:_FAILURE_LEN]}"
+        identity = context.peer.describe() if context.peer else ""
+        self._failures.tell(
+            peer_name(context.remote_address, identity),
+            f"{who} {name} {figures} {failed}",
+            f"{name} {failed}",
         )
 
     def call(self, address: str, peer: PeerIdentity | None, size_bytes: int) -> None:

@@ -8,7 +8,7 @@ import click
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
-from ._known import known_keys_options
+from ._known import check_known_keys, known_keys_options
 from ._options import (
     identity_options,
     transport_options,
@@ -236,6 +236,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     from ._run import run_to_end
 
     log_to(talk)
+    check_known_keys(config, "server")
     identity = open_identity(config, talk)
 
     async def main() -> None:

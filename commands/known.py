@@ -9,6 +9,7 @@ import click
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand, OneLineGroup
+from ._options import NamedPath
 from ._output import Talk, printable
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _store_options(command: _F) -> _F:
         ),
         click.option(
             "--file",
-            type=click.Path(readable=False, dir_okay=False),
+            type=NamedPath(readable=False, dir_okay=False),
             metavar="PATH",
             help="The list, if it is not in the current directory.",
         ),
@@ -229,8 +230,14 @@ def _find(text: str, knowledge: "Knowledge") -> "KnownPeer":
 
 
 def _of_certificate(path: str) -> "KnownPeer":
-    from rpc25519_tools.identity.certificate import peer_identity
+    from rpc25519_tools.identity.certificate import is_authority, peer_identity
     from rpc25519_tools.identity.known_peers import ANY_ADDRESS, KnownPeer
     from rpc25519_tools.identity.store import load_certificate
 
-    return KnownPeer.of(peer_identity(load_certificate(path)), ANY_ADDRESS)
+    certificate = load_certificate(path)
+    if is_authority(certificate):
+        raise click.UsageError(
+            f"{printable(path)} is the certificate of an authority, whose key no peer "
+            "shows; give the certificate or the key of the peer itself"
+        )
+    return KnownPeer.of(peer_identity(certificate), ANY_ADDRESS)

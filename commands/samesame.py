@@ -7,7 +7,7 @@ import click
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
-from ._options import DEFAULT_CERTS_DIR, verbosity_options, version_option
+from ._options import DEFAULT_CERTS_DIR, NamedPath, verbosity_options, version_option
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
 from ._psk import psk_option, warn_unprotected
@@ -57,7 +57,7 @@ RETRY_S = 0.2
 @click.option(
     "--certs",
     "certs_dir",
-    type=click.Path(readable=False),
+    type=NamedPath(readable=False),
     default=DEFAULT_CERTS_DIR,
     show_default=True,
     metavar="DIR",

@@ -12,6 +12,7 @@ from ._identity import open_identity
 from ._known import known_keys_options
 from ._limits import limits_options, raise_descriptor_limit
 from ._options import (
+    Seconds,
     identity_options,
     transport_options,
     verbosity_options,
@@ -101,7 +102,7 @@ class _Job:
 @click.option(
     "--sec",
     default=0.0,
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     metavar="N",
     help="Stop after so many seconds (0: never).",
 )
@@ -223,7 +224,7 @@ def _run(
     from ._logging import log_to
     from ._transferlog import ServerLog
 
-    log_to(talk)
+    handler = log_to(talk)
     config = raise_descriptor_limit(config, talk)
     log = ServerLog(talk, verbose=job.verbose)
     on_hangup = Hangups()
@@ -277,7 +278,11 @@ def _run(
 
     end_imports()
     limit_heaps()
-    asyncio.run(serve_until_stopped())
+    try:
+        asyncio.run(serve_until_stopped())
+    finally:
+        log.flush()
+        handler.flush()
 
 
 def _keep_back(

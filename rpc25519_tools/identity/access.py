@@ -16,7 +16,7 @@ Paths are compared component by component: ``/a`` covers ``/a/b`` and not ``/ab`
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -128,7 +128,78 @@ class Verdict:
     rule: Rule | None
 
 
-_Index: TypeAlias = dict[tuple[WhoKind, str, Right], list[Rule]]
+#: What a rule covers: all below a path, a service, or (None) all services.
+_Covered: TypeAlias = tuple[str, ...] | str | None
+
+#: Characters of a component of a path (a file system has no more, NAME_MAX), and of a
+#: service. Comparing takes time, and whoever asks can choose what takes long.
+MAX_NAME_LEN: Final = 255
+
+
+class _Index:
+    """Rules that allow, or those that deny, by whom and what they are about.
+
+    What rules say is folded when they are read, and what is asked about once for each
+    question: folding takes long.
+
+    Args:
+        rules: those of one kind, in any order.
+        deny: whether they deny, and so hold for all that could mean the same.
+    """
+
+    def __init__(self, rules: Iterable[Rule], *, deny: bool) -> None:
+        self._fold: Callable[[str], str] = fold if deny else str
+        self._fold_service = _fold_service if deny else str
+        self._names = _denied_as if deny else _allowed_as
+        self._rules: dict[tuple[WhoKind, str, Right], dict[_Covered, Rule]] = {}
+        #: Components of the longest path of a rule.
+        self._deepest = 0
+        for rule in sorted(rules, key=lambda rule: rule.line):
+            value = rule.who.value
+            if rule.who.kind == "email":
+                value = self._fold(value)
+            path = None if rule.path is None else tuple(map(self._fold, rule.path))
+            self._deepest = max(self._deepest, len(path or ()))
+            service = rule.service and self._fold_service(rule.service)
+            for right in rule.rights:
+                if (rule.service if right == "call" else rule.path) is None:
+                    continue
+                covered = self._rules.setdefault((rule.who.kind, value, right), {})
+                covered.setdefault((service or None) if right == "call" else path, rule)
+
+    def first(
+        self,
+        subject: Subject,
+        right: Right,
+        path: tuple[str, ...] | None,
+        service: str,
+    ) -> Rule | None:
+        """Return the rule that covers the target and stands first in its file.
+
+        Args:
+            subject: who asks.
+            right: what for.
+            path: the target's components; None where it is a service.
+            service: its name.
+        """
+        if not self._rules:
+            return None
+        places = self._places(path, service)
+        found = [
+            covered[place]
+            for kind, value in self._names(subject)
+            if (covered := self._rules.get((kind, value, right)))
+            for place in places
+            if place in covered
+        ]
+        return min(found, key=lambda rule: rule.line, default=None)
+
+    def _places(self, path: tuple[str, ...] | None, service: str) -> list[_Covered]:
+        """Return all that a rule about the target can cover."""
+        if path is None:
+            return [None, self._fold_service(service)]
+        head = tuple(map(self._fold, path[: self._deepest]))
+        return [head[:count] for count in range(len(head) + 1)]
 
 
 class AccessRules:
@@ -140,15 +211,8 @@ class AccessRules:
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self.rules = tuple(rules)
-        self._allow: _Index = {}
-        self._deny: _Index = {}
-        for rule in self.rules:
-            value = rule.who.value
-            if rule.deny and rule.who.kind == "email":
-                value = fold(value)
-            index = self._deny if rule.deny else self._allow
-            for right in rule.rights:
-                index.setdefault((rule.who.kind, value, right), []).append(rule)
+        self._allow = _Index((one for one in rules if not one.deny), deny=False)
+        self._deny = _Index((one for one in rules if one.deny), deny=True)
 
     def may(self, peer: PeerIdentity | None, right: Right, target: str) -> bool:
         """Tell whether a peer may do something; see `AccessPolicy`."""
@@ -161,35 +225,20 @@ class AccessRules:
     def explain(self, subject: Subject, right: Right, target: str) -> Verdict:
         """Tell whether a subject may do something, and which rule decided.
 
-        A target that is no plain path, or an empty name, is never allowed.
+        A target that is no plain path, an empty name, or a name of more than
+        MAX_NAME_LEN characters is never allowed.
         """
         path = None if right == "call" else split_path(target)
         if path is None and (right != "call" or not target):
             return Verdict(allowed=False, rule=None)
-        denied = self._first(self._deny, _denied_as(subject), right, path, target)
+        names = (target,) if path is None else path
+        if any(len(name) > MAX_NAME_LEN for name in names):
+            return Verdict(allowed=False, rule=None)
+        denied = self._deny.first(subject, right, path, target)
         if denied is not None:
             return Verdict(allowed=False, rule=denied)
-        rule = self._first(self._allow, _allowed_as(subject), right, path, target)
+        rule = self._allow.first(subject, right, path, target)
         return Verdict(allowed=rule is not None, rule=rule)
-
-    @staticmethod
-    def _first(
-        index: _Index,
-        names: Iterable[tuple[WhoKind, str]],
-        right: Right,
-        path: tuple[str, ...] | None,
-        service: str,
-    ) -> Rule | None:
-        """Return the rule that covers the target and stands first in its file."""
-        if not index:
-            return None
-        found = [
-            rule
-            for kind, value in names
-            for rule in index.get((kind, value, right), ())
-            if _covers(rule, path, service)
-        ]
-        return min(found, key=lambda rule: rule.line, default=None)
 
 
 def _allowed_as(subject: Subject) -> Iterator[tuple[WhoKind, str]]:
@@ -217,24 +266,10 @@ def _denied_as(subject: Subject) -> Iterator[tuple[WhoKind, str]]:
                 yield "email", fold(email)
 
 
-def _covers(rule: Rule, path: tuple[str, ...] | None, service: str) -> bool:
-    if path is None:
-        return rule.service is not None and _covers_service(rule, service)
-    if rule.path is None or len(rule.path) > len(path):
-        return False
-    head = path[: len(rule.path)]
-    if rule.deny:
-        return tuple(map(fold, head)) == tuple(map(fold, rule.path))
-    return head == rule.path
-
-
-def _covers_service(rule: Rule, name: str) -> bool:
-    if not rule.service:
-        return True
-    if rule.deny:
-        # One method has two names: ``Type.sleep_milli`` and ``Type.SleepMilli``.
-        return fold(name).replace("_", "") == fold(rule.service).replace("_", "")
-    return name == rule.service
+def _fold_service(name: str) -> str:
+    # One method has two names: ``Type.sleep_milli`` and ``Type.SleepMilli``. Something
+    # stays of each name: nothing would stand for all services.
+    return fold(name).replace("_", "") or "_"
 
 
 def fold(text: str) -> str:
@@ -249,8 +284,8 @@ def fold(text: str) -> str:
         return text.lower().rstrip(". ")
     text = unicodedata.normalize("NFKD", text).casefold()
     text = unicodedata.normalize("NFKD", text)
-    seen = (char for char in text if unicodedata.category(char) != "Cf")
-    return "".join(seen).rstrip(". ")
+    unseen = {ord(char) for char in set(text) if unicodedata.category(char) == "Cf"}
+    return text.translate(dict.fromkeys(unseen)).rstrip(". ")
 
 
 def split_path(target: str) -> tuple[str, ...] | None:

@@ -276,10 +276,19 @@ def check_authority(ca: x509.Certificate, *, now: datetime) -> None:
     check_dates(ca, now=now)
 
 
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate says that it is one of an authority.
+
+    Raises:
+        PeerNotTrustedError: its extensions cannot be read.
+    """
+    constraints = _extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
+
+
 def check_may_issue(ca: x509.Certificate) -> None:
     """Check that `ca` is made to issue certificates."""
-    constraints = _extension(ca, x509.BasicConstraints)
-    if constraints is None or not constraints.ca:
+    if not is_authority(ca):
         raise PeerNotTrustedError("it is not a certificate authority")
     key_usage = _extension(ca, x509.KeyUsage)
     if key_usage is not None and not key_usage.key_cert_sign:

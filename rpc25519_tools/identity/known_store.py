@@ -10,6 +10,10 @@ new file in place, with the old one's mode. A Go program takes no lock.
 Whether a list is locked against new keys is in its mode bits alone: no write bit at all
 (as the reference has it; so it holds for root too).
 
+A list that was there once and is gone lets in whom it last named, and nobody else: it
+may have been locked, and whoever takes it away shall not open a server by that. A Go
+program that rewrites its list takes it away for a moment.
+
 An object may be used by several threads at a time. All of it blocks, but reading what
 has not changed takes some microseconds.
 """
@@ -21,7 +25,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -171,8 +175,17 @@ class KnownStore:
         self._reading = threading.Lock()
         #: What ``knowledge`` has returned last; None at first.
         self.latest: Knowledge | None = None
+        #: What the first list has said last; None as long as it was never there.
+        self._last_known: KeyList | None = None
 
     # Reading.
+
+    def is_gone(self) -> bool:
+        """Whether the first list was there once, and was not when last looked at."""
+        latest = self.latest
+        return (
+            latest is not None and latest.known is None and self._last_known is not None
+        )
 
     def has_changed(self) -> bool:
         """Whether ``knowledge`` might return something new; costs two stats."""
@@ -187,6 +200,8 @@ class KnownStore:
         with self._reading:
             known, locked = self._known.read()
             denied, _ = self._denied.read()
+            if known is not None:
+                self._last_known = known
             old = self.latest
             if (
                 old is None
@@ -207,7 +222,8 @@ class KnownStore:
         """Decide about a peer whose certificate is good.
 
         Raises:
-            PeerNotTrustedError: it is not to be let in, or the files are not readable.
+            PeerNotTrustedError: it is not to be let in, the files are not readable, or
+                the first list is gone and did not have its key.
         """
         try:
             knowledge = self.knowledge()
@@ -215,7 +231,15 @@ class KnownStore:
             raise PeerNotTrustedError(
                 f"{peer.describe()} cannot be checked: {exc}"
             ) from exc
-        return knowledge.judge(peer)
+        last = self._last_known
+        if knowledge.known is not None or last is None:
+            return knowledge.judge(peer)
+        verdict = replace(knowledge, known=last).judge(peer)
+        if verdict is Verdict.FIRST_USE:
+            raise PeerNotTrustedError(
+                f"{peer.describe()} is not known, and {self.shown} is gone"
+            )
+        return verdict
 
     def require_usable(self) -> None:
         """Check before a server starts that it could let somebody in.

@@ -165,12 +165,22 @@ class CallContext:
     def require(self, right: Right, target: str) -> None:
         """Refuse the call, and log who wanted what, unless the peer may do it.
 
+        A peer can have as many refusals logged as it makes calls. For handlers that
+        count them, the log record has the texts ``refusal``, ``address`` and ``peer``
+        (empty for who proved nothing).
+
         Raises:
             AccessDeniedError: it may not; its text is for the caller.
         """
         if self.may(right, target):
             return
         text = refusal(right, target)
-        who = "unauthenticated" if self.peer is None else self.peer.describe()
-        _log.warning("%s %s %s", self.remote_address, who, text)
+        peer = "" if self.peer is None else self.peer.describe()
+        _log.warning(
+            "%s %s %s",
+            self.remote_address,
+            peer or "unauthenticated",
+            text,
+            extra={"refusal": text, "address": self.remote_address, "peer": peer},
+        )
         raise AccessDeniedError(text)

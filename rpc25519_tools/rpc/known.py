@@ -57,6 +57,8 @@ class KnownGuard:
         self._reading: asyncio.Task[None] | None = None
         self._seen: Knowledge | None = None
         self._complaint = ""
+        #: How often in a row the list was gone when looked at.
+        self._looks_in_vain = 0
 
     # Called by transports.
 
@@ -101,7 +103,11 @@ class KnownGuard:
         Raises:
             KeyFileError: it is locked and empty, or cannot be read.
         """
-        await asyncio.to_thread(self._store.require_usable)
+        await asyncio.to_thread(self.require_usable_now)
+
+    def require_usable_now(self) -> None:
+        """Check as ``require_usable`` does, and block meanwhile."""
+        self._store.require_usable()
 
     def watch(self, drivers: Callable[[], Iterable[Driver]]) -> None:
         """Begin to watch the lists.
@@ -133,6 +139,12 @@ class KnownGuard:
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
+        self._looks_in_vain = self._looks_in_vain + 1 if self._store.is_gone() else 0
+        if self._looks_in_vain == 2:  # at once would be too early: Go rewrites slowly
+            _log.warning(
+                "%s is gone; until it is back, clients that were not in it are refused",
+                self._store.shown,
+            )
         # Handshakes read too: what has changed may have been read already.
         if self._store.has_changed() or self._store.latest is not self._seen:
             self._reading = loop.create_task(self._read())

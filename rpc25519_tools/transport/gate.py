@@ -272,9 +272,10 @@ class Gate:
 
 @dataclass(slots=True)
 class _Told:
-    """When an address last had a line, and what it did since then."""
+    """When an address first had a line, how many, and what it did beyond those."""
 
     since: float
+    lines: int = 1
     reason: str = ""
     count: int = 0
 
@@ -282,11 +283,15 @@ class _Told:
 class RefusalLog:
     """Turns a flood of refusals into a few lines.
 
-    The first refusal of an address is told at once; what follows within
+    The first refusals of an address are told at once; what follows within
     REPORT_INTERVAL_S is counted, and told by ``due``.
+
+    Args:
+        at_once: how many are told at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
+        self._at_once = at_once
         self._told: OrderedDict[str, _Told] = OrderedDict()
 
     @property
@@ -305,6 +310,9 @@ class RefusalLog:
             if site != OTHERS:
                 return True
             told = self._told[site]
+        elif told.lines < self._at_once and site != OTHERS:
+            told.lines += 1
+            return True
         told.reason = reason
         told.count += 1
         return False
@@ -319,5 +327,5 @@ class RefusalLog:
             if told.count:
                 lines.append((site, f"{told.count} more times: {told.reason}"))
                 # Again quiet for a while, whatever else comes.
-                self._told[site] = _Told(now)
+                self._told[site] = _Told(now, lines=self._at_once)
         return lines

@@ -1,5 +1,6 @@
 """srv with an access file: real programs, real certificates."""
 
+import asyncio
 import re
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import pytest
 
 from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.errors import RemoteCallError
+from rpc25519_tools.files.download import download_file
+from rpc25519_tools.files.sink import Sink
 from rpc25519_tools.identity.certificate import raw_public_key
 from rpc25519_tools.identity.store import load_certificate
 from rpc25519_tools.rpc.client import Client
@@ -126,6 +129,42 @@ def test_each_right_and_its_refusal(
     assert re.search(
         rf"(?m)^srv: warning: {who} not allowed: read '/publicity/file'$", srv.stderr()
     )
+
+
+def no_sink() -> Sink:
+    raise AssertionError("nothing comes that could be stored")
+
+
+async def test_a_client_cannot_fill_the_log_with_refusals(
+    srv: SrvProcess, people: Path, tmp_path: Path
+) -> None:
+    count, shown = 60, 10
+    config = Config(
+        address=parse_address(srv.address), key_name="bob", certs_dir=str(people)
+    )
+    async with await Client.connect(config) as client:
+        for number in range(count):
+            with pytest.raises(RemoteCallError, match="not allowed: read"):
+                await download_file(client, f"public/{number}", no_sink)
+    check_refused(
+        await asyncio.to_thread(
+            cli, srv, people, "ann", "-download", "x", "-quiet", cwd=tmp_path
+        ),
+        "read '/x'",
+    )
+    srv.process.terminate()
+    assert await asyncio.to_thread(srv.process.wait) == 0
+    lines = [line for line in srv.stderr().splitlines() if "not allowed: " in line]
+    of_bob = [line for line in lines if "bob@example.org" in line]
+    assert len(of_bob) == 2 * (shown + 1)
+    last = f"not allowed: read '/public/{count - 1}'"
+    for begin, what in (
+        ("srv: warning: bob@", last),
+        ("20", f"download 'public/{count - 1}' failed: {last}"),
+    ):
+        told = [line for line in of_bob if line.startswith(begin)][-1]
+        assert told.endswith(f") {count - shown} more times: {what}")
+    assert len(lines) == len(of_bob) + 2
 
 
 async def test_changes_count_for_the_next_call_of_an_open_connection(

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,11 +166,41 @@ def test_an_empty_read_only_list_stops_srv(issued: Path, home: Path) -> None:
     assert error.startswith("known_client_keys is read-only and has no keys")
 
 
+def make_broken(path: Path) -> None:
+    path.write_text("broken line")
+
+
+def make_empty_and_locked(path: Path) -> None:
+    path.touch(mode=0o444)
+
+
+UNUSABLE = [
+    (make_broken, "list line 1: the second word does not begin"),
+    (make_empty_and_locked, "list is read-only and has no keys, so that nobody"),
+    (os.mkfifo, "list is not a regular file"),
+    (lambda path: path.symlink_to("/dev/zero"), "list is not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("make", "text"), UNUSABLE)
+@pytest.mark.parametrize(
+    "program", ["cli -s 127.0.0.1:1", "srv --check", "srv -s 127.0.0.1:0"]
+)
+def test_a_list_that_is_of_no_use_is_told_before_anything_is_done(
+    issued: Path, home: Path, program: str, make: Callable[[Path], None], text: str
+) -> None:
+    make(home / "list")
+    name, *words = program.split()
+    options = ["-certs", str(issued), "-known-keys", "list"]
+    assert run(name, *words, *options, cwd=home).error(TRUST).startswith(text)
+
+
 @pytest.mark.parametrize("program", ["srv", "cli"])
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         (["-known-keys", "nosuch"], "there is no 'nosuch'; rpc25519 known unlock"),
+        (["-known-keys", "dangling"], "there is no 'dangling'; rpc25519 known unlock"),
         (["-known-keys", "x", "-no-known-keys"], "exclude each other"),
         (["-known-keys", "."], "is a directory"),
     ],
@@ -178,6 +208,7 @@ def test_an_empty_read_only_list_stops_srv(issued: Path, home: Path) -> None:
 def test_wrong_options_are_told(
     home: Path, program: str, options: list[str], text: str
 ) -> None:
+    (home / "dangling").symlink_to("nowhere")
     assert text in run(program, *options, cwd=home).error(USAGE)
 
 
@@ -277,6 +308,13 @@ def test_unlock_makes_a_list_and_takes_a_lock_back(home: Path) -> None:
         (["deny", "nobody@x"], USAGE, "'nobody@x' is no key, no certificate file, and"),
         (["deny", "x@x"], USAGE, "'x@x' stands in the lists with 2 keys; give the key"),
         (["deny", KEYS[1][:-1] + "1"], USAGE, "is no key"),
+        (
+            ["approve", "ca.crt"],
+            USAGE,
+            "ca.crt is the certificate of an authority, whose",
+        ),
+        (["deny", "ca.crt"], USAGE, "ca.crt is the certificate of an authority, whose"),
+        (["list", "--file", ""], USAGE, "the path is empty"),
         (["approve", "note"], TRUST, "note is not a certificate"),
         (["list", "--file", "broken"], TRUST, "broken line 1: "),
         (["approve", "--file", "broken", KEYS[1]], TRUST, "broken line 1: "),
@@ -289,8 +327,9 @@ def test_unlock_makes_a_list_and_takes_a_lock_back(home: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_line(
-    home: Path, words: list[str], code: int, text: str
+    issued: Path, home: Path, words: list[str], code: int, text: str
 ) -> None:
+    (home / "ca.crt").write_bytes((issued / "ca.crt").read_bytes())
     (home / "known_client_keys").write_text(
         "".join(f"h {PREFIX}{KEYS[n]}:x@x\n" for n in (1, 2))
     )

@@ -119,6 +119,13 @@ CLI_USAGE = [
     ("-tcp=maybe", "'maybe' is not a boolean"),
 ]
 
+EMPTY_PATHS = [
+    ("-psk=", "'--psk': the path is empty"),
+    ("-certs=", "'--certs': the path is empty"),
+    ("-known-keys=", "'--known-keys': the path is empty"),
+    ("-passphrase-file=", "'--passphrase-file': the path is empty"),
+]
+
 SRV_USAGE = [
     ("-s nohostport", "bad address 'nohostport': expected HOST:PORT"),
     ("-s 127.0.0.1:x", "bad address"),
@@ -127,12 +134,17 @@ SRV_USAGE = [
     ("-read 1x", "bad duration '1x'"),
     ("-sec -1", "-1.0 is not in the range x>=0"),
     ("-sec soon", "'soon' is not a valid float"),
+    ("-sec nan", "'nan' is not a number of seconds"),
+    ("-sec inf", "'inf' is not a number of seconds"),
+    ("-access=", "'--access': the path is empty"),
+    *EMPTY_PATHS,
     ("-nosuch", "No such option"),
     ("stray", "unexpected extra argument"),
     (f"-serve {__file__}", "is a file"),
 ]
 
 SAMESAME_USAGE = [
+    ("-certs=", "'--certs': the path is empty"),
     ("-sends 0", "0 is not in the range x>=1"),
     ("-c nohostport", "expected HOST:PORT"),
     ("stray", "unexpected extra argument"),
@@ -152,7 +164,7 @@ GROUP_USAGE = [
     [
         pytest.param(program, words, text, id=f"{program} {words}")
         for program, table in (
-            ("cli", CLI_USAGE),
+            ("cli", [*CLI_USAGE, *EMPTY_PATHS]),
             ("srv", SRV_USAGE),
             ("samesame", SAMESAME_USAGE),
             ("rpc25519", GROUP_USAGE),

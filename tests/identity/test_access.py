@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rpc25519_tools.identity import access
 from rpc25519_tools.identity.access import (
     NOBODY,
     RIGHTS,
@@ -326,3 +327,50 @@ def test_folding_forgets_case_and_forms(text: str) -> None:
     ):
         if other.casefold() == text.casefold() or other.isascii():
             assert fold(other) == folded
+
+
+@pytest.mark.parametrize("name", ["ﷺ" * 84, "é" * 127], ids=["long", "two bytes"])
+def test_deciding_folds_what_is_asked_once_however_many_rules_deny(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lines = [f"deny * read /{number}/{name}" for number in range(300)]
+    lines += [f"deny ann@example.org call {name}{number}" for number in range(300)]
+    parsed = [rule for line in lines for rule in rules(line).rules]
+    found = AccessRules([*parsed, *rules("* read /", "* call *").rules])
+    folded: list[str] = []
+
+    def counted(text: str) -> str:
+        folded.append(text)
+        return fold(text)
+
+    monkeypatch.setattr(access, "fold", counted)
+    monkeypatch.setattr(found._deny, "_fold", counted)
+    assert not found.decide(BOB, "read", f"/299/{name}/x")
+    assert found.decide(BOB, "read", f"/300/{name}/x")
+    assert not found.decide(ANN, "call", f"{name}299")
+    asked = [text for text in folded if "@" not in text]
+    assert sorted(asked) == sorted(["299", name, "300", name, f"{name}299"])
+
+
+def test_what_is_too_long_to_be_anything_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = rules("deny bob@example.org read /x", "* read /", "* call *")
+    longest = "ﷺ" * access.MAX_NAME_LEN
+    assert found.decide(ANN, "call", longest)
+    assert found.decide(ANN, "read", f"/a/{longest}/{longest}")
+    monkeypatch.delattr(access, "fold")
+    monkeypatch.delattr(found._deny, "_fold")
+    assert not found.decide(ANN, "call", longest + "x")
+    assert not found.decide(ANN, "read", f"/a/{longest}x/b")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"), [("_", "_"), ("__", "__"), (".", "."), (r"\xc2\xad", "\xad")]
+)
+def test_denying_a_service_of_which_no_letter_counts_does_not_deny_all(
+    spelled: str, name: str
+) -> None:
+    found = rules(f'deny * call "{spelled}"', "* call *")
+    assert not found.decide(ANN, "call", name)
+    assert found.decide(ANN, "call", "customEcho")

@@ -212,7 +212,7 @@ def test_changes_take_effect_at_once(
         assert store.judge(peer(99 + number)) is Verdict.FIRST_USE
 
 
-def test_locking_and_removing_take_effect_at_once(
+def test_locking_and_unlocking_take_effect_at_once(
     store: KnownStore, path: Path
 ) -> None:
     path.touch()
@@ -222,8 +222,53 @@ def test_locking_and_removing_take_effect_at_once(
         store.judge(peer(2))
     path.chmod(0o600)
     assert store.judge(peer(2)) is Verdict.FIRST_USE
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+def test_a_list_that_goes_away_still_lets_in_whom_it_named_and_nobody_else(
+    store: KnownStore, path: Path, mode: int
+) -> None:
+    path.touch()
+    store.record([peer(1), peer(3)])
+    path.chmod(mode)
+    assert not store.is_gone()
+    away = path.rename(path.with_name("away"))
+    assert store.judge(peer(1)) is Verdict.KNOWN
+    assert store.is_gone()
+    with pytest.raises(PeerNotTrustedError, match=r"is not known, and .* is gone$"):
+        store.judge(peer(2))
+    assert store.record([peer(2)]) == 0
+    denied(path).write_bytes(added(parse_list(b"", ""), [peer(3)]))
+    with pytest.raises(PeerNotTrustedError, match="is denied"):
+        store.judge(peer(3))
+    assert not path.exists()
+    away.chmod(0o600)
+    away.rename(path)
+    assert store.judge(peer(2)) is Verdict.FIRST_USE
+    assert not store.is_gone()
+
+
+def test_a_link_to_a_list_that_goes_away_opens_nothing(
+    store: KnownStore, path: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(added(parse_list(b"", ""), [peer(1)]))
+    path.symlink_to(target)
+    store.require_usable()
+    target.unlink()
+    assert store.judge(peer(1)) is Verdict.KNOWN
+    with pytest.raises(PeerNotTrustedError, match="gone"):
+        store.judge(peer(2))
+
+
+def test_a_server_whose_list_moves_is_still_its_server(path: Path) -> None:
+    store = KnownStore(str(path), "server")
+    path.write_bytes(added(parse_list(b"", ""), [peer(1, "h")]))
+    assert store.judge(peer(1, "h")) is Verdict.KNOWN
     path.unlink()
-    assert store.judge(peer(2)) is Verdict.UNCHECKED
+    assert store.judge(peer(1, "h")) is Verdict.KNOWN
+    with pytest.raises(PeerNotTrustedError, match="KEY HAS CHANGED"):
+        store.judge(peer(2, "h"))
 
 
 def test_what_is_unchanged_is_not_read_again(

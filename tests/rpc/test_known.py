@@ -286,10 +286,36 @@ async def test_changes_take_effect_without_a_restart(
         await assert_refused(server, ann, seen, "is denied")
         store.unlock()
         await assert_refused(server, ann, seen, "is denied")
-        os.unlink(clients)
         async with await dial(server, authority.identity("new")) as client:
             await assert_works(client)
-    assert not content_of(clients)
+
+
+async def test_a_list_that_is_taken_away_opens_nothing_and_cuts_nobody(
+    node: LoadedIdentity,
+    ann: LoadedIdentity,
+    bob: LoadedIdentity,
+    clients: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, seen = KnownStore(str(clients), "client"), Seen()
+    store.approve(entry(ann))
+    store.lock()
+    away = clients.with_name("away")
+    async with (
+        serving(node, clients, seen) as server,
+        await dial(server, ann) as stays,
+    ):
+        await assert_works(stays)
+        os.rename(clients, away)
+        await assert_refused(server, bob, seen, "is not known, and .* is gone")
+        await until(lambda: "is gone; until it is back" in caplog.text)
+        async with await dial(server, ann) as client:
+            await assert_works(client)
+        await assert_works(stays)
+        os.rename(away, clients)
+        await assert_refused(server, bob, seen, "which is locked")
+        await assert_works(stays)
+    assert caplog.text.count("is gone") == 1
 
 
 # The alarm.

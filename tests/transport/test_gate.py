@@ -258,6 +258,17 @@ def test_a_flood_of_refusals_becomes_a_line_now_and_then() -> None:
     assert log.note("a", "too many", 3 * REPORT_INTERVAL_S)
 
 
+def test_several_refusals_can_be_told_at_once() -> None:
+    log = RefusalLog(at_once=3)
+    assert [log.note("a", "reason", 0.0) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert log.note("b", "other", 1.0)
+    assert log.due(REPORT_INTERVAL_S) == [("a", "2 more times: reason")]
+    assert not log.note("a", "again", REPORT_INTERVAL_S)
+    assert log.due(2 * REPORT_INTERVAL_S) == [("a", "1 more times: again")]
+    assert log.due(3 * REPORT_INTERVAL_S) == []
+    assert log.note("a", "reason", 3 * REPORT_INTERVAL_S)
+
+
 def test_addresses_beyond_those_that_have_lines_share_one() -> None:
     log = RefusalLog()
     for number in range(gate_module._MOST_REPORTS):
