@@ -5,7 +5,7 @@ our client compares it.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
@@ -179,18 +179,28 @@ class DownloadService:
                     ARG_DOWNLOAD_PATH: path,
                     ARG_DOWNLOAD_NAME: os.path.basename(path),
                 }
-                async with PartReader(source) as reader:
+                async with PartReader(source, out.turn) as reader:
                     # Part 0 cannot be a stream's last: even an empty file has two.
-                    payload, part_sum = await reader.next()
-                    await out.send(payload, args={**args, ARG_PART_SUM: part_sum})
-                    last = False
-                    while not last:
+                    await _send_next(reader, out, args, first=True)
+                    over = False
+                    while not over:
                         record.size_bytes = reader.taken_bytes
-                        payload, part_sum = await reader.next()
-                        last = not payload
-                        part_args = {**args, ARG_PART_SUM: part_sum}
-                        await out.send(payload, args=part_args, last=last)
+                        over = await _send_next(reader, out, args)
             finally:
                 await in_worker(source.close)
             record.digest = reader.total_sum
             return Reply(args={ARG_SERVER_TOTAL_SUM: reader.total_sum})
+
+
+async def _send_next(
+    reader: PartReader,
+    out: OutgoingStream,
+    args: Mapping[str, str],
+    *,
+    first: bool = False,
+) -> bool:
+    """Send the next part; keep no hold of it. Return whether it was the last one."""
+    payload, part_sum = await reader.next()
+    last = not payload and not first
+    await out.send(payload, args={**args, ARG_PART_SUM: part_sum}, last=last)
+    return last
