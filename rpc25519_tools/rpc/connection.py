@@ -48,10 +48,12 @@ from rpc25519_tools.rpc.streams import (
     OutgoingStream,
     Part,
 )
+from rpc25519_tools.rpc.turns import SendTurns, Turn
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message, header_len
+from rpc25519_tools.wire.outgoing import payload_len
 
 _log = logging.getLogger(__name__)
 
@@ -162,6 +164,7 @@ class Connection:
             memory=owner.memory,
             turns=owner.turns,
         )
+        self._send_turns = SendTurns(self.driver, self._max_held_len)
         self._core = ServerCore(
             local=f"{transport.network}://{transport.local_address}",
             remote=f"{transport.network}://{transport.remote_address}",
@@ -202,7 +205,7 @@ class Connection:
             call_id=call_id,
             compress=compress,
         )
-        await self.driver.send(message, self._core.codec)
+        await self._send(message)
 
     async def aclose(self, closer: asyncio.Task[Any] | None) -> None:
         """Cancel what still runs, send what is queued, and close.
@@ -456,6 +459,7 @@ class Connection:
 
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
         running = self._running[call]
+        turn = Turn(self._send_turns)
 
         async def send_part(
             payload: Buffer,
@@ -473,14 +477,28 @@ class Connection:
             )
             running.sending += 1
             try:
-                await self.driver.send(part, self._core.codec)
+                await self._send(part, counted=turn.is_taken)
             except BaseException:
                 self._core.take_back(call, part)
                 raise
             finally:
                 running.sending -= 1
 
-        return OutgoingStream(send_part)
+        return OutgoingStream(send_part, turn)
+
+    async def _send(
+        self, message: Message, *, at_once: bool = True, counted: bool = False
+    ) -> None:
+        """Send a message; what waits to be sent is held, unless it is counted."""
+        codec = self._core.codec
+        if self.driver.try_send(message, codec, at_once=at_once):
+            return
+        held_len = 0 if counted else payload_len(message.payload)
+        self._change_held(held_len)
+        try:
+            await self.driver.send(message, codec, at_once=at_once)
+        finally:
+            self._change_held(-held_len)
 
     async def _answer(self, call: OpenCall, reply: Reply, opening: Message) -> None:
         """Send the answer, or else a short one that says why it cannot be sent."""
@@ -508,7 +526,7 @@ class Connection:
         )
         if message is not None:
             alone = len(self._running) == 1
-            await self.driver.send(message, self._core.codec, at_once=alone)
+            await self._send(message, at_once=alone)
 
 
 def _is_for_us(error: BaseException, task: asyncio.Task[None]) -> bool:
