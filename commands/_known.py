@@ -21,6 +21,7 @@ def known_keys_options(default_name: str) -> Callable[[_F], _F]:
     """Add ``--known-keys`` and ``--no-known-keys``.
 
     The command gets one parameter, ``known_keys_path``: what Config has of that name.
+    It must also have ``tcp``, ``skip_verify`` and ``psk_path``.
 
     Args:
         default_name: the list in the current directory that is used if it is there.
@@ -32,6 +33,8 @@ def known_keys_options(default_name: str) -> Callable[[_F], _F]:
             *args: Any, known_keys: str | None, no_known_keys: bool, **kwargs: Any
         ) -> Any:
             path = _chosen(known_keys, default_name, off=no_known_keys)
+            if known_keys is not None:
+                _require_proof(**kwargs)
             return command(*args, known_keys_path=path, **kwargs)
 
         options: Any = wrapped
@@ -52,6 +55,18 @@ def known_keys_options(default_name: str) -> Callable[[_F], _F]:
         return options  # type: ignore[no-any-return]  # as functools.wraps made it
 
     return decorate
+
+
+def _require_proof(
+    *, tcp: bool, skip_verify: bool, psk_path: str | None, **_: object
+) -> None:
+    """Refuse a list where no peer shows a key that could be looked up in it."""
+    if psk_path is None and (tcp or skip_verify):
+        option = "-tcp" if tcp else "-skip-verify"
+        raise click.UsageError(
+            f"--known-keys does not work with {option}, which shows no keys; with "
+            "-psk it does"
+        )
 
 
 def _chosen(given: str | None, default_name: str, *, off: bool) -> str | None:

@@ -177,7 +177,7 @@ class Config:
             of servers for a client. Where there is no such file, nothing is checked or
             recorded; one that may be written means trust on first use; a read-only one
             refuses unknown keys. None uses none; so do plain TCP and ``verify_peer``
-            False.
+            False, unless there is a pre-shared key, whose tunnel shows keys as well.
         pre_shared_key_path: a file with a key for a second layer of encryption
             inside the first, at least 32 bytes; both sides need the same one. With it
             certificates are needed on plain TCP too.

@@ -28,7 +28,7 @@ from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import Deadlines, require_limit
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.held import HeldWatch
-from rpc25519_tools.rpc.known import known_guard
+from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
@@ -36,7 +36,7 @@ from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, Part
 from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect
-from rpc25519_tools.transport.psk import safe_codec
+from rpc25519_tools.transport.psk import PskTransport, safe_codec
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -104,6 +104,7 @@ class Client:
         self._liveness = Liveness(
             self._driver, config, send_keepalive=self._send_keepalive
         )
+        self._known: KnownGuard | None = None
         self._held = HeldWatch(self._driver, send_keepalive=self._send_keepalive)
         self._driver.on_held = self._held.begin
         #: Calls in the net/rpc style.
@@ -137,7 +138,7 @@ class Client:
                 tls = TlsSettings(
                     identity=identity, verify=config.verify_peer, peer_check=known
                 )
-            tunnel = await load_tunnel(config.pre_shared_key_path, identity)
+            tunnel = await load_tunnel(config.pre_shared_key_path, identity, known)
         made: list[Self] = []
 
         def accept(transport: Transport) -> Receiver:
@@ -154,6 +155,8 @@ class Client:
                 http_connect=config.http_connect,
                 tunnel=tunnel,
             )
+            made[0]._known = known
+            made[0]._show_key()
             if known is not None:
                 await known.aclose()
         except BaseException:
@@ -175,7 +178,11 @@ class Client:
 
     async def aclose(self) -> None:
         """Send what is queued and close; waiting calls fail."""
-        await self._driver.aclose()
+        try:
+            await self._driver.aclose()
+        finally:
+            if self._known is not None:
+                await self._known.aclose()
 
     @property
     def transport(self) -> Transport:
@@ -541,6 +548,12 @@ class Client:
         text = f"no reply from {pending.service_name!r} within {pending.limit_s:.3g} s"
         self._fail(call_id, DeadlineError(text))
         self.cancel(call_id)
+
+    def _show_key(self) -> None:
+        """Show a server of ours, which waits for a message, that we have the key."""
+        transport = self.transport
+        if isinstance(transport, PskTransport) and transport.confirms:
+            self._send_keepalive()
 
     def _send_keepalive(self) -> None:
         self._driver.send_now(KEEP_ALIVE, self.codec, hold_peer=False)

@@ -29,12 +29,14 @@ WATCH_INTERVAL_S: Final = 0.25
 
 
 def known_guard(config: Config, role: PeerRole) -> "KnownGuard | None":
-    """Return what checks peers of this role; None where no list is to be used."""
-    if (
-        config.known_keys_path is None
-        or config.network == "tcp"
-        or not config.verify_peer
-    ):
+    """Return what checks peers of this role.
+
+    None where no list is to be used, or where no peer proves who it is: that takes TLS
+    that verifies, or a pre-shared-key tunnel.
+    """
+    proves = config.network == "tls" and config.verify_peer
+    proves = proves or config.pre_shared_key_path is not None
+    if config.known_keys_path is None or not proves:
         return None
     return KnownGuard(KnownStore(config.known_keys_path, role))
 

@@ -28,7 +28,11 @@ from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
-from rpc25519_tools.transport.psk import TunnelSettings
+from rpc25519_tools.transport.psk import (
+    PskTransport,
+    TunnelSettings,
+    is_proven,
+)
 from rpc25519_tools.wire.greenpack import Buffer
 
 _log = logging.getLogger(__name__)
@@ -45,7 +49,10 @@ class ServerObserver(Protocol):
     """Learns about connections; for logs. None of these methods may raise."""
 
     def connected(self, transport: Transport) -> None:
-        """A client is connected and, over TLS, authenticated."""
+        """A client is connected and, over TLS or in a tunnel, authenticated.
+
+        In a pre-shared-key tunnel that is so from its first message on.
+        """
 
     def disconnected(self, transport: Transport, reason: Exception) -> None:
         """A client's connection is over."""
@@ -135,8 +142,12 @@ class Server:
 
     @property
     def clients(self) -> list[Transport]:
-        """The connections that are open now: addresses and who the clients are."""
-        return [one.driver.transport for one in self._connections]
+        """The connections that are open now: addresses and who the clients are.
+
+        Without those whose client has yet to show that it has the pre-shared key.
+        """
+        open_now = [one.driver.transport for one in self._connections]
+        return [one for one in open_now if is_proven(one)]
 
     async def start(self, identity: LoadedIdentity | None = None) -> None:
         """Load our keys and begin to listen, once; after a failure, one may try again.
@@ -176,7 +187,9 @@ class Server:
                 warn_of_end(identity)
             if config.network == "tls":
                 tls = self._tls(identity)
-            self._tunnel = await load_tunnel(config.pre_shared_key_path, identity)
+            self._tunnel = await load_tunnel(
+                config.pre_shared_key_path, identity, self._known
+            )
         if self._known is not None:
             await self._known.require_usable()
         self._listener = await listen(
@@ -289,7 +302,7 @@ class Server:
     def filenos(self) -> list[int]:
         """Return the descriptors of all sockets, for who must let go of them."""
         listening = self._listener.filenos() if self._listener is not None else []
-        return listening + [one.fileno() for one in self.clients]
+        return listening + [one.driver.transport.fileno() for one in self._connections]
 
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""
@@ -360,8 +373,14 @@ class Server:
         if self._stopping:
             # Its handshake took longer than we live; nobody else would close it.
             transport.abort()
-        self._tell(lambda observer: observer.connected(transport))
+        if isinstance(transport, PskTransport) and not transport.is_proven:
+            transport.when_proven(lambda: self._tell_connected(transport))
+        else:
+            self._tell_connected(transport)
         return connection.driver
+
+    def _tell_connected(self, transport: Transport) -> None:
+        self._tell(lambda observer: observer.connected(transport))
 
     def _refused(self, reason: Exception, address: str) -> None:
         self._tell(lambda observer: observer.refused(address, reason))
@@ -405,7 +424,8 @@ class Server:
         transport = connection.driver.transport
         if self._by_address.get(transport.remote_address) is connection:
             del self._by_address[transport.remote_address]
-        self._tell(lambda observer: observer.disconnected(transport, reason))
+        if is_proven(transport):
+            self._tell(lambda observer: observer.disconnected(transport, reason))
 
     @property
     def config(self) -> Config:

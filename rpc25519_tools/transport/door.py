@@ -9,7 +9,11 @@ import secrets
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
-from rpc25519_tools.errors import ConnectionLostError, HandshakeError
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    HandshakeError,
+    LocalProtocolError,
+)
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     Accept,
@@ -89,7 +93,7 @@ class Door:
         self._report_timer: asyncio.TimerHandle | None = None
         self._transports: dict[Ticket, TcpTransport] = {}
         self._tickets: dict[Transport, Ticket] = {}
-        #: Tunnels whose handshake is not done.
+        #: Tunnels whose client has not shown yet that it has its keys.
         self._tunnels: dict[Ticket, PskTransport] = {}
         self._closed = False
 
@@ -132,7 +136,8 @@ class Door:
             self._report_timer.cancel()
         if self._handshake or self._tunnel is not None:
             for ticket, transport in list(self._transports.items()):
-                if ticket.unproven:
+                tunnel = self._tunnels.get(ticket)
+                if ticket.unproven and not (tunnel is not None and tunnel.is_open):
                     transport.give_up()
 
     # Inside.
@@ -155,6 +160,7 @@ class Door:
 
         def gone() -> None:
             del self._tickets[made]
+            self._tunnels.pop(ticket, None)
             if self._transports.pop(ticket, None) is not None:
                 self._gate.leave(ticket)
 
@@ -171,16 +177,28 @@ class Door:
     def _dig(
         self, ticket: Ticket, below: Transport, settings: TunnelSettings
     ) -> PskTransport:
-        """Open a tunnel in a connection; only then has its client shown who it is."""
+        """Open a tunnel in a connection.
+
+        A client that TLS has not proved can have sent the handshake of another one: it
+        is counted with those that have not sent anything, until a message of it opens.
+        It may be silent until then for as long as it likes, as on plain TCP.
+        """
 
         def opened(transport: Transport) -> Receiver:
+            made.when_proven(proven)
+            if below.peer is not None:
+                self._gate.prove(ticket)
+            return self._accept(transport)
+
+        def proven() -> None:
             self._tunnels.pop(ticket, None)
             self._gate.prove(ticket)
-            return self._accept(transport)
 
         def failed(error: Exception, address: str) -> None:
             self._tunnels.pop(ticket, None)
-            self._note_failure(ticket, error, address, tried=made.has_received)
+            silent = isinstance(error, ConnectionLostError | LocalProtocolError)
+            tried = made.has_received and not silent
+            self._note_failure(ticket, error, address, tried=tried)
 
         timeout_s = min(self._timeout_s, TUNNEL_TIMEOUT_S)
         made = open_tunnel(
@@ -216,7 +234,11 @@ class Door:
         made = self._transports.pop(ticket)
         tunnel = self._tunnels.pop(ticket, None)
         if tunnel is not None:
-            tunnel.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
+            tunnel.fail_handshake(
+                ConnectionLostError(_TOO_MANY_SILENT)
+                if tunnel.is_open
+                else HandshakeError(_TOO_MANY_HANDSHAKES)
+            )
         elif isinstance(made, TlsTransport | HttpConnectTransport):
             made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
         else:

@@ -129,8 +129,8 @@ async def connect(
         text = f"no answer from {address} within {timeout_s:g} s"
         if tunnels:
             text += (
-                " to the pre-shared-key handshake: perhaps it does not use -psk, or "
-                "does not let our key in"
+                " to the pre-shared-key handshake: perhaps it does not use -psk, "
+                "does not let our key in, or refuses connections for now"
             )
         raise DeadlineError(text) from exc
     except (OSError, UnicodeError) as exc:
@@ -164,7 +164,12 @@ def _client_protocol(
         if tunnel is None:
             return finish(transport)
         inner = PskTransport(
-            transport, tunnel, side="client", accept=finish, failed=fail
+            transport,
+            tunnel,
+            side="client",
+            accept=finish,
+            failed=fail,
+            peer_host=host,
         )
         tunnels.append(inner)
         return inner

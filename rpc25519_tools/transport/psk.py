@@ -4,10 +4,11 @@ To the transport below (TCP, TLS, whatever comes) it is a Receiver, to what is a
 is a Transport: frames that are written to it leave as envelopes, envelopes that open
 arrive above as frames. What is above cannot tell the difference.
 
-Before that both sides show a certificate of the authority and a signed fresh key. That
-proves who the peer is, over plain TCP as well as inside TLS, where it must be the same
-peer. The handshake itself does not prove that the pre-shared key is right, unless the
-server is one of ours and confirms it; a wrong key shows at the first sealed message.
+Before that both sides show a certificate of the authority and a signed fresh key: over
+plain TCP as well as inside TLS, where it must be that of the same peer. Anybody who has
+seen such a message can send it again. What proves the peer, and that its pre-shared key
+is right, is the first sealed message that opens, or before it the confirmation of a
+server that is one of ours.
 
 What decides and computes is in ``wire.handshake`` and ``wire.tunnel``.
 """
@@ -45,6 +46,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
     Accept,
+    PeerCheck,
     Receiver,
     Transport,
     body_pool,
@@ -74,6 +76,10 @@ TUNNEL_TIMEOUT_S: Final = 10.0
 
 #: What a server sends to a client that begins without a handshake: an impossible one.
 _NO_HANDSHAKE: Final = bytes(handshake.PREFIX_LEN)
+#: Of a client that was there and went, and may have repeated what others have said.
+_NOTHING_SHOWN: Final = (
+    "the client ended the connection before it had shown its pre-shared key"
+)
 #: A body from this length on is handed up without the frame's header in front, so that
 #: it can go straight into its place.
 _BODY_APART_FROM_LEN: Final = 16 * 1024
@@ -99,12 +105,18 @@ def _tunnel_scratch() -> bytearray:
 class TunnelSettings:
     """Who we are inside the tunnel, and its key.
 
+    Attributes:
+        identity: our keys.
+        key: the pre-shared key.
+        peer_check: asked about each peer whose certificate and signature are good.
+
     Raises:
         KeyFileError: our certificate is too long for the handshake.
     """
 
     identity: LoadedIdentity
     key: PreSharedKey = field(repr=False)
+    peer_check: PeerCheck | None = None
 
     def __post_init__(self) -> None:
         handshake.check_certificate_fits(self.certificate_der)
@@ -122,9 +134,12 @@ class PskTransport:
         below: an open connection; we are its receiver from now on.
         settings: who we are, and the key.
         side: which end of the connection we are.
-        accept: called when the handshake is done and the peer is trusted.
+        accept: called when the handshake is done and the peer is trusted, if it is who
+            it says; for a server that is not proved yet (see ``is_proven``).
         failed: called with the reason and the peer's address when it never comes to
-            that; the connection is closed by then.
+            that; the connection is closed by then. For a server also when what was
+            accepted is never proved.
+        peer_host: for the check what a client has dialled; None takes the address.
     """
 
     def __init__(
@@ -135,6 +150,7 @@ class PskTransport:
         side: Side,
         accept: Accept,
         failed: Failed,
+        peer_host: str | None = None,
     ) -> None:
         self._below = below
         self._settings = settings
@@ -142,7 +158,11 @@ class PskTransport:
         self._accept = accept
         self._failed = failed
         self._receiver: Receiver | None = None
+        self._peer_host = peer_host
         self._shaking = True
+        self._proven = False
+        self._when_proven: list[Callable[[], None]] = []
+        self._closing = False
         self._over = False
         self._prefix = b""
         self._shake_memory = bytearray(handshake.PREFIX_LEN)
@@ -200,6 +220,25 @@ class PskTransport:
         return bool(self._prefix or self._shake_filled)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done and the connection goes on."""
+        return not self._shaking and not self._over
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the peer has shown that it has its key and the pre-shared one."""
+        return self._proven
+
+    def when_proven(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called as soon as the peer is proven, before its message."""
+        self._when_proven.append(call)
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the server has confirmed its key, as those of Go do not."""
+        return self._confirmed
+
+    @property
     def peer_follows_codecs(self) -> bool:
         """Whether the peer bears several codecs on one connection (see `safe_codec`).
 
@@ -238,10 +277,12 @@ class PskTransport:
 
     def close(self) -> None:
         """Send what is queued, then close in order."""
+        self._closing = True
         self._below.close()
 
     def abort(self) -> None:
         """Close at once and drop what is queued."""
+        self._closing = True
         self._below.abort()
 
     # The transport below calls this.
@@ -267,6 +308,8 @@ class PskTransport:
         while not self._over:
             try:
                 plain = next(opened, None)
+                if plain is not None and not self._proven:
+                    self._prove()
             except (ProtocolError, SecurityError) as exc:
                 self._end_with(exc)
                 return
@@ -281,7 +324,7 @@ class PskTransport:
 
     def connection_lost(self, error: Exception | None) -> None:
         """Pass the end on; say what it means when nothing was opened yet."""
-        was_shaking, self._over = self._shaking, True
+        was_shaking, was_over, self._over = self._shaking, self._over, True
         if was_shaking:
             self._stop_shaking()
             self._failed(self._lost_in_handshake(error), self.remote_address)
@@ -301,16 +344,20 @@ class PskTransport:
             unproven.__cause__ = error
             error = unproven
         receiver.connection_lost(error)
+        if not (was_over or self._closing):
+            self._report_unproven(ConnectionLostError(_NOTHING_SHOWN))
 
     # Called by who made us.
 
     def fail_handshake(self, error: Exception) -> None:
-        """Give up on a peer that takes too long."""
+        """Give up on a peer that takes too long, or a client that is not proven."""
         if self._shaking:
             self._over = True
             self._stop_shaking()
             self._below.abort()
             self._failed(error, self.remote_address)
+        elif self.is_open and not self._proven:
+            self._end_with(error)
 
     # Inside.
 
@@ -379,8 +426,35 @@ class PskTransport:
         self._peer = peer
         writer: Side = "client" if self._side == "server" else "server"
         self._opener = Opener(key, writer, _tunnel_scratch(), body_pool())
+        if self._confirmed:
+            self._prove()
         self._stop_shaking()
         self._receiver = self._accept(self)
+
+    def _prove(self) -> None:
+        """Learn that the peer has both keys.
+
+        Raises:
+            PeerNotTrustedError: it is to be let in no more.
+        """
+        check = self._settings.peer_check
+        if check is not None and self._peer is not None:
+            check.proven(self._peer, self._host())
+        self._proven = True
+        calls, self._when_proven = self._when_proven, []
+        for call in calls:
+            call()
+
+    def _host(self) -> str:
+        """Return where the peer is, without its port."""
+        if self._peer_host is not None:
+            return self._peer_host
+        return self.remote_address.rpartition(":")[0].strip("[]")
+
+    def _report_unproven(self, error: Exception) -> None:
+        """Tell of a client that was accepted and has come to nothing."""
+        if self._side == "server" and not self._proven:
+            self._failed(error, self.remote_address)
 
     def _judge(self, theirs: Handshake) -> PeerIdentity:
         """Check certificate and signature; on both sides as for a server's."""
@@ -404,6 +478,9 @@ class PskTransport:
                 f"the {self._other()} has one key for TLS ({outer.key_id}) and another "
                 f"one inside the tunnel ({peer.key_id})"
             )
+        if self._settings.peer_check is not None:
+            # Not only in TLS: that may have been a while ago.
+            self._settings.peer_check.check(peer, self._host())
         return peer
 
     def _lost_in_handshake(self, error: Exception | None) -> Exception:
@@ -411,7 +488,8 @@ class PskTransport:
             return error
         lost = HandshakeError(
             f"the {self._other()} closed the connection during the pre-shared-key "
-            "handshake: perhaps it does not use -psk, or refuses our certificate"
+            "handshake: perhaps it does not use -psk, refuses our certificate, or "
+            "refuses connections for now"
         )
         lost.__cause__ = error
         return lost
@@ -471,6 +549,15 @@ class PskTransport:
         self._below.abort()
         if receiver is not None:
             receiver.connection_lost(error)
+            self._report_unproven(error)
+
+
+def is_proven(transport: Transport) -> bool:
+    """Tell whether a peer is who it says, as far as its transport shows that at all.
+
+    Only a tunnel is handed on before.
+    """
+    return not isinstance(transport, PskTransport) or transport.is_proven
 
 
 def safe_codec(transport: Transport, codec: Codec) -> Codec:

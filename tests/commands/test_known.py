@@ -99,6 +99,35 @@ def test_a_list_can_be_elsewhere_or_switched_off(issued: Path, home: Path) -> No
     assert (home / "list").read_text() == f"{HEADER}\n{line(issued, 'client')}"
 
 
+@pytest.mark.parametrize("option", ["-tcp", "-skip-verify"])
+def test_lists_hold_where_only_the_tunnel_shows_keys(
+    option: str, issued: Path, home: Path
+) -> None:
+    (home / "psk").write_bytes(os.urandom(32))
+    (home / "psk").chmod(0o600)
+    known(home, "approve", issued / "client.crt").succeed()
+    known(home, "lock").succeed()
+    args = [option, "-psk", "psk"]
+    with SrvProcess(*args, certs=issued, cwd=home) as srv:
+        call(srv, issued, home, *args).succeed()
+        call(srv, issued, home, *args, "-k", "ann").error(TRUST)
+        srv.wait_for("refused: ann@example.org")
+        known(home, "deny", "client@example.org").succeed()
+        call(srv, issued, home, *args).error(TRUST)
+        srv.wait_for("is denied in known_client_keys.denied")
+
+
+@pytest.mark.parametrize("program", ["srv", "cli"])
+@pytest.mark.parametrize("option", ["-tcp", "-skip-verify"])
+def test_a_named_list_is_refused_where_nothing_shows_keys(
+    option: str, program: str, issued: Path, home: Path
+) -> None:
+    (home / "list").touch()
+    args = ["-certs", str(issued), "-s", "127.0.0.1:0", option, "-known-keys=list"]
+    error = run(program, *args, cwd=home).error(USAGE)
+    assert f"--known-keys does not work with {option}, which shows no keys" in error
+
+
 def test_an_operator_locks_approves_and_denies_without_a_restart(
     srv: SrvProcess, issued: Path, home: Path
 ) -> None:

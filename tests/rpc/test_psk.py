@@ -151,8 +151,10 @@ async def test_a_wrong_key_is_told_to_both(
     async with net.server(registry, seen, pre_shared_key_path=key_path) as server:
         with pytest.raises(DecryptionError, match="another pre-shared key"):
             await net.client(server, pre_shared_key_path=other_key_path)
-        await until(lambda: seen.closed)
-        assert isinstance(seen.closed[0], DecryptionError)
+        await until(lambda: seen.refusals)
+        assert isinstance(seen.refusals[0], DecryptionError)
+        assert not seen.open
+        assert not seen.closed
     assert not calls
 
 
@@ -167,8 +169,10 @@ async def test_a_wrong_key_that_nothing_confirms_is_told_to_both(
         async with client:
             with pytest.raises(HandshakeError, match="pre-shared key is another"):
                 await client.call("echo", b"secret")
-        await until(lambda: seen.closed)
-        assert isinstance(seen.closed[0], DecryptionError)
+        await until(lambda: seen.refusals)
+        assert isinstance(seen.refusals[0], DecryptionError)
+        assert not seen.open
+        assert not seen.closed
     assert not calls
 
 
