@@ -1,6 +1,7 @@
 """``srv --check``: find out what is wrong with the settings, without serving."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +22,7 @@ def check_server(
     *,
     serve: str | None,
     readfile: str | None,
+    keep_back: Sequence[str],
     offer: str,
 ) -> None:
     """Check the settings of a server, or answer a question about its access file.
@@ -31,6 +33,7 @@ def check_server(
         talk: takes warnings.
         serve: the directory that is given out; None for none.
         readfile: the directory that is written to; None for none.
+        keep_back: what is not served even there.
         offer: what is on offer, in a few words.
 
     Raises:
@@ -44,7 +47,7 @@ def check_server(
         return
     for directory, mode in ((serve, os.R_OK), (readfile, os.W_OK)):
         if directory is not None:
-            _check_directory(directory, mode)
+            _check_directory(directory, mode, keep_back)
     check_known_keys(config, "client")
     open_identity(config, talk)  # last, since it may ask for a pass phrase
     rules = "no access file"
@@ -53,11 +56,11 @@ def check_server(
     click.echo(f"srv: the settings are fine ({offer}; {rules})")
 
 
-def _check_directory(directory: str, mode: int) -> None:
+def _check_directory(directory: str, mode: int, keep_back: Sequence[str]) -> None:
     from rpc25519_tools.errors import LocalFileError
     from rpc25519_tools.files.jail import Root
 
-    Root(directory).close()
+    Root(directory, keep_back=keep_back).close()
     if not os.access(directory, mode | os.X_OK):
         action = "write in" if mode == os.W_OK else "read"
         raise LocalFileError(f"cannot {action} {printable(directory)}: no permission")

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from ._transferlog import ServerLog
 
 DEFAULT_ADDRESS = "0.0.0.0:8443"
+#: Where selfy keeps the authority, and the lists of known keys, if not told otherwise.
+PRIVATE_DIR = "my-keep-private-dir"
+DEFAULT_LISTS = ("known_client_keys", "known_server_keys")
 #: How often to look whether our certificate has been renewed, in seconds.
 IDENTITY_POLL_S = 5.0
 
@@ -55,6 +58,7 @@ class _Job:
     seconds: float
     grace_s: float
     verbose: bool
+    keep_back: tuple[str, ...]
 
 
 @click.command("srv", cls=GoStyleCommand)
@@ -182,6 +186,7 @@ def srv(
             seconds=sec,
             grace_s=parse_duration(grace),
             verbose=verbose,
+            keep_back=_keep_back(config, access.path, passphrase_file),
         )
         warn_unprotected(
             config,
@@ -194,7 +199,13 @@ def srv(
 
             offer = _offer(config, job)
             check_server(
-                config, access, talk, serve=serve, readfile=readfile, offer=offer
+                config,
+                access,
+                talk,
+                serve=serve,
+                readfile=readfile,
+                keep_back=job.keep_back,
+                offer=offer,
             )
         else:
             _run(config, job, talk, access.open(config, talk))
@@ -274,6 +285,24 @@ def _run(
         handler.flush()
 
 
+def _keep_back(
+    config: "Config", access_path: str | None, passphrase_file: str | None
+) -> tuple[str, ...]:
+    """Return what is never served: keys, and what decides who is let in."""
+    from rpc25519_tools.identity.known_peers import DENIED_SUFFIX
+
+    lists = [*DEFAULT_LISTS]
+    if config.known_keys_path is not None:
+        lists.append(config.known_keys_path)
+    others = (config.pre_shared_key_path, access_path, passphrase_file)
+    return (
+        config.certs_dir,
+        PRIVATE_DIR,
+        *(name + suffix for name in lists for suffix in ("", DENIED_SUFFIX, ".lock")),
+        *(path for path in others if path not in (None, "", "-")),
+    )
+
+
 def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Registry":
     """Register what the options ask for, and nothing else."""
     from rpc25519_tools.files.download import DownloadService
@@ -299,10 +328,10 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
 
     registry = Registry()
     if job.serve is not None:
-        root = roots.enter_context(Root(job.serve))
+        root = roots.enter_context(Root(job.serve, keep_back=job.keep_back))
         registry.add_download(DOWNLOAD_SERVICE, DownloadService(root, log=log.transfer))
     if job.readfile is not None:
-        root = roots.enter_context(Root(job.readfile))
+        root = roots.enter_context(Root(job.readfile, keep_back=job.keep_back))
         service = UploadService(root, clobber=job.clobber, log=log.transfer)
         registry.add_upload(UPLOAD_SERVICE, service)
     if job.echo:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rpc25519_tools.identity.access import AccessPolicy
     from rpc25519_tools.identity.access_store import AccessFile
     from rpc25519_tools.identity.certificate import PeerIdentity
+    from rpc25519_tools.limits import Limits, Startups
     from rpc25519_tools.rpc.calls import CallKind
     from rpc25519_tools.rpc.client import Client
     from rpc25519_tools.rpc.client_stream import ClientStream
@@ -43,6 +44,7 @@ __all__ = [
     "Config",
     "Header",
     "IncomingStream",
+    "Limits",
     "Message",
     "OutgoingStream",
     "Part",
@@ -55,6 +57,7 @@ __all__ = [
     "Reply",
     "Server",
     "ServerObserver",
+    "Startups",
     "Transport",
     "__version__",
     "parse_address",
@@ -67,6 +70,7 @@ _MODULES = {
     "identity.access": ("AccessPolicy",),
     "identity.access_store": ("AccessFile",),
     "identity.certificate": ("PeerIdentity",),
+    "limits": ("Limits", "Startups"),
     "rpc.calls": ("CallKind",),
     "rpc.client": ("Client",),
     "rpc.client_stream": ("ClientStream",),

@@ -79,6 +79,7 @@ WITH_IO = {
     "rpc.server": "",
     "rpc.streams": "",
     "rpc.tunnels": "reads a file, by way of identity.store",
+    "rpc.turns": "lets streams wait for each other",
 }
 
 

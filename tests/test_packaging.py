@@ -1,8 +1,10 @@
 """The wheel and the sdist build, hold everything, install, and their programs start."""
 
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -100,3 +102,66 @@ def test_wheel_installs_into_a_fresh_environment_and_its_programs_start(
             cwd=tmp_path,
         )
         assert done.stdout == f"{name} of rpc25519-tools {__version__}\n"
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of an environment with the wheel and what it needs."""
+    top = tmp_path_factory.mktemp("installed")
+    venv.create(top, with_pip=False)
+    (site,) = top.glob("lib/python*/site-packages")
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return top / "bin" / "python"
+
+
+def check_types(program: Path, python: Path) -> subprocess.CompletedProcess[str]:
+    """Run mypy with its strict settings, and no others, as a user would."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--config-file="),
+            *("--python-executable", python, "--cache-dir", program.parent / "cache"),
+            program,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=program.parent,
+        check=False,
+    )
+
+
+def test_a_users_program_passes_the_type_checker_and_runs(
+    installed: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    shutil.copy(ROOT / "tests" / "typed_program.py", program)
+    checked = check_types(program, installed)
+    assert checked.stdout == "Success: no issues found in 1 source file\n"
+    done = subprocess.run(
+        [installed, "-W", "error", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
+
+
+def test_a_users_mistakes_are_found_by_the_type_checker(
+    installed: Path, tmp_path: Path
+) -> None:
+    text = (ROOT / "tests" / "typed_program.py").read_text()
+    marks = re.findall(r"  # type: ignore\[([\w-]+)\].*", text)
+    program = tmp_path / "program.py"
+    program.write_text(re.sub(r"  # type: ignore\[[\w-]+\].*", "", text))
+    found = re.findall(
+        r": error: .*\[([\w-]+)\]$",
+        check_types(program, installed).stdout,
+        re.MULTILINE,
+    )
+    assert sorted(found) == sorted(marks)
+    assert len(marks) == 9

@@ -176,6 +176,7 @@ class BlockingClient:
         args: Mapping[str, str] = NO_ARGS,
         subject: str = "",
         timeout_s: float | None = None,
+        call_id: str = "",
         compress: bool = True,
     ) -> Message:
         """Call a service and wait for its reply; see ``Client.call``."""
@@ -186,9 +187,18 @@ class BlockingClient:
                 args=args,
                 subject=subject,
                 timeout_s=timeout_s,
+                call_id=call_id,
                 compress=compress,
             )
         )
+
+    def new_call_id(self) -> str:
+        """Return a fresh id for one ``call``; see ``Client.new_call_id``."""
+
+        async def take(client: Client) -> str:
+            return client.new_call_id()
+
+        return self._run(take)
 
     def send_one_way(
         self,
@@ -213,11 +223,16 @@ class BlockingClient:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> BlockingStream:
         """Open an upload; see ``Client.upload``."""
         return self._open(
             lambda client: client.upload(
-                service_name, payload, args=args, timeout_s=timeout_s
+                service_name,
+                payload,
+                args=args,
+                timeout_s=timeout_s,
+                compress=compress,
             )
         )
 
@@ -228,11 +243,16 @@ class BlockingClient:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> BlockingStream:
         """Open a download; see ``Client.download``."""
         return self._open(
             lambda client: client.download(
-                service_name, payload, args=args, timeout_s=timeout_s
+                service_name,
+                payload,
+                args=args,
+                timeout_s=timeout_s,
+                compress=compress,
             )
         )
 
@@ -243,11 +263,16 @@ class BlockingClient:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> BlockingStream:
         """Open a bistream; see ``Client.bistream``."""
         return self._open(
             lambda client: client.bistream(
-                service_name, payload, args=args, timeout_s=timeout_s
+                service_name,
+                payload,
+                args=args,
+                timeout_s=timeout_s,
+                compress=compress,
             )
         )
 

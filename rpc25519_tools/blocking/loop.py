@@ -73,7 +73,7 @@ class Loop(asyncio.SelectorEventLoop):
             except SystemExit as exc:
                 if self is not _process.loop:
                     raise
-                _log.error("a handler called sys.exit; it was stopped", exc_info=exc)
+                _log.error("something on the event loop called sys.exit", exc_info=exc)
         if rest := asyncio.all_tasks(self):
             for task in rest:
                 task.cancel()

@@ -4,11 +4,13 @@ Beyond the Go programs, our service reports the sum of the whole file in its rep
 our client compares it.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
+from rpc25519_tools.files.descriptors import PER_DOWNLOAD, OpenFiles, open_files
 from rpc25519_tools.files.jail import Root, access_target
 from rpc25519_tools.files.parts import (
     ARG_DOWNLOAD_LEN,
@@ -155,21 +157,30 @@ class DownloadService:
     Args:
         root: the directory.
         log: learns how each download ended.
+        files: counts what is open; None: the count of the whole process.
     """
 
     #: Rights are looked up here, by the file's name, and not by the service's.
     checks_access: Final = True
 
-    def __init__(self, root: Root, *, log: TransferLog) -> None:
+    def __init__(
+        self, root: Root, *, log: TransferLog, files: OpenFiles | None = None
+    ) -> None:
         self._root = root
         self._log = log
+        self._files = files
 
     async def __call__(self, context: CallContext, out: OutgoingStream) -> Reply:
         """Send one file; the reply reports the sum of what was sent."""
-        with TransferRecord("download", context, self._log) as record:
+        with (
+            TransferRecord("download", context, self._log) as record,
+            contextlib.ExitStack() as reserved,
+        ):
             path = context.header.args.get(ARG_DOWNLOAD_REQUEST, "")
             record.name = path
             context.require("read", access_target(path))
+            files = self._files or open_files()
+            reserved.enter_context(files.reserve(context.remote_address, PER_DOWNLOAD))
             source = await open_in_worker(
                 lambda: open_remote_source(self._root, path), SourceFile.close
             )
@@ -179,18 +190,28 @@ class DownloadService:
                     ARG_DOWNLOAD_PATH: path,
                     ARG_DOWNLOAD_NAME: os.path.basename(path),
                 }
-                async with PartReader(source) as reader:
+                async with PartReader(source, out.turn) as reader:
                     # Part 0 cannot be a stream's last: even an empty file has two.
-                    payload, part_sum = await reader.next()
-                    await out.send(payload, args={**args, ARG_PART_SUM: part_sum})
-                    last = False
-                    while not last:
+                    await _send_next(reader, out, args, first=True)
+                    over = False
+                    while not over:
                         record.size_bytes = reader.taken_bytes
-                        payload, part_sum = await reader.next()
-                        last = not payload
-                        part_args = {**args, ARG_PART_SUM: part_sum}
-                        await out.send(payload, args=part_args, last=last)
+                        over = await _send_next(reader, out, args)
             finally:
                 await in_worker(source.close)
             record.digest = reader.total_sum
             return Reply(args={ARG_SERVER_TOTAL_SUM: reader.total_sum})
+
+
+async def _send_next(
+    reader: PartReader,
+    out: OutgoingStream,
+    args: Mapping[str, str],
+    *,
+    first: bool = False,
+) -> bool:
+    """Send the next part; keep no hold of it. Return whether it was the last one."""
+    payload, part_sum = await reader.next()
+    last = not payload and not first
+    await out.send(payload, args={**args, ARG_PART_SUM: part_sum}, last=last)
+    return last

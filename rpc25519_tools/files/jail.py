@@ -26,12 +26,13 @@ All of this blocks; call it from a worker thread.
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rpc25519_tools.errors import LocalFileError, UnsafePathError
+from rpc25519_tools.files.kept_back import KeptBack
 from rpc25519_tools.identity.printable import quoted
 
 PARTIAL_PREFIX = b".rpc25519-part-"
@@ -260,11 +261,20 @@ class Root:
     Renaming or replacing the directory's path later does not redirect it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep_back: Iterable[str | os.PathLike[str]] = (),
+    ) -> None:
         """Open the directory; links on the way to it are followed.
 
+        Args:
+            path: the directory.
+            keep_back: what in it nobody may read or write; see ``files/kept_back.py``.
+
         Raises:
-            LocalFileError: it is missing, not a directory, or not permitted.
+            LocalFileError: it is missing, not a directory, not permitted, or kept back.
         """
         try:
             self._fd = os.open(path, DIR_FLAGS)
@@ -272,6 +282,11 @@ class Root:
             raise file_error(exc, "open directory", os.fspath(path)) from exc
         except ValueError as exc:
             raise unsafe(os.fspath(path), "not a possible name") from exc
+        try:
+            self._kept_back = KeptBack(path, keep_back)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the directory; later calls do nothing."""
@@ -298,7 +313,7 @@ class Root:
                 or belongs to anything but a regular file.
             LocalFileError: there is no such file, or no permission.
         """
-        *parents, name = split_remote_name(remote_name)
+        *parents, name = self._parts(remote_name)
         dir_fd = self._open_parent(parents, remote_name, "read")
         try:
             return _open_regular(dir_fd, name, remote_name)
@@ -315,7 +330,7 @@ class Root:
                 or belongs to anything but a regular file.
             LocalFileError: a parent directory is missing, or no permission.
         """
-        *parents, name = split_remote_name(remote_name)
+        *parents, name = self._parts(remote_name)
         dir_fd = self._open_parent(parents, remote_name, "write")
         try:
             check_replaceable(dir_fd, name, remote_name)
@@ -323,6 +338,11 @@ class Root:
             os.close(dir_fd)
             raise
         return WriteTarget(dir_fd=dir_fd, name=name, remote_name=remote_name)
+
+    def _parts(self, remote_name: str) -> tuple[bytes, ...]:
+        parts = split_remote_name(remote_name)
+        self._kept_back.check(parts, remote_name)
+        return parts
 
     def _open_parent(
         self, parents: Sequence[bytes], remote_name: str, action: str

@@ -34,6 +34,7 @@ from rpc25519_tools.files.workers import (
     open_in_worker,
 )
 from rpc25519_tools.rpc.streams import Part
+from rpc25519_tools.rpc.turns import Turn
 from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.constants import PART_LEN
 from rpc25519_tools.wire.digest import RunningDigest, digest_hex, digest_text
@@ -53,8 +54,8 @@ ARG_DOWNLOAD_LEN: Final = "pathsize"
 ARG_DOWNLOAD_PATH: Final = "path"
 ARG_DOWNLOAD_NAME: Final = "filename"
 
-#: How many parts of a file are read at a time, since each change of threads costs as
-#: much as hashing a quarter of a part.
+#: How many parts of a file are read at a time, where there is room: each change of
+#: threads costs as much as hashing a quarter of a part.
 _PARTS_AHEAD: Final = 2
 
 #: Our own additions, which Go programs do not look at: the sum of the whole file on an
@@ -113,10 +114,15 @@ class PartReader:
 
     Used as an asynchronous context manager, inside the source's own: leaving it waits
     until no thread reads the source any more.
+
+    Args:
+        source: what is read.
+        turn: when parts may be held; None: always.
     """
 
-    def __init__(self, source: SourceFile) -> None:
+    def __init__(self, source: SourceFile, turn: Turn | None = None) -> None:
         self._source = source
+        self._turn = turn
         self._memory = BufferPool()
         self._total = RunningDigest()
         self._thread = AbandonableThread() if source.size_bytes is None else None
@@ -136,10 +142,14 @@ class PartReader:
     ) -> None:
         if self._thread is not None:
             self._thread.close()
-        if self._ahead is not None:
-            if self._thread is not None:
-                self._ahead.cancel()  # it may block for ever
-            await finished(self._ahead)
+        try:
+            if self._ahead is not None:
+                if self._thread is not None:
+                    self._ahead.cancel()  # it may block for ever
+                await finished(self._ahead)
+        finally:
+            if self._turn is not None:
+                self._turn.give_up()
 
     @property
     def size_bytes(self) -> int | None:
@@ -159,13 +169,18 @@ class PartReader:
         Raises:
             LocalFileError: reading failed.
             FileChangedError: the file is not what it was at the beginning.
+            ConnectionLostError, SecurityError: there will be no turn any more.
         """
         if not self._ready:
             if self._ahead is None:
+                if self._turn is not None:
+                    self._memory = await self._turn.next()
                 self._ahead = self._begin_reading()
             batch = await asyncio.shield(self._ahead)
-            self._ahead = self._begin_reading() if batch[-1][0] else None
+            self._ahead = None
             self._ready.extend(batch)
+            if batch[-1][0] and self._may_go_ahead:
+                self._ahead = self._begin_reading()
         payload, part_sum = self._ready.popleft()
         self.taken_bytes += len(payload)
         return payload, part_sum
@@ -173,8 +188,16 @@ class PartReader:
     def _begin_reading(self) -> "asyncio.Future[list[tuple[Buffer, str]]]":
         if self._thread is not None:
             return asyncio.ensure_future(self._thread.run(self._read, 1))
+        count = _PARTS_AHEAD if self._may_go_ahead else 1
+        if self._turn is not None:
+            ready_len = sum(len(payload) for payload, _ in self._ready)
+            self._turn.hold(ready_len + self._source.clip(count * PART_LEN))
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(None, self._read, _PARTS_AHEAD)
+        return loop.run_in_executor(None, self._read, count)
+
+    @property
+    def _may_go_ahead(self) -> bool:
+        return self._turn is None or self._turn.may_go_ahead
 
     def _read(self, count: int) -> list[tuple[Buffer, str]]:
         """Read up to ``count`` parts; the last one of all is empty."""

@@ -1,6 +1,7 @@
 """Uploading a file: the client's side and the service."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError
 from rpc25519_tools.files.atomic import open_remote_target
+from rpc25519_tools.files.descriptors import PER_UPLOAD, OpenFiles, open_files
 from rpc25519_tools.files.jail import Root, access_target
 from rpc25519_tools.files.parts import (
     ARG_CLIENT_TOTAL_SUM,
@@ -144,22 +146,36 @@ class UploadService:
         root: the directory.
         clobber: whether an existing file may be replaced.
         log: learns how each upload ended.
+        files: counts what is open; None: the count of the whole process.
     """
 
     #: Rights are looked up here, by the file's name, and not by the service's.
     checks_access: Final = True
 
-    def __init__(self, root: Root, *, clobber: bool, log: TransferLog) -> None:
+    def __init__(
+        self,
+        root: Root,
+        *,
+        clobber: bool,
+        log: TransferLog,
+        files: OpenFiles | None = None,
+    ) -> None:
         self._root = root
+        self._files = files
         self._clobber = clobber
         self._log = log
 
     async def __call__(self, context: CallContext, parts: IncomingStream) -> Reply:
         """Receive one file; the reply reports the sum of what was stored."""
-        with TransferRecord("upload", context, self._log) as record:
+        with (
+            TransferRecord("upload", context, self._log) as record,
+            contextlib.ExitStack() as reserved,
+        ):
             name = context.header.args.get(ARG_UPLOAD_NAME, "")
             record.name = name
             context.require("write", access_target(name))
+            files = self._files or open_files()
+            reserved.enter_context(files.reserve(context.remote_address, PER_UPLOAD))
             clobber = self._clobber and ARG_NO_CLOBBER not in context.header.args
             open_target = partial(open_remote_target, self._root, name, clobber=clobber)
             async with PartWriter(open_target) as writer:

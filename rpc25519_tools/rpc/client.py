@@ -289,6 +289,7 @@ class Client:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> ClientStream:
         """Return an upload, which ``async with`` opens: ``send`` parts, then ``reply``.
 
@@ -296,10 +297,14 @@ class Client:
             service_name: the name that the server registered.
             payload: the first part.
             args: small named strings to send along.
-            timeout_s: limit for the whole call; None for none, but for that of a
-                handler's own call.
+            timeout_s: limit for the whole call, from when it is opened; None for none,
+                but for that of a handler's own call.
+            compress: False sends this first message without compression; later parts
+                say so for themselves.
         """
-        return self._open(CallKind.UPLOAD, service_name, payload, args, timeout_s)
+        return self._open(
+            CallKind.UPLOAD, service_name, payload, args, timeout_s, compress=compress
+        )
 
     def download(
         self,
@@ -308,12 +313,15 @@ class Client:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> ClientStream:
         """Return a download, which ``async with`` opens: iterate over its parts.
 
         The arguments are those of ``upload``.
         """
-        return self._open(CallKind.DOWNLOAD, service_name, payload, args, timeout_s)
+        return self._open(
+            CallKind.DOWNLOAD, service_name, payload, args, timeout_s, compress=compress
+        )
 
     def bistream(
         self,
@@ -322,13 +330,16 @@ class Client:
         *,
         args: Mapping[str, str] = NO_ARGS,
         timeout_s: float | None = None,
+        compress: bool = True,
     ) -> ClientStream:
         """Return a bistream, which ``async with`` opens: send parts and iterate.
 
         The arguments are those of ``upload``. Read while you send: a peer whose own
         parts nobody reads may stop reading yours.
         """
-        return self._open(CallKind.BISTREAM, service_name, payload, args, timeout_s)
+        return self._open(
+            CallKind.BISTREAM, service_name, payload, args, timeout_s, compress=compress
+        )
 
     async def stream(
         self,
@@ -337,13 +348,14 @@ class Client:
         payload: Buffer = b"",
         *,
         args: Mapping[str, str] = NO_ARGS,
+        compress: bool = True,
     ) -> ClientStream:
         """Open an upload, a download or a bistream at once.
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over.
         """
-        stream = self._open(kind, service_name, payload, args, None)
+        stream = self._open(kind, service_name, payload, args, None, compress=compress)
         await stream.begin()
         return stream
 
@@ -450,28 +462,37 @@ class Client:
         payload: Buffer,
         args: Mapping[str, str],
         timeout_s: float | None,
+        *,
+        compress: bool,
     ) -> ClientStream:
-        limit_s = _inherited(timeout_s)
-        start_ns, deadline_ns = now_ns(), None
-        if limit_s is not None:
-            deadline_ns = start_ns + int(limit_s * _NS_PER_S)
-        opening = self._core.start(
-            kind,
-            service_name,
-            now_ns=start_ns,
-            payload=payload,
-            args=args,
-            deadline_ns=deadline_ns,
-        )
-        call_id = opening.header.call_id
+        call_id = self._core.new_call_id()
         incoming = IncomingStream(self._driver) if kind.receives_parts else None
         reply: asyncio.Future[Message] = self._loop.create_future()
         # A stream may be left without anybody asking for its reply.
         reply.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self._pending[call_id] = _Pending(reply, service_name, incoming, limit_s)
-        if limit_s is not None:
-            self._deadlines.add(call_id, self._loop.time() + limit_s)
-        return ClientStream(self, opening, reply, incoming)
+
+        def begin() -> Message:
+            """Make the call one that is waited for; return its opening message."""
+            limit_s = _inherited(timeout_s)
+            start_ns, deadline_ns = now_ns(), None
+            if limit_s is not None:
+                deadline_ns = start_ns + int(limit_s * _NS_PER_S)
+            opening = self._core.start(
+                kind,
+                service_name,
+                now_ns=start_ns,
+                payload=payload,
+                args=args,
+                deadline_ns=deadline_ns,
+                call_id=call_id,
+                compress=compress,
+            )
+            self._pending[call_id] = _Pending(reply, service_name, incoming, limit_s)
+            if limit_s is not None:
+                self._deadlines.add(call_id, self._loop.time() + limit_s)
+            return opening
+
+        return ClientStream(self, call_id, begin, reply, incoming)
 
     # Called by the driver, by timers and by liveness.
 

@@ -1,11 +1,15 @@
 """One open call of a client: parts up, parts down, and in the end a reply."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
-from rpc25519_tools.errors import ConnectionLostError, LocalProtocolError
+from rpc25519_tools.errors import (
+    CallCancelledError,
+    ConnectionLostError,
+    LocalProtocolError,
+)
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.driver import now_ns
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream
@@ -38,18 +42,19 @@ class ClientStream:
     def __init__(
         self,
         owner: StreamOwner,
-        opening: Message,
+        call_id: str,
+        begin: Callable[[], Message],
         reply: asyncio.Future[Message],
         incoming: IncomingStream | None,
     ) -> None:
         self._owner = owner
-        self._opening: Message | None = opening
-        self._call_id = opening.header.call_id
+        self._call_id = call_id
+        self._begin: Callable[[], Message] | None = begin
         self._reply = reply
         self._incoming = incoming
 
     async def __aenter__(self) -> Self:
-        if self._opening is not None:
+        if self._begin is not None:
             await self.begin()
         return self
 
@@ -64,6 +69,7 @@ class ClientStream:
     def __aiter__(self) -> IncomingStream:
         if self._incoming is None:
             raise LocalProtocolError("this kind of call receives no parts")
+        self._require_open()
         return self._incoming
 
     @property
@@ -77,18 +83,28 @@ class ClientStream:
         return self._reply.done()
 
     async def begin(self) -> None:
-        """Send the opening message, once.
+        """Send the opening message, once; the call's time begins to run.
 
         Raises:
+            CallCancelledError: it was cancelled before.
+            DeadlineError: the handler that opens it has no time left.
+            LocalProtocolError: it has been opened already.
             ConnectionLostError, SecurityError: the connection is over.
         """
-        assert self._opening is not None, "begun twice"
-        opening, self._opening = self._opening, None
+        if self._begin is None:
+            raise LocalProtocolError("this stream has been opened already")
+        if self._reply.done():
+            self._reply.result()
+        begin, self._begin = self._begin, None
         try:
-            await self._owner.send(opening)
+            await self._owner.send(begin())
         except BaseException:
             self.cancel()
             raise
+
+    def _require_open(self) -> None:
+        if self._begin is not None and not self._reply.done():
+            raise LocalProtocolError('this stream is not open yet: use "async with"')
 
     async def send(
         self,
@@ -113,9 +129,10 @@ class ClientStream:
             RemoteCallError, NoSuchServiceError: the server ended the call early.
             DeadlineError: the call's time is over.
             LocalProtocolError: the server ended it without an error, or it takes no
-                parts, or no more of them.
+                parts, or no more of them; or it is not open.
             ConnectionLostError, SecurityError: the connection is over.
         """
+        self._require_open()
         if self._reply.done():
             self._reply.result()
             raise LocalProtocolError("the server ended the call before its last part")
@@ -142,9 +159,13 @@ class ClientStream:
             NoSuchServiceError: the server does not offer the service.
             DeadlineError: it did not come in time; the server has been told.
             ConnectionLostError, SecurityError: the connection is over.
+            LocalProtocolError: the stream is not open.
         """
+        self._require_open()
         return await asyncio.shield(self._reply)
 
     def cancel(self) -> None:
         """Give the call up; the server is told. Does nothing when it is over."""
+        if not self._reply.done() and self._begin is not None:
+            self._reply.set_exception(CallCancelledError("the call was cancelled"))
         self._owner.cancel(self._call_id)

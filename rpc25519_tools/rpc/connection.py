@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
@@ -48,10 +48,12 @@ from rpc25519_tools.rpc.streams import (
     OutgoingStream,
     Part,
 )
+from rpc25519_tools.rpc.turns import SendTurns, Turn
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message, header_len
+from rpc25519_tools.wire.outgoing import payload_len
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ _CLEANUP_TIMEOUT_S: Final = 2.0
 _CALL_COST: Final = 2048
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
-_SHUTTING_DOWN: Final = "the server is shutting down"
+#: What callers and handlers are told of a server that stops.
+SHUTTING_DOWN: Final = "the server is shutting down"
 _UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
 _CANCELLED_ITSELF: Final = "the handler was cancelled"
 
@@ -148,6 +151,8 @@ class Connection:
         self._held_len = 0
         self._holding = False
         self._heard = False
+        self._closes_when_idle = False
+        self._closing: asyncio.Task[None] | None = None
         limits = owner.config.limits
         self._max_header_len = limits.max_header_len
         self._max_held_len = limits.max_connection_memory_len
@@ -159,6 +164,7 @@ class Connection:
             memory=owner.memory,
             turns=owner.turns,
         )
+        self._send_turns = SendTurns(self.driver, self._max_held_len)
         self._core = ServerCore(
             local=f"{transport.network}://{transport.local_address}",
             remote=f"{transport.network}://{transport.remote_address}",
@@ -199,19 +205,32 @@ class Connection:
             call_id=call_id,
             compress=compress,
         )
-        await self.driver.send(message, self._core.codec)
+        await self._send(message)
 
-    async def aclose(self) -> None:
-        """Cancel what still runs, send what is queued, and close."""
-        tasks = self.tasks()
+    async def aclose(self, closer: asyncio.Task[Any] | None) -> None:
+        """Cancel what still runs, send what is queued, and close.
+
+        Args:
+            closer: the task that wants it closed. If it is that of a handler, it is
+                left alone, and the connection closes when it has been answered.
+        """
+        tasks, is_ours = [], False
         for running in self._running.values():
+            if running.task is closer:
+                is_ours = self._closes_when_idle = True
+                continue
+            tasks.append(running.task)
             running.cancellation.set()
-            running.task.cancel(_SHUTTING_DOWN)
+            running.task.cancel(SHUTTING_DOWN)
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
             if stuck:  # behind a peer that does not read
-                self.driver.abort(ConnectionLostError(_SHUTTING_DOWN))
-        await self.driver.aclose()
+                self.driver.abort(ConnectionLostError(SHUTTING_DOWN))
+        if not is_ours:
+            await self._close_driver()
+
+    async def _close_driver(self) -> None:
+        await self.driver.aclose(stall_s=_CLEANUP_TIMEOUT_S)
 
     # Called by the driver and by liveness.
 
@@ -333,6 +352,8 @@ class Connection:
             self._core.close(call)  # whatever became of its answer
             del self._running[call]
             self._change_held(-running.cost)
+            if self._closes_when_idle and not self._running:
+                self._closing = self._loop.create_task(self._close_driver())
 
     def _change_held(self, difference: int) -> None:
         """Count what calls and streams hold; read on only when that is bearable."""
@@ -350,7 +371,7 @@ class Connection:
         self, call: OpenCall, opening: Message, running: _Running
     ) -> Reply:
         if self._owner.stopping:
-            return _failure(opening, call.kind, _SHUTTING_DOWN)
+            return _failure(opening, call.kind, SHUTTING_DOWN)
         transport = self.driver.transport
         context = CallContext(
             kind=call.kind,
@@ -390,7 +411,7 @@ class Connection:
             return EXPIRED
         if call.cancelled:
             return CANCELLED
-        return _SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
+        return SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
 
     def _describe(self, call: OpenCall, exc: BaseException) -> str:
         """Return what a caller learns of an error; log what nobody foresaw."""
@@ -438,6 +459,7 @@ class Connection:
 
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
         running = self._running[call]
+        turn = Turn(self._send_turns)
 
         async def send_part(
             payload: Buffer,
@@ -455,14 +477,28 @@ class Connection:
             )
             running.sending += 1
             try:
-                await self.driver.send(part, self._core.codec)
+                await self._send(part, counted=turn.is_taken)
             except BaseException:
                 self._core.take_back(call, part)
                 raise
             finally:
                 running.sending -= 1
 
-        return OutgoingStream(send_part)
+        return OutgoingStream(send_part, turn)
+
+    async def _send(
+        self, message: Message, *, at_once: bool = True, counted: bool = False
+    ) -> None:
+        """Send a message; what waits to be sent is held, unless it is counted."""
+        codec = self._core.codec
+        if self.driver.try_send(message, codec, at_once=at_once):
+            return
+        held_len = 0 if counted else payload_len(message.payload)
+        self._change_held(held_len)
+        try:
+            await self.driver.send(message, codec, at_once=at_once)
+        finally:
+            self._change_held(-held_len)
 
     async def _answer(self, call: OpenCall, reply: Reply, opening: Message) -> None:
         """Send the answer, or else a short one that says why it cannot be sent."""
@@ -490,7 +526,7 @@ class Connection:
         )
         if message is not None:
             alone = len(self._running) == 1
-            await self.driver.send(message, self._core.codec, at_once=alone)
+            await self._send(message, at_once=alone)
 
 
 def _is_for_us(error: BaseException, task: asyncio.Task[None]) -> bool:

@@ -147,6 +147,8 @@ class Driver:
         self._reading = True
         self._released: asyncio.Future[None] | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
+        #: Who waits until there is memory to make something that is to be sent.
+        self._makers: list[asyncio.Future[None]] = []
         self._close_error: Exception | None = None
         self._lost_error: Exception | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -258,6 +260,7 @@ class Driver:
             # What came before the end still counts: _unpack_inbox goes first.
             self._lost_error = reason
             self._wake_all_writers()
+            self._wake_makers()
         if not self._closed.done():
             self._closed.set_result(None)
 
@@ -407,8 +410,32 @@ class Driver:
             self._recount()
 
     def _recount(self) -> None:
-        if self._account is not None:
+        if self._account is not None and self._close_error is None:
             self._account.update()
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """Whether this connection may not take more now."""
+        return self._account is not None and self._account.is_held
+
+    async def wait_for_memory(self) -> None:
+        """Wait until the connection may take more.
+
+        Raises:
+            ConnectionLostError, SecurityError: the connection is over; says why.
+        """
+        self._require_open()
+        while self._account is not None and not self._account.may_take():
+            maker: asyncio.Future[None] = self._loop.create_future()
+            self._makers.append(maker)
+            await maker
+            self._require_open()
+
+    def _wake_makers(self) -> None:
+        makers, self._makers = self._makers, []
+        for maker in makers:
+            if not maker.done():
+                maker.set_result(None)
 
     @property
     def is_held(self) -> bool:
@@ -434,6 +461,8 @@ class Driver:
         assert self._holds > 0
         self._holds -= 1
         self._pause_or_resume()
+        if not self.is_short_of_memory:
+            self._wake_makers()
         if self._holds == 0 and self._released is not None:
             self._released.set_result(None)
             self._released = None
@@ -453,16 +482,35 @@ class Driver:
         self._finish(error)
         self.transport.abort()
 
-    async def aclose(self) -> None:
-        """Send what is queued, close, and wait until the connection is gone."""
+    async def aclose(self, *, stall_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is queued, close, and wait until the connection is gone.
+
+        Args:
+            stall_s: the connection ends early when the peer has taken nothing of what
+                is queued for so many seconds.
+        """
         self._finish(ConnectionLostError("this side closed the connection"))
         if not self._closed.done():
             self._flush()
             self.transport.close()
-            self._close_timer = self._loop.call_later(
-                CLOSE_TIMEOUT_S, self.transport.abort
-            )
+            end_s = self._loop.time() + CLOSE_TIMEOUT_S
+            self._watch_closing(min(stall_s, CLOSE_TIMEOUT_S), end_s, self.unsent_len)
             await asyncio.shield(self._closed)
+
+    def _watch_closing(self, stall_s: float, end_s: float, unsent_len: int) -> None:
+        """End the connection when its time is over, or the peer takes nothing more."""
+
+        def look() -> None:
+            left_len = self.unsent_len
+            is_stalled = 0 < left_len == unsent_len
+            if is_stalled or self._loop.time() + stall_s / 2 > end_s:
+                self.transport.abort()
+            else:
+                self._watch_closing(stall_s, end_s, left_len)
+
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        self._close_timer = self._loop.call_later(stall_s, look)
 
     # Inside.
 
@@ -482,6 +530,7 @@ class Driver:
             self._released.set_result(None)
             self._released = None
         self._wake_all_writers()
+        self._wake_makers()
         self._on_closed(reason)
         if self._account is not None:
             self._account.close()

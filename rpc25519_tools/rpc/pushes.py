@@ -5,6 +5,8 @@ like the reader of a stream: the connection is not read from until it has caught
 """
 
 import asyncio
+import contextlib
+import weakref
 from collections import deque
 from types import TracebackType
 from typing import Final, Self
@@ -30,16 +32,18 @@ class PushListener:
     """An asynchronous iterator over pushed messages; made by ``Client.listen``.
 
     It ends when it is closed, and raises what ended the connection. As a context
-    manager it is closed on leaving.
+    manager it is closed on leaving; one that is forgotten unclosed ends when nothing
+    refers to it any more.
     """
 
     def __init__(self, driver: Driver, pushes: "Pushes", call_id: str | None) -> None:
+        self._holding = False
+        self._loop = asyncio.get_running_loop()
         self._driver = driver
         self._pushes = pushes
         self._call_id = call_id
         self._waiting: deque[Message] = deque()
         self._len = 0
-        self._holding = False
         self._closed = False
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -54,6 +58,12 @@ class PushListener:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # Whatever thread this is in; a loop that is closed holds nothing any more.
+        if self._holding:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._driver.release_reading)
 
     def __aiter__(self) -> Self:
         return self
@@ -130,7 +140,8 @@ class Pushes:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._listeners: list[PushListener] = []
+        #: Not kept alive from here: nobody reads one that its user has forgotten.
+        self._listeners: list[weakref.ref[PushListener]] = []
         self._error: Exception | None = None
 
     def listen(self, call_id: str | None) -> PushListener:
@@ -138,22 +149,25 @@ class Pushes:
         listener = PushListener(self._driver, self, call_id)
         if self._error is not None:
             listener.end(self._error)
-        self._listeners.append(listener)
+        self._listeners = [one for one in self._listeners if one() is not None]
+        self._listeners.append(weakref.ref(listener))
         return listener
 
     def remove(self, listener: PushListener) -> None:
         """Forget a listener."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+        self._listeners = [one for one in self._listeners if one() is not listener]
 
     def feed(self, message: Message) -> None:
         """Hand a message to everybody who listens for it."""
-        for listener in self._listeners:
-            if listener.wants(message):
+        for one in self._listeners:
+            listener = one()
+            if listener is not None and listener.wants(message):
                 listener.feed(message)
 
     def end(self, error: Exception) -> None:
         """Tell all listeners that the connection is over."""
         self._error = error
-        for listener in self._listeners:
-            listener.end(error)
+        for one in self._listeners:
+            listener = one()
+            if listener is not None:
+                listener.end(error)

@@ -18,7 +18,7 @@ from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.limits import format_size
-from rpc25519_tools.rpc.connection import Connection
+from rpc25519_tools.rpc.connection import SHUTTING_DOWN, Connection
 from rpc25519_tools.rpc.driver import UNPACKERS
 from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.known import KnownGuard, known_guard
@@ -97,6 +97,7 @@ class Server:
         self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
+        self._started = False
         self._stopping = False
         self._identity_reloaded = identity_reloaded
         self._watch: IdentityWatch | None = None
@@ -115,12 +116,21 @@ class Server:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.stop(self._grace_s)
+        try:
+            await self.stop(self._grace_s)
+        except asyncio.CancelledError:
+            self.abort()
+            raise
 
     @property
     def address(self) -> str:
-        """Where the server listens, with the real port."""
-        assert self._listener is not None, "not started"
+        """Where the server listens, with the real port.
+
+        Raises:
+            LocalProtocolError: it has not been started.
+        """
+        if self._listener is None:
+            raise LocalProtocolError("this server has not been started")
         return self._listener.address
 
     @property
@@ -129,7 +139,7 @@ class Server:
         return [one.driver.transport for one in self._connections]
 
     async def start(self, identity: LoadedIdentity | None = None) -> None:
-        """Load our keys and begin to listen.
+        """Load our keys and begin to listen, once; after a failure, one may try again.
 
         Args:
             identity: our keys, where the caller has loaded them already.
@@ -138,7 +148,20 @@ class Server:
             KeyFileError: our keys, certificates or pre-shared key are missing or do
                 not fit; or the list of known keys is broken, or locked and empty.
             ConnectFailedError: the address cannot be listened on.
+            LocalProtocolError: it has been started or stopped before.
         """
+        if self._stopping:
+            raise LocalProtocolError("this server has been stopped: make another")
+        if self._started:
+            raise LocalProtocolError("this server has been started already")
+        self._started = True
+        try:
+            await self._start(identity)
+        except BaseException:
+            self._started = self._listener is not None
+            raise
+
+    async def _start(self, identity: LoadedIdentity | None) -> None:
         config = self._config
         tls = None
         self._known = known_guard(config, "client")
@@ -277,29 +300,56 @@ class Server:
             self._listener.close()
 
     async def wait_until_idle(self) -> None:
-        """Wait until no call is running."""
-        while running := [task for one in self._connections for task in one.tasks()]:
+        """Wait until no call is running, apart from the one whose handler waits."""
+        ours = asyncio.current_task()
+        while running := [
+            task
+            for one in self._connections
+            for task in one.tasks()
+            if task is not ours
+        ]:
             await asyncio.wait(running)
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Stop: let running calls go on for ``grace_s`` seconds, then cancel them."""
+        """Stop: let running calls go on for ``grace_s`` seconds, then cancel them.
+
+        The rest takes as long as ``aclose`` does. A handler that stops its own server
+        is not waited for: its own connection closes when it has been answered.
+        """
+        limit_s = max(0.0, grace_s)
         self.stop_accepting()
         try:
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(limit_s):
                 await self.wait_until_idle()
         except TimeoutError:
             pass
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop at once: cancel running calls, close all connections and the address."""
+        """Cancel running calls, send what is queued, and close all connections.
+
+        This waits, at most 2 s each, for handlers that clean up and for clients that
+        take nothing of what is queued for them; and 10 s for one that takes it slowly.
+        ``abort`` waits for nobody.
+        """
         self.stop_accepting()
-        if self._memory_timer is not None:
-            self._memory_timer.cancel()
-        closing = [one.aclose() for one in list(self._connections)]
+        self._stop_memory_timer()
+        ours = asyncio.current_task()
+        closing = [one.aclose(ours) for one in list(self._connections)]
         await asyncio.gather(*closing)
         if self._known is not None:
             await self._known.aclose()
+
+    def abort(self) -> None:
+        """Stop at once: cancel running calls and drop all connections unanswered."""
+        self.stop_accepting()
+        self._stop_memory_timer()
+        for one in list(self._connections):
+            one.driver.abort(ConnectionLostError(SHUTTING_DOWN))
+
+    def _stop_memory_timer(self) -> None:
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
 
     # Called by the listener.
 

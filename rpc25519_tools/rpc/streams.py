@@ -12,6 +12,7 @@ from typing import Final, Self, TypeAlias
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.driver import Driver
+from rpc25519_tools.rpc.turns import Turn
 from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -177,10 +178,13 @@ class OutgoingStream:
 
     Args:
         send_part: packs and queues one part, and waits while the peer falls behind.
+        turn: for handlers that make their parts only when they may hold some; those
+            that have their parts anyway need none.
     """
 
-    def __init__(self, send_part: SendPart) -> None:
+    def __init__(self, send_part: SendPart, turn: Turn) -> None:
         self._send_part = send_part
+        self.turn = turn
 
     async def send(
         self,

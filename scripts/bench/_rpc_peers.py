@@ -94,12 +94,13 @@ async def pump(steps: list[Step], in_flight: int, seconds: float) -> Latencies:
 
 def ours_config(directory: Path, port: int) -> Any:
     """Return the Config of either end."""
-    from rpc25519_tools import Address, Config
+    from rpc25519_tools import Address, Config, Limits
 
     return Config(
         address=Address("127.0.0.1", port),
         certs_dir=str(directory / "certs"),
         compression="none",
+        limits=Limits(max_connections_per_address=4096),  # all of ours have one
     )
 
 

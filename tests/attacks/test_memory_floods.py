@@ -5,16 +5,20 @@ Each time the server's memory stays bounded, and a good client beside them is se
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rpc25519_tools.files.parts import (
+    ARG_DOWNLOAD_REQUEST,
     ARG_PART_SUM,
     ARG_UPLOAD_NAME,
+    DOWNLOAD_SERVICE,
     ECHO_FILE_SERVICE,
     UPLOAD_SERVICE,
 )
@@ -36,6 +40,9 @@ from tests.helpers import SrvProcess, until, wait_until
 
 #: What the tests let all clients hold together.
 BUDGET = 64 * MIB
+PARTS = frozenset(
+    {CallType.DOWNLOAD_BEGIN, CallType.DOWNLOAD_MORE, CallType.DOWNLOAD_END}
+)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +190,9 @@ async def test_endless_header_maps_end_the_connection(
         for count in (5_000, 20_000, 100_000):
             args = {f"{number:x}": "" for number in range(count)}
             async with hostile_client(tls.address, client_identity) as wire:
-                await wire.send(request(CallType.RPC, "customEcho", args=args))
+                await wire.send_unchecked(
+                    request(CallType.RPC, "customEcho", args=args)
+                )
                 await wire.wait_gone()
         # As many as are allowed are taken.
         args = {f"{number:x}": "" for number in range(3000)}
@@ -319,3 +328,98 @@ async def test_tiny_messages_that_nobody_asked_for(
         growth = memory_of(tls) - before
     assert good.calls > calls
     assert growth < 16 * MIB
+
+
+async def test_downloads_that_nobody_reads(
+    certs: Path, tmp_path: Path, client_identity: LoadedIdentity
+) -> None:
+    """Each would hold four parts; read at last, all of them come whole."""
+    count, size = 200, 4 * MIB
+    (tmp_path / "big").write_bytes(os.urandom(size))
+    with SrvProcess("-serve", str(tmp_path), certs=certs) as srv:
+        async with (
+            good_client(srv.address, client_identity) as good,
+            hostile_client(srv.address, client_identity) as wire,
+        ):
+            before, calls = memory_of(srv), good.calls
+            wire.transport.pause_reading()
+            for number in range(count):
+                message = request(
+                    CallType.REQUEST_DOWNLOAD,
+                    DOWNLOAD_SERVICE,
+                    args={ARG_DOWNLOAD_REQUEST: "big"},
+                    call_id=f"download {number}",
+                )
+                await wire.send(message)
+            await until(lambda: good.calls > calls + 150)
+            assert memory_of(srv, "VmHWM") - before < 64 * MIB
+            wire.transport.resume_reading()
+            received: Counter[str] = Counter()
+            for _ in range(count):
+                while (message := await wire.receive()).header.call_type in PARTS:
+                    received[message.header.call_id] += len(message.payload)
+                assert not message.error
+            assert set(received.values()) == {size}
+            assert len(received) == count
+            assert memory_of(srv, "VmHWM") - before < 96 * MIB
+
+
+async def test_downloads_on_many_connections_share_the_memory(
+    certs: Path, tmp_path: Path, client_identity: LoadedIdentity
+) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(8 * MIB))
+    options = ["-serve", str(tmp_path), "--max-memory", "64MiB"]
+    with SrvProcess(*options, certs=certs) as srv:
+        async with (
+            good_client(srv.address, client_identity) as good,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            before, calls = memory_of(srv), good.calls
+            for _ in range(60):
+                client = hostile_client(srv.address, client_identity)
+                wire = await stack.enter_async_context(client)
+                wire.transport.pause_reading()
+                for number in range(4):
+                    message = request(
+                        CallType.REQUEST_DOWNLOAD,
+                        DOWNLOAD_SERVICE,
+                        args={ARG_DOWNLOAD_REQUEST: "big"},
+                        call_id=f"download {number}",
+                    )
+                    await wire.send(message)
+            await until(lambda: good.calls > calls + 150)
+            growth = memory_of(srv, "VmHWM") - before
+    # Each gets up to a part on its way whatever is counted. All would be 1200 MiB.
+    assert growth < BUDGET + 60 * 2 * MIB
+
+
+async def test_echoes_that_nobody_reads(
+    tls: SrvProcess, client_identity: LoadedIdentity
+) -> None:
+    """What a handler waits to send is held, as what nobody has read is."""
+    part = os.urandom(MIB)
+    async with good_client(tls.address, client_identity) as good:
+        before, calls = memory_of(tls), good.calls
+        async with hostile_client(tls.address, client_identity) as wire:
+            wire.transport.pause_reading()
+
+            async def flood() -> None:
+                for number in range(300):
+                    for call_type in (CallType.REQUEST_BISTREAM, CallType.UPLOAD_MORE):
+                        more = call_type is CallType.UPLOAD_MORE
+                        message = request(
+                            call_type,
+                            ECHO_FILE_SERVICE,
+                            payload=part if more else b"",
+                            part=int(more),
+                            call_id=f"echo {number}",
+                        )
+                        await wire.send(message)
+
+            flooding = asyncio.create_task(flood())
+            await until(lambda: good.calls > calls + 150)
+            assert not flooding.done()
+            flooding.cancel()
+            await asyncio.wait([flooding])
+        growth = memory_of(tls, "VmHWM") - before
+    assert growth < 128 * MIB

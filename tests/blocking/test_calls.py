@@ -5,6 +5,7 @@ import gc
 import logging
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -258,13 +259,18 @@ def test_a_handler_that_calls_exit_ends_nothing_else(
     async def leave(context: CallContext) -> None:
         raise SystemExit(3)
 
+    @registry.call("exit later")
+    async def leave_later(context: CallContext) -> None:
+        asyncio.get_running_loop().call_soon(sys.exit, 3)
+
     with (
         BlockingServer(config_of(certs), registry, grace_s=0) as server,
         BlockingClient(config_of(certs, server.address)) as client,
         caplog.at_level(logging.CRITICAL),
     ):
-        with pytest.raises(DeadlineError):
-            client.call("exit", timeout_s=0.1)
+        with pytest.raises(RemoteCallError, match="SystemExit: 3"):
+            client.call("exit", timeout_s=5)
+        client.call("exit later")
         assert len(server.clients) == 1
 
 
@@ -386,6 +392,39 @@ def test_pushes_come_in_order_and_in_time(
     assert talk.next() is None
     with pytest.raises(NotConnectedError):
         served.server.push("127.0.0.1:1", "news")
+
+
+def test_a_call_can_listen_to_what_is_pushed_about_it(certs: Path) -> None:
+    registry = Registry()
+
+    @registry.call("work")
+    def work(context: CallContext) -> bytes:
+        for call_id in ("another", context.header.call_id):
+            server.push(context.remote_address, "news", b"half", call_id=call_id)
+        return b"done"
+
+    with (
+        BlockingServer(config_of(certs), registry) as server,
+        BlockingClient(config_of(certs, server.address)) as client,
+    ):
+        call_id = client.new_call_id()
+        assert call_id != client.new_call_id()
+        with client.listen(call_id) as news:
+            reply = client.call("work", call_id=call_id)
+            assert (reply.payload, reply.header.call_id) == (b"done", call_id)
+            message = news.next(5)
+            assert message is not None
+            assert message.payload == b"half"
+
+
+def test_streams_may_begin_without_compression(client: BlockingClient) -> None:
+    with client.upload("collect", b"a", compress=False) as up:
+        up.send(b"b", last=True)
+        assert up.reply().payload == b"a b"
+    with client.download("count", b"2", compress=False) as down:
+        assert [bytes(part.payload) for part in down] == [b"0", b"1"]
+    with client.bistream("upper", b"a", compress=False) as both:
+        assert next(both).payload == b"A"
 
 
 def test_threads_share_a_listener_until_it_is_closed(

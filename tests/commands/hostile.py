@@ -25,10 +25,11 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import CHUNK_LEN, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
 from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.constants import MAGIC
 from rpc25519_tools.wire.digest import digest_text
 from rpc25519_tools.wire.framing import FrameDecoder, decode_frame, encode_frame
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.message import CallType, Header, Message, encode_message
 from tests.helpers import program_path, wait_until
 
 MIB = 1 << 20
@@ -88,6 +89,11 @@ class Wire:
 
     async def send(self, message: Message, codec: Codec = Codec.NONE) -> None:
         await self.send_bytes(*encode_frame(message, codec))
+
+    async def send_unchecked(self, message: Message) -> None:
+        """Send a message that our own side would refuse to send."""
+        body = b"".join(encode_message(message))
+        await self.send_bytes(MAGIC, b"\0", len(body).to_bytes(8, "big"), body)
 
     async def send_bytes(self, *data: Buffer) -> None:
         if self.gone.is_set():

@@ -244,9 +244,14 @@ def test_wrong_key_name(certs: Path, home: Path, program: str, name: str) -> Non
     assert line.startswith("there is no certs/nobody.crt: ")
 
 
-@pytest.mark.parametrize(
-    "name", ["../client", "", ".client", "a/b", "-x", "/etc/passwd", "x" * 300]
-)
+@pytest.mark.parametrize("key", ["../client", "a/b", "/etc/passwd", "..", "a\\b"])
+def test_key_name_that_leads_elsewhere(certs: Path, home: Path, key: str) -> None:
+    copied(certs, home)
+    line = run_here("cli", home, f"-k={key}").error(USAGE)
+    assert line.startswith("key_name must be the name of a pair, not ")
+
+
+@pytest.mark.parametrize("name", ["", ".client", "-x", "x" * 300])
 def test_key_name_that_is_no_plain_name(certs: Path, home: Path, name: str) -> None:
     copied(certs, home)
     line = run_here("cli", home, f"-k={name}").error(FILES)

@@ -417,7 +417,11 @@ def test_server_logs_each_transfer_with_who_and_how_much(
 ) -> None:
     cli("-download", "sub/below").succeed()
     srv.wait_for(f" download 'sub/below' {len(CONTENT)} bytes ")
-    line = next(one for one in srv.stderr_lines() if " download 'sub/below' " in one)
+    line = next(  # among those of other tests, which may have other content
+        one
+        for one in srv.stderr_lines()
+        if f" download 'sub/below' {len(CONTENT)} bytes " in one
+    )
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ 127\.0\.0\.1:\d+ client@example\.org "
         rf"\(\w+\) download 'sub/below' {len(CONTENT)} bytes \d+\.\d{{3}} s "

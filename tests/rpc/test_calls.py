@@ -5,6 +5,7 @@ import asyncio
 import logging
 import math
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -698,6 +699,76 @@ async def test_a_refused_client_hears_why_at_its_first_call(certs: Path) -> None
         assert not seen.closed
 
 
+# Streams that are not open.
+
+
+async def test_a_stream_that_is_never_opened_costs_nothing(memory: Net) -> None:
+    async with memory.pair(services()) as (_, client):
+        for _ in range(3):
+            client.upload("collect", bytes(1000), timeout_s=0.01)
+        assert not client._pending
+        assert not client.core.open_calls
+
+
+async def test_the_time_of_a_stream_begins_when_it_is_opened(memory: Net) -> None:
+    registry, headers = Registry(), []
+
+    @registry.upload("note")
+    async def note(context: CallContext, parts: IncomingStream) -> None:
+        headers.append(context.header)
+
+    async with memory.pair(registry) as (_, client):
+        stream = client.upload("note", timeout_s=5)
+        opened_ns = time.time_ns()
+        async with stream:
+            await stream.reply()
+    (header,) = headers
+    assert header.created_ns is not None
+    assert header.created_ns >= opened_ns
+    assert header.deadline_ns == header.created_ns + 5 * 10**9
+
+
+async def test_a_stream_that_is_not_open_says_so(memory: Net) -> None:
+    async with memory.pair(services()) as (_, client):
+        stream = client.bistream("mirror")
+        for use in (stream.send(b""), stream.reply()):
+            with pytest.raises(LocalProtocolError, match="not open yet"):
+                await use
+        with pytest.raises(LocalProtocolError, match="not open yet"):
+            aiter(stream)
+        assert not stream.is_over
+        async with stream:
+            with pytest.raises(LocalProtocolError, match="opened already"):
+                await stream.begin()
+        await client.call("echo", b"")
+
+
+async def test_a_stream_that_was_cancelled_before_does_not_open(memory: Net) -> None:
+    async with memory.pair(services()) as (_, client):
+        stream = client.upload("collect")
+        stream.cancel()
+        assert stream.is_over
+        for use in (stream.begin(), stream.reply(), stream.send(b"")):
+            with pytest.raises(CallCancelledError):
+                await use
+        assert not client.core.open_calls
+
+
+async def test_a_stream_has_one_reader_at_a_time(memory: Net) -> None:
+    async with (
+        memory.pair(services()) as (_, client),
+        client.bistream("mirror", b"0") as stream,
+    ):
+        parts = aiter(stream)
+        await anext(parts)
+        first = asyncio.create_task(anext(parts))
+        await asyncio.sleep(0)
+        with pytest.raises(LocalProtocolError, match="one reader at a time"):
+            await anext(parts)
+        await stream.send(b"1", last=True)
+        assert (await first).payload == b"1"
+
+
 # What cannot be sent, and what can though it is no plain bytes.
 
 
@@ -799,7 +870,7 @@ async def test_a_call_that_cannot_be_sent_costs_nothing(
         with pytest.raises(LocalProtocolError):
             await client.send_one_way(**asked)
         with pytest.raises(LocalProtocolError):
-            client.upload(**asked)
+            await client.upload(**asked).begin()
         with pytest.raises(LocalProtocolError):
             await server.push(client.local_address, **asked)
         assert client.core.open_calls == 0
@@ -838,7 +909,7 @@ async def test_what_is_no_time_limit_is_refused(memory: Net, limit: Any) -> None
         with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
             await client.call("echo", b"x", timeout_s=limit)
         with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
-            client.upload("collect", b"x", timeout_s=limit)
+            await client.upload("collect", b"x", timeout_s=limit).begin()
         with pytest.raises(LocalProtocolError, match="must be a number of seconds"):
             await client.netrpc.call("A.b", 1, int, timeout_s=limit)
         assert client.core.open_calls == 0

@@ -478,7 +478,8 @@ async def test_no_call_is_made_when_no_time_is_left(memory: Net) -> None:
             with pytest.raises(DeadlineError, match="no time is left"):
                 await client.call("any", b"")
             with pytest.raises(DeadlineError, match="no time is left"):
-                client.download("any")
+                await client.download("any").begin()
+        assert not client.core.open_calls
         assert time_left_s() is None
         await client.send_one_way("any")
         await until(lambda: peer.messages)

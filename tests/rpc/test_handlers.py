@@ -328,10 +328,7 @@ class Ending:
 
     def __init__(self, way: str) -> None:
         self.way = way
-
-    @property
-    def timeout_s(self) -> float | None:
-        return 0.1 if self.way == "deadline" else None
+        self.timeout_s: float | None = 0.1 if way == "deadline" else None
 
     @contextlib.asynccontextmanager
     async def running(
@@ -341,8 +338,7 @@ class Ending:
         async with net.server(registry, compression="none") as server:
             client = await net.client(server, compression="none")
             async with client:
-                call = asyncio.create_task(self._call(client, kind))
-                await until(started, what="the handler's start")
+                call = await self._begin(client, kind, started)
                 match self.way:
                     case "caller":
                         call.cancel()
@@ -359,6 +355,22 @@ class Ending:
                         ConnectionLostError | DeadlineError | RemoteCallError,
                     )
                 yield
+
+    async def _begin(
+        self, client: Client, kind: CallKind, started: Callable[[], Any]
+    ) -> asyncio.Task[None]:
+        """Open a call; anew, with more time, if its handler did not start in time."""
+        while True:
+            call = asyncio.create_task(self._call(client, kind))
+            await until(
+                lambda call=call: started() or call.done(),  # type: ignore[misc]
+                what="the handler's start",
+            )
+            if started():
+                return call
+            assert isinstance(call.exception(), DeadlineError)
+            assert self.timeout_s is not None
+            self.timeout_s *= 2
 
     async def _call(self, client: Client, kind: CallKind) -> None:
         if kind is CallKind.RPC:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -483,3 +484,28 @@ async def test_a_server_without_its_clients_pushes_to_nobody(sockets: Net) -> No
         with pytest.raises(ConnectionLostError):
             await anext(client.listen())
         await client.aclose()
+
+
+async def test_a_forgotten_listener_lets_its_connection_go_on(sockets: Net) -> None:
+    async with sockets.pair(services(), compression="none") as (server, client):
+        await client.call("echo", b"")
+        listener = client.listen()
+        for _ in range(3 * pushes_module._HIGH_WATER_LEN // PART_LEN):
+            await server.push(client.local_address, "news", bytes(PART_LEN))
+        await until(lambda: client._driver.is_held, what="reading to be held")
+        del listener
+        gc.collect()
+        await client.call("echo", b"")
+        assert not client._driver.is_held
+        client.listen()
+        assert len(client._pushes._listeners) == 1
+
+
+async def test_a_listener_has_one_reader_at_a_time(memory: Net) -> None:
+    async with memory.pair(services()) as (_, client):
+        with client.listen() as listener:
+            first = asyncio.create_task(anext(listener, None))
+            await asyncio.sleep(0)
+            with pytest.raises(LocalProtocolError, match="one reader at a time"):
+                await anext(listener)
+        assert await first is None

@@ -19,10 +19,12 @@ from rpc25519_tools.errors import (
     DeadlineError,
     HandshakeError,
     KeyFileError,
+    LocalProtocolError,
     NotConnectedError,
     RemoteCallError,
     Rpc25519Error,
 )
+from rpc25519_tools.rpc import connection
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
@@ -30,6 +32,7 @@ from rpc25519_tools.rpc.server import Server, ServerObserver
 from rpc25519_tools.rpc.streams import IncomingStream
 from rpc25519_tools.transport.base import Transport
 from tests.helpers import until
+from tests.rpc.memory import Plan
 from tests.rpc.nets import Net, Seen, raw_client
 from tests.rpc.test_calls import Waiting, services
 
@@ -361,6 +364,159 @@ async def test_nothing_stays_open(sockets: Net) -> None:
     for client in clients:
         await client.aclose()
     silent.close()
+
+
+async def test_a_server_starts_once(tcp: Net) -> None:
+    server = server_of(tcp, Registry())
+    with pytest.raises(LocalProtocolError, match="has not been started"):
+        _ = server.address
+    async with server:
+        address = server.address
+        with pytest.raises(LocalProtocolError, match="started already"):
+            await server.start()
+        assert server.address == address
+    with pytest.raises(LocalProtocolError, match="make another"):
+        await server.start()
+    with pytest.raises(ConnectFailedError):
+        await Client.connect(tcp.config(address, "client"))
+
+
+@pytest.mark.parametrize("how", ["stop", "aclose", "wait_until_idle"])
+async def test_a_handler_may_stop_its_own_server(net: Net, how: str) -> None:
+    registry, waiting = waiting_services()
+    servers: list[Server] = []
+
+    @registry.call("stop")
+    async def stop(context: CallContext) -> bytes:
+        if how == "stop":
+            await servers[0].stop(0.05)
+        elif how == "aclose":
+            await servers[0].aclose()
+        else:
+            await servers[0].wait_until_idle()
+        return b"done"
+
+    async with (
+        net.server(registry) as server,
+        await net.client(server) as client,
+        await net.client(server) as other,
+    ):
+        servers.append(server)
+        if how == "wait_until_idle":
+            assert (await client.call("stop", b"")).payload == b"done"
+            return
+        async with (
+            waiting_call(other, waiting) as call,
+            waiting_call(client, waiting) as beside,
+        ):
+            assert (await client.call("stop", b"")).payload == b"done"
+            await until(lambda: not server.clients)
+            for ended in (call, beside):
+                with pytest.raises(RemoteCallError, match="shutting down"):
+                    await ended
+        await until(lambda: client.is_down and other.is_down)
+
+
+async def test_stopping_closes_what_a_handler_that_stopped_it_has_left(
+    memory: Net,
+) -> None:
+    registry, waiting = waiting_services()
+
+    @registry.call("stop")
+    async def stop(context: CallContext) -> None:
+        await server.aclose()
+        await waiting(context)
+
+    async with memory.pair(registry) as (server, client):
+        call = asyncio.create_task(client.call("stop", b""))
+        await until(lambda: waiting.started)
+        await server.aclose()
+        assert not server.clients
+        with pytest.raises((RemoteCallError, ConnectionLostError)):
+            await call
+
+
+async def test_leaving_that_is_cancelled_during_the_grace_ends_all_at_once(
+    net: Net,
+) -> None:
+    registry, waiting = waiting_services()
+    server, entered = server_of(net, registry, grace_s=30), asyncio.Event()
+
+    async def serve() -> None:
+        async with server:
+            entered.set()
+            await asyncio.Event().wait()
+
+    serving = asyncio.create_task(serve())
+    await entered.wait()
+    async with await net.client(server) as client, waiting_call(client, waiting) as one:
+        serving.cancel()
+        await until(lambda: server.stopping)
+        assert not serving.done()
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert not server.clients
+        with pytest.raises((ConnectionLostError, RemoteCallError)):
+            await one
+        await until(lambda: waiting.cancelled)
+
+
+async def test_a_client_that_takes_nothing_does_not_hold_up_stopping(
+    tcp: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_CLEANUP_TIMEOUT_S", 0.1)
+    async with tcp.server(services()) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port))) as deaf:
+            await until(lambda: server.clients)
+            (one,) = server.clients
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    while True:
+                        await server.push(one.remote_address, "news", bytes(1 << 20))
+            assert one.unsent_len
+            begin_s = time.monotonic()
+            await server.stop()
+            assert time.monotonic() - begin_s < 3
+            assert deaf.fileno() >= 0
+        assert not server.clients
+
+
+async def test_a_client_that_takes_slowly_gets_all_before_the_end(
+    memory: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_CLEANUP_TIMEOUT_S", 0.25)
+    assert memory.memory is not None
+    memory.memory.down = down = Plan(stall_at=0)
+    async with (
+        memory.server(services(), compression="none") as server,
+        raw_client(memory) as peer,
+    ):
+        (one,) = server.clients
+        await server.push(one.remote_address, "news", bytes(2000))
+        closing = asyncio.create_task(server.aclose())
+        end = memory.memory.server_ends[0]
+        begin_s = time.monotonic()
+        while not peer.messages and time.monotonic() - begin_s < 5:
+            assert down.stall_at is not None
+            down.stall_at += 100
+            end.push()
+            await asyncio.sleep(0.03)  # slow, but not for long enough to be given up
+        await closing
+        assert len(peer.messages[0].payload) == 2000
+        assert time.monotonic() - begin_s > 0.25
+
+
+async def test_abort_waits_for_nobody(net: Net) -> None:
+    registry, waiting = waiting_services()
+    async with net.server(registry) as server, await net.client(server) as client:
+        async with waiting_call(client, waiting) as call:
+            server.abort()
+            assert not server.clients
+            with pytest.raises(ConnectionLostError):
+                await call
+        await until(lambda: waiting.cancelled)
 
 
 # Who is connected.

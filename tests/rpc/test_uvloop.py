@@ -7,6 +7,7 @@ import pytest
 
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
+from tests.conftest import ASYNC_TEST_TIMEOUT_S
 from tests.rpc.nets import Net
 
 uvloop = pytest.importorskip("uvloop")
@@ -30,4 +31,4 @@ def test_calls_and_large_messages_pass(network: str, certs: Path) -> None:
             assert len(await asyncio.gather(*calls)) == 30
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        runner.run(asyncio.wait_for(run(), ASYNC_TEST_TIMEOUT_S))

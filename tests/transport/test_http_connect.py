@@ -36,7 +36,7 @@ from rpc25519_tools.transport.http_connect import (
 )
 from rpc25519_tools.wire.constants import MAGIC, MIB
 from rpc25519_tools.wire.framing import FrameDecoder
-from tests.helpers import until
+from tests.helpers import open_fds, until
 from tests.transport.peers import Listening, Recorder, dialled, listening
 
 FLOWS = Path(__file__).parent.parent / "data" / "wire" / "flows"
@@ -243,8 +243,8 @@ async def serving(
     accept: Callable[[Transport], Receiver] | None = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[Listening]:
-    """Listen for HTTP CONNECT on a free port."""
-    found = Listening()
+    """Listen for HTTP CONNECT on a free port; every socket is closed afterwards."""
+    found, before = Listening(), len(open_fds())
     listener = await listen(
         parse_address("127.0.0.1:0"),
         tls=None,
@@ -260,6 +260,7 @@ async def serving(
         listener.close()
         for recorder in found.accepted:
             recorder.transport.abort()
+        await until(lambda: len(open_fds()) <= before, what="the sockets to be closed")
 
 
 @contextlib.asynccontextmanager

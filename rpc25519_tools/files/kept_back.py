@@ -1,0 +1,70 @@
+"""What is never served, even where it lies beneath a served directory.
+
+Whoever may write a server's list of authorities, its access file or its lists of known
+keys decides who is let in; whoever may read its keys can be anybody. The usual place of
+those files is the directory in which the server runs, which is also what it serves when
+no other is named.
+"""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rpc25519_tools.errors import LocalFileError, UnsafePathError
+from rpc25519_tools.identity.printable import quoted
+
+
+class KeptBack:
+    """Names beneath one directory that may be neither read nor written.
+
+    Symbolic links are not followed beneath a served directory, so that a file has one
+    name there. Case and Unicode forms are ignored, as some file systems do.
+
+    Args:
+        root: the served directory.
+        paths: files, which need not exist, and directories with all that is in them.
+
+    Raises:
+        LocalFileError: the served directory itself lies in one of them.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]
+    ) -> None:
+        top = Path(os.path.realpath(root))
+        self._kept: set[tuple[str, ...]] = set()
+        for path in paths:
+            # A link is kept back itself, as well as what it leads to.
+            place = Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
+            for real in (place / os.path.basename(path), Path(os.path.realpath(path))):
+                if real == top or real in top.parents:
+                    raise LocalFileError(
+                        f"cannot serve {quoted(os.fspath(root))}: "
+                        f"{quoted(os.fspath(path))} has keys or rules of the server"
+                    )
+                if top in real.parents:
+                    parts = real.relative_to(top).parts
+                    self._kept.add(tuple(map(_folded, parts)))
+
+    def check(self, parts: Sequence[bytes], remote_name: str) -> None:
+        """Check a name from the wire, taken apart.
+
+        Raises:
+            UnsafePathError: it is kept back.
+        """
+        if not self._kept:
+            return
+        names = tuple(
+            _folded(part.decode("utf-8", "surrogateescape")) for part in parts
+        )
+        for count in range(1, len(names) + 1):
+            if names[:count] in self._kept:
+                raise UnsafePathError(
+                    f"refused {quoted(remote_name)}: "
+                    "the name is reserved for the server's own keys and rules"
+                )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold()).casefold()
