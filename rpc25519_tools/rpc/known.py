@@ -7,9 +7,11 @@ taken off a locked list, loses its connection within a second.
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from weakref import WeakValueDictionary
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
@@ -38,7 +40,26 @@ def known_guard(config: Config, role: PeerRole) -> "KnownGuard | None":
     proves = proves or config.pre_shared_key_path is not None
     if config.known_keys_path is None or not proves:
         return None
-    return KnownGuard(KnownStore(config.known_keys_path, role))
+    return KnownGuard(shared_store(config.known_keys_path, role))
+
+
+_shared: WeakValueDictionary[tuple[str, str, PeerRole], KnownStore] = (
+    WeakValueDictionary()
+)
+
+
+def shared_store(path: str | os.PathLike[str], role: PeerRole) -> KnownStore:
+    """Return the one object that this process has for a list.
+
+    As long as somebody holds it, it is known what the list has said last, should it go
+    away between two connections.
+    """
+    name = os.fspath(path)
+    key = (name, os.path.abspath(name), role)
+    store = _shared.get(key)
+    if store is None:
+        store = _shared[key] = KnownStore(name, role)
+    return store
 
 
 class KnownGuard:

@@ -23,11 +23,13 @@ from rpc25519_tools.errors import (
     HandshakeCutError,
     Rpc25519Error,
 )
+from rpc25519_tools.identity.known_store import KnownStore
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import require_limit
+from rpc25519_tools.rpc.known import shared_store
 from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
@@ -104,6 +106,10 @@ class PersistentClient:
         require_config(config)
         self._config = config
         self._identity = identity
+        # Held, so that a list that goes away meanwhile does not let in just anybody.
+        self._known: KnownStore | None = None
+        if config.known_keys_path is not None:
+            self._known = shared_store(config.known_keys_path, "server")
         self._files: IdentityFiles | None = None
         self._loading: asyncio.Task[LoadedIdentity] | None = None
         self._backoff = backoff or Backoff()

@@ -30,6 +30,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.reconnect import PersistentClient
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.transport.base import Receiver, Transport
@@ -119,11 +120,12 @@ async def serving(
     seen: Seen | None = None,
     *,
     verify: bool = True,
+    address: str = "127.0.0.1:0",
 ) -> AsyncIterator[Server]:
     registry = Registry()
     registry.add_call("echo", echo)
     config = Config(
-        address=parse_address("127.0.0.1:0"),
+        address=parse_address(address),
         verify_peer=verify,
         known_keys_path=None if known is None else str(known),
     )
@@ -316,6 +318,26 @@ async def test_a_list_that_is_taken_away_opens_nothing_and_cuts_nobody(
         await assert_refused(server, bob, seen, "which is locked")
         await assert_works(stays)
     assert caplog.text.count("is gone") == 1
+
+
+async def test_a_client_that_connects_again_remembers_a_list_that_went_away(
+    authority: Authority, node: LoadedIdentity, ann: LoadedIdentity, servers: Path
+) -> None:
+    async with serving(node, None) as server:
+        address = server.address
+        config = Config(address=parse_address(address), known_keys_path=str(servers))
+        client = PersistentClient(config, ann)
+        await client.call("echo", b"hello")
+        assert lines_of(servers) == [line(node)]
+    os.unlink(servers)
+    async with client:
+        async with serving(node, None, address=address):
+            await client.call("echo", b"hello")
+        other = authority.identity("other")
+        async with serving(other, None, address=address):
+            with pytest.raises(PeerNotTrustedError, match="KEY HAS CHANGED"):
+                await client.call("echo", b"hello")
+        assert client.connections == 2
 
 
 # The alarm.
