@@ -132,8 +132,9 @@ class Limits:
         max_calls: calls and streams that one connection may have running; one more is
             answered with an error.
         max_connection_memory_len: bytes that the calls of one connection may hold, in
-            what they were called with and in parts that nobody has read yet. Beyond, it
-            is not read from. 32 MiB are half of the longest message.
+            what they were called with, in parts that nobody has read yet, and in what
+            waits to be sent. Beyond, it is not read from. 32 MiB are half of the
+            longest message.
         max_memory_len: bytes that all connections together may hold in calls, parts,
             half-received messages and unsent answers. Beyond, whoever holds more than a
             little is not read from until there is room.

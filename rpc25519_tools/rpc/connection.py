@@ -114,7 +114,8 @@ class _Running:
     A task that is cancelled before it has begun runs nothing at all, not even what
     answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
     and only its answer is on the way. ``cost`` is what the message that began it takes,
-    in bytes. ``sending`` counts the parts that are about to be sent.
+    in bytes. ``sending`` counts the parts that are about to be sent, and ``turn`` is
+    taken by those who wait until they may make some.
     """
 
     task: asyncio.Task[None]
@@ -125,12 +126,15 @@ class _Running:
     begun: bool = False
     answering: bool = False
     sending: int = 0
+    turn: Turn | None = None
 
     @property
     def waits_for_client(self) -> bool:
         """Whether the handler waits for the client to send a part, or to take one."""
-        return self.sending > 0 or (
-            self.incoming is not None and self.incoming.is_waited_for
+        return (
+            self.sending > 0
+            or (self.incoming is not None and self.incoming.is_waited_for)
+            or (self.turn is not None and self.turn.is_waiting)
         )
 
 
@@ -459,7 +463,7 @@ class Connection:
 
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
         running = self._running[call]
-        turn = Turn(self._send_turns)
+        turn = running.turn = Turn(self._send_turns)
 
         async def send_part(
             payload: Buffer,

@@ -85,6 +85,8 @@ class Turn:
         self._turns = turns
         self._pool: BufferPool | None = None
         self._held_len = 0
+        #: Whether a turn, or memory for it, is waited for.
+        self.is_waiting = False
 
     @property
     def is_taken(self) -> bool:
@@ -115,13 +117,16 @@ class Turn:
         self.hold(0)
         if self._turns.waiting_count:
             self.give_up()
-        if self._pool is None:
-            self._pool = await self._turns.take()
+        self.is_waiting = True
         try:
+            if self._pool is None:
+                self._pool = await self._turns.take()
             await self._turns.memory.wait_for_memory()
         except BaseException:
             self.give_up()
             raise
+        finally:
+            self.is_waiting = False
         return self._pool
 
     def hold(self, held_len: int) -> None:

@@ -405,7 +405,7 @@ async def test_a_handler_at_work_keeps_its_connection(memory: Net, kind: str) ->
         await until(done.is_set)
 
 
-@pytest.mark.parametrize("way", ["silent", "deaf"])
+@pytest.mark.parametrize("way", ["silent", "deaf", "waiting"])
 async def test_a_handler_that_waits_for_its_client_does_not(
     memory: Net, way: str
 ) -> None:
@@ -415,13 +415,26 @@ async def test_a_handler_that_waits_for_its_client_does_not(
         while True:
             await out.send(bytes(MIB))
 
+    async def make(context: CallContext, out: OutgoingStream) -> None:
+        while True:
+            await out.turn.next()
+            await out.send(bytes(MIB))
+
     registry.add_download("flood", flood)
+    registry.add_download("make", make)
     async with memory.server(
         registry, seen, idle_timeout_s=0.1, compression="none"
     ) as server:
         client = await memory.client(server)
-        stream = client.upload("collect") if way == "silent" else None
-        await (stream or client.download("flood")).begin()
+        for _ in range(10 if way == "waiting" else 1):
+            match way:
+                case "silent":
+                    stream = client.upload("collect")
+                case "deaf":
+                    stream = client.download("flood")
+                case _:
+                    stream = client.download("make")
+            await stream.begin()
         await until(lambda: seen.closed)
         assert str(seen.closed[0]) == "nothing moved for 0.1 s"
         await client.aclose()

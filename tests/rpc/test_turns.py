@@ -5,9 +5,13 @@ import asyncio
 import pytest
 
 from rpc25519_tools.errors import ConnectionLostError
+from rpc25519_tools.rpc.driver import Driver
+from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.turns import PARTS_PER_TURN, SendTurns, Turn
-from rpc25519_tools.wire.constants import PART_LEN
+from rpc25519_tools.transport.base import Transport
+from rpc25519_tools.wire.constants import MIB, PART_LEN
 from tests.helpers import until
+from tests.rpc.memory import Plan, RawPeer, memory_pair
 
 ONE_TURN_LEN = 2 * PARTS_PER_TURN * PART_LEN
 
@@ -136,3 +140,57 @@ async def test_a_turn_waits_for_memory_and_is_given_up_with_the_connection() -> 
     assert not turn.is_taken
     memory.is_short_of_memory, memory.error = False, None
     await Turn(turns).next()
+
+
+# Waiting for memory, in a connection's driver.
+
+
+class Drivers:
+    """Drivers of three connections that share 16 MiB; the first one holds more."""
+
+    def __init__(self) -> None:
+        self.budget = budget = MemoryBudget(16 * MIB, lambda: None)
+        self.closed: list[Exception] = []
+        self.all: list[Driver] = []
+        for _ in range(3):
+            memory_pair(Plan(), Plan(), RawPeer, lambda end: self._driver(end, budget))
+        self.all[0].change_held(17 * MIB)
+        # The first one that waits is the favoured one, and goes on.
+        assert not self.all[0].is_short_of_memory
+
+    def _driver(self, transport: Transport, budget: MemoryBudget) -> Driver:
+        driver = Driver(
+            transport,
+            lambda message, codec: None,
+            self.closed.append,
+            memory=budget,
+        )
+        self.all.append(driver)
+        return driver
+
+
+async def test_whoever_would_take_more_waits_until_there_is_room() -> None:
+    first, second, third = Drivers().all
+    waiting = [asyncio.create_task(one.wait_for_memory()) for one in (second, third)]
+    await until(lambda: second.is_short_of_memory and third.is_short_of_memory)
+    assert not any(task.done() for task in waiting)
+    first.change_held(-17 * MIB)
+    await asyncio.gather(*waiting)
+    assert second.is_reading
+    assert third.is_reading
+
+
+async def test_the_end_of_the_connection_ends_the_wait_for_memory() -> None:
+    drivers = Drivers()
+    first, second, _ = drivers.all
+    waiting = asyncio.create_task(second.wait_for_memory())
+    await until(lambda: second.is_short_of_memory)
+    second.abort(ConnectionLostError("gone"))
+    with pytest.raises(ConnectionLostError, match="gone"):
+        await waiting
+    # What is counted of it later changes nothing for the others.
+    second.change_held(17 * MIB)
+    assert drivers.budget.total_len == 17 * MIB
+    first.change_held(-17 * MIB)
+    assert drivers.budget.total_len == 0
+    assert drivers.budget.held_count == 0
