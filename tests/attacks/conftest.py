@@ -30,5 +30,6 @@ def running(
 @pytest.fixture
 def target(running: TargetServer) -> Iterator[TargetServer]:
     """The server; it still answers a good client afterwards."""
+    running.forget_log()
     yield running
     running.check_it_serves()

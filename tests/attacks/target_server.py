@@ -46,6 +46,7 @@ class TargetServer:
     def __init__(self, certs: Path, served: Path, minter: Minter) -> None:
         self.served = served
         self._minter = minter
+        self._seen = 0
         # All attacks come from one address, which failed handshakes would shut out.
         options = ("-serve", served, "-readfile", served, "-v", "--max-failures", "0")
         self.srv = SrvProcess(*options, certs=certs)
@@ -66,10 +67,17 @@ class TargetServer:
     def address(self) -> str:
         return self.srv.address
 
+    def _log(self) -> list[str]:
+        return self.srv.stdout_lines() + self.srv.stderr_lines()
+
+    def forget_log(self) -> None:
+        """Look at what is logged from now on; ports are used again."""
+        self._seen = len(self._log())
+
     def lines_about(self, local: str) -> list[str]:
         """Return what the log says of a client, without the time and the address."""
         marked = f" {local} "
-        lines = self.srv.stderr_lines() + self.srv.stdout_lines()
+        lines = self._log()[self._seen :]
         return [line.partition(marked)[2] for line in lines if marked in line]
 
     def refusal(self, local: str) -> str:

@@ -278,7 +278,7 @@ async def test_it_gives_up_at_its_time_limit(tcp: Net, attempts: list[float]) ->
             await client.call("double", b"", timeout_s=0.15)
         assert time.monotonic() - begin_s < 3
     assert len(attempts) >= 4
-    assert attempts[-1] - begin_s < 0.15
+    assert attempts[-1] - begin_s < 0.15 + 0.05  # a busy machine notes it later
     waits = [after - before for before, after in itertools.pairwise(attempts)]
     assert all(wait_s >= QUICK.first_s * (1 - QUICK.jitter) for wait_s in waits)
 
