@@ -11,8 +11,17 @@ from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server, ServerObserver
-from rpc25519_tools.transport.base import Transport
+from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, Transport
 from tests.rpc.memory import MemoryNetwork, RawPeer
+
+
+def is_backed_up(transport: Transport) -> bool:
+    """Tell whether so much is unsent that a sender may have to wait.
+
+    One that waits does so until asyncio's low-water mark, a quarter of the high one:
+    anything above that can last.
+    """
+    return transport.unsent_len > WRITE_HIGH_WATER_LEN // 4
 
 
 @dataclass

@@ -20,7 +20,7 @@ from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
-from tests.rpc.nets import Net
+from tests.rpc.nets import Net, is_backed_up
 from tests.rpc.test_calls import Waiting, parts_of, services
 
 SMALL_CALLS = 10
@@ -261,7 +261,7 @@ async def test_a_stuck_reader_of_one_client_holds_up_no_other(net: Net) -> None:
                 await stream.send(PART)
 
         sending = asyncio.create_task(send_for_ever())
-        await until(lambda: one.transport.unsent_len > WRITE_HIGH_WATER_LEN)
+        await until(lambda: is_backed_up(one.transport))
         await call_small_ones(other)
         sending.cancel()
         await asyncio.wait([sending])

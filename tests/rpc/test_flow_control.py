@@ -24,7 +24,7 @@ from rpc25519_tools.wire.framing import Frame, decode_frame
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until
 from tests.rpc.memory import Plan
-from tests.rpc.nets import Net, Seen, raw_client
+from tests.rpc.nets import Net, Seen, is_backed_up, raw_client
 from tests.rpc.test_calls import parts_of, services
 from tests.rpc.test_handlers import released_view
 
@@ -87,7 +87,7 @@ async def test_a_slow_upload_handler_makes_the_sender_wait(
             await until(
                 lambda: (
                     most_held() > streams._HIGH_WATER_LEN
-                    and client.transport.unsent_len > WRITE_HIGH_WATER_LEN
+                    and is_backed_up(client.transport)
                 )
             )
             assert not sending.done()
@@ -132,7 +132,7 @@ async def test_a_handler_that_gives_up_lets_the_connection_go_on(net: Net) -> No
     async with net.pair(registry, compression="none") as (_, client):
         async with await client.stream(CallKind.UPLOAD, "slow") as stream:
             sending = asyncio.create_task(send_all(stream, sent))
-            await until(lambda: client.transport.unsent_len > WRITE_HIGH_WATER_LEN)
+            await until(lambda: is_backed_up(client.transport))
             slow.go.set()
             with pytest.raises(Exception, match="too much"):
                 await sending
@@ -164,10 +164,7 @@ async def test_a_slow_reader_makes_the_server_wait(
     ):
         stream = await client.stream(CallKind.DOWNLOAD, "flood")
         await until(
-            lambda: (
-                most_held() > streams._HIGH_WATER_LEN
-                and seen.open[0].unsent_len > WRITE_HIGH_WATER_LEN
-            )
+            lambda: most_held() > streams._HIGH_WATER_LEN and is_backed_up(seen.open[0])
         )
         assert sum(sent) < TOTAL_LEN
         assert most_held() <= HELD_LEN
@@ -183,9 +180,7 @@ async def test_leaving_an_unread_download_lets_the_connection_go_on(net: Net) ->
         await net.client(server) as client,
     ):
         async with await client.stream(CallKind.DOWNLOAD, "flood"):
-            await until(
-                lambda: seen.open and seen.open[0].unsent_len > WRITE_HIGH_WATER_LEN
-            )
+            await until(lambda: seen.open and is_backed_up(seen.open[0]))
         await client.call("echo", b"")
         assert sum(sent) < TOTAL_LEN
 

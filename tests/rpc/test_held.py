@@ -18,10 +18,10 @@ from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.held import LOOK_S, PROBE_S, UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
-from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, has_hung_up
+from rpc25519_tools.transport.base import has_hung_up
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
-from tests.rpc.nets import Net, Seen
+from tests.rpc.nets import Net, Seen, is_backed_up
 from tests.rpc.test_calls import services
 from tests.rpc.test_deadlines import FakeLoop
 
@@ -94,8 +94,7 @@ async def stuck_upload(
             await until(lambda: connection.driver.is_held, what="reading to be held")
             if full:
                 await until(
-                    lambda: client.transport.unsent_len > WRITE_HIGH_WATER_LEN,
-                    what="the way to be full",
+                    lambda: is_backed_up(client.transport), what="the way to be full"
                 )
             else:
                 await sending
@@ -125,7 +124,7 @@ async def test_a_client_that_stays_is_left_alone_and_goes_on(sockets: Net) -> No
         await until(lambda: client.has_heard, what="a keep-alive")
         assert len(server.clients) == 1
         stuck.go.set()
-        await until(lambda: client.transport.unsent_len < WRITE_HIGH_WATER_LEN)
+        await until(lambda: not client.transport.unsent_len)
         await client.call("echo", b"")
         assert not stuck.cancelled
 
