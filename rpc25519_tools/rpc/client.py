@@ -493,6 +493,7 @@ class Client:
                 deadline_ns=deadline_ns,
                 call_id=call_id,
                 compress=compress,
+                backpressure=incoming is not None,
             )
             self._pending[call_id] = _Pending(reply, service_name, incoming, limit_s)
             if limit_s is not None:

@@ -130,6 +130,7 @@ class ClientCore:
         deadline_ns: int | None = None,
         call_id: str = "",
         compress: bool = True,
+        backpressure: bool = False,
     ) -> Message:
         """Open a call; return the message that has to be sent.
 
@@ -144,6 +145,8 @@ class ClientCore:
             call_id: for a ONE_WAY message, the conversation that it belongs to; for any
                 other kind, from ``new_call_id``. A fresh one where empty.
             compress: False sends this one message without compression.
+            backpressure: whether no more parts are taken than their reader has room
+                for, so that they may be sent as fast as the network takes them.
 
         Raises:
             LocalProtocolError: the call id is in use, or what is to be sent cannot be.
@@ -162,6 +165,7 @@ class ClientCore:
             service_name=service_name,
             args=args,
             no_system_compression=not compress,
+            backpressure=backpressure,
         )
         if args or subject or call_id or not has_short_name(service_name):
             require_sendable(header)

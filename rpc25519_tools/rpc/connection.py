@@ -40,6 +40,7 @@ from rpc25519_tools.rpc.handlers import Reply, as_reply, words_of
 from rpc25519_tools.rpc.held import UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.memory import MemoryBudget
+from rpc25519_tools.rpc.pace import Pace
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server_core import OpenCall, ServerCore
 from rpc25519_tools.rpc.streams import (
@@ -464,6 +465,7 @@ class Connection:
     def _outgoing(self, call: OpenCall) -> OutgoingStream:
         running = self._running[call]
         turn = running.turn = Turn(self._send_turns)
+        pace = None if call.request.backpressure else Pace()
 
         async def send_part(
             payload: Buffer,
@@ -471,6 +473,8 @@ class Connection:
             last: bool,  # noqa: FBT001  # the signature of SendPart
             compress: bool,  # noqa: FBT001
         ) -> None:
+            if pace is not None and (delay_s := pace.delay_s(self._loop.time())):
+                await asyncio.sleep(delay_s)
             part = self._core.part(
                 call,
                 now_ns=now_ns(),
@@ -479,6 +483,8 @@ class Connection:
                 last=last,
                 compress=compress,
             )
+            if pace is not None:
+                pace.sent(payload_len(part.payload), self._loop.time())
             running.sending += 1
             try:
                 await self._send(part, counted=turn.is_taken)

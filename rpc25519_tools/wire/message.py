@@ -109,6 +109,8 @@ class Header:
         service_name: the name under which the handler is registered.
         args: small named strings.
         no_system_compression: this one message goes out with codec byte 7.
+        backpressure: a request's sender takes no more of the stream that it asks for
+            than its reader has room for. Go knows no such field, and skips it.
     """
 
     created_ns: int | None = None
@@ -125,6 +127,7 @@ class Header:
     service_name: str = ""
     args: Mapping[str, str] = field(default_factory=lambda: _NO_ARGS)
     no_system_compression: bool = False
+    backpressure: bool = False
 
 
 @keyword_value_class
@@ -215,6 +218,8 @@ def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a fie
         out.append(b"\xaeArgs_zid12_map" + _pack_args(header.args))
     if header.no_system_compression:
         out.append(b"\xbdNoSystemCompression_zid13_boo\xc3")
+    if header.backpressure:
+        out.append(b"\xb6Backpressure_zid99_boo\xc3")
     return _KEY_HEADER + pack_map_header(len(out)) + b"".join(out)
 
 
@@ -296,6 +301,7 @@ _HEADER_FIELDS: Final[dict[str, tuple[str, Callable[[object, str], object]]]] = 
     "ServiceName_zid11_str": ("service_name", _as_str),
     "Args_zid12_map": ("args", _as_args),
     "NoSystemCompression_zid13_boo": ("no_system_compression", _as_bool),
+    "Backpressure_zid99_boo": ("backpressure", _as_bool),
 }
 
 

@@ -69,6 +69,7 @@ headers = st.builds(
     service_name=texts,
     args=st.dictionaries(texts, texts, max_size=20),
     no_system_compression=st.booleans(),
+    backpressure=st.booleans(),
 )
 messages = st.builds(
     Message, header=headers, payload=st.binary(max_size=300), error=texts
