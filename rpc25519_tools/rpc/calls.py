@@ -47,15 +47,19 @@ class CallKind(Enum):
     DOWNLOAD = CallType.REQUEST_DOWNLOAD
     BISTREAM = CallType.REQUEST_BISTREAM
 
-    @property
-    def sends_parts(self) -> bool:
-        """Whether the client sends parts; the opening message is then part 0."""
-        return self in (CallKind.UPLOAD, CallKind.BISTREAM)
-
-    @property
-    def receives_parts(self) -> bool:
-        """Whether the server sends parts."""
-        return self in (CallKind.DOWNLOAD, CallKind.BISTREAM)
+    def __init__(self, opening: CallType) -> None:
+        #: Whether the client sends parts; the opening message is then part 0.
+        self.sends_parts = opening in (
+            CallType.UPLOAD_BEGIN,
+            CallType.REQUEST_BISTREAM,
+        )
+        #: Whether the server sends parts.
+        self.receives_parts = opening in (
+            CallType.REQUEST_DOWNLOAD,
+            CallType.REQUEST_BISTREAM,
+        )
+        #: Whether either side sends parts.
+        self.has_parts = self.sends_parts or self.receives_parts
 
 
 #: What a Go server says in front of ``ServiceName='...'`` when a name is unknown. A
@@ -125,6 +129,10 @@ class PartCounter:
         if number != self.next_number:
             return f"part {number} came where part {self.next_number} was due"
         return None
+
+
+#: The counters of all calls that have no parts.
+NO_PARTS: Final = PartCounter()
 
 
 def serial_numbers() -> Callable[[], int]:

@@ -443,7 +443,9 @@ class Client:
         self._pending[call_id] = _Pending(reply, service_name, None, limit_s)
         self._deadlines.add(call_id, self._loop.time() + limit_s)
         try:
-            await self.send(opening)
+            at_once = len(self._pending) <= 1
+            if not self._driver.try_send(opening, self.codec, at_once=at_once):
+                await self.send(opening)
             return await reply
         except BaseException:
             # Cancelled, or it could not be sent, or the answer is an error.

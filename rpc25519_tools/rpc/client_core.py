@@ -5,12 +5,13 @@ waits, reads no clock and draws no randomness of its own.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
     FIRST_SEQNO,
+    NO_PARTS,
     PART_MISSING,
     PARTS_DOWN,
     PARTS_UP,
@@ -80,8 +81,8 @@ ClientEvent: TypeAlias = (
 class _OpenCall:
     kind: CallKind
     header: Header
-    sent: PartCounter = field(default_factory=PartCounter)
-    received: PartCounter = field(default_factory=PartCounter)
+    sent: PartCounter = NO_PARTS
+    received: PartCounter = NO_PARTS
 
 
 class ClientCore:
@@ -174,6 +175,8 @@ class ClientCore:
         self._next_seqno += 1
         if kind is not CallKind.ONE_WAY:
             call = _OpenCall(kind, header)
+            if kind.has_parts:
+                call.sent, call.received = PartCounter(), PartCounter()
             if kind.sends_parts:
                 call.sent.advance(last=False)
             self._open[header.call_id] = call

@@ -73,9 +73,8 @@ OnClosed: TypeAlias = Callable[[Exception], None]
 _log = logging.getLogger(__name__)
 
 
-def now_ns() -> int:
-    """Return the wall clock, nanoseconds since 1970 UTC."""
-    return time.time_ns()
+#: The wall clock, nanoseconds since 1970 UTC.
+now_ns: Final = time.time_ns
 
 
 def _words(error: Exception) -> str:
@@ -84,11 +83,9 @@ def _words(error: Exception) -> str:
     return (text or str(error) or type(error).__name__).lower()
 
 
-def _packs_at_once(message: Message, codec: Codec) -> bool:
+def _packs_at_once(length: int, codec: Codec) -> bool:
     """Tell whether packing takes so little that no worker thread is worth it."""
-    return codec in (Codec.NONE, Codec.NONE_ONCE) or (
-        payload_len(message.payload) <= _INLINE_LEN
-    )
+    return length <= _INLINE_LEN or codec in (Codec.NONE, Codec.NONE_ONCE)
 
 
 def _cost(frame: Frame) -> int:
@@ -157,6 +154,8 @@ class Driver:
         self._outbox_len = 0
         self._queued_len = 0
         self._flush_handle: asyncio.Handle | None = None
+        #: Whether several messages are being handed on, whose answers go together.
+        self._gathering = False
         #: When bytes last came from the peer, on the loop's clock.
         self.last_received_s = self._loop.time()
         #: When a message other than a keep-alive was last queued, on the same clock.
@@ -226,8 +225,7 @@ class Driver:
         if self._close_error is not None:
             return
         try:
-            for frame in self._decoder.buffer_updated(count):
-                self._take(frame)
+            self._take_all(self._decoder.buffer_updated(count))
         except ProtocolError as exc:
             self.abort(exc)
         if count > _MINOR_LEN:
@@ -286,15 +284,16 @@ class Driver:
         """
         if self.try_send(message, codec, at_once=at_once):
             return
-        if _packs_at_once(message, codec):
+        length = payload_len(message.payload)
+        if _packs_at_once(length, codec):
             buffers = encode_frame(message, codec)
         else:
             buffers = await self._loop.run_in_executor(
                 None, encode_frame, message, codec
             )
         self._require_open()
-        if not self._has_room(message):
-            await self._wait_for_turn(short=payload_len(message.payload) <= _SHORT_LEN)
+        if not self._has_room(length):
+            await self._wait_for_turn(short=length <= _SHORT_LEN)
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
         self._wake_writer()
@@ -305,21 +304,22 @@ class Driver:
         The errors are those of ``send``.
         """
         self._require_open()
-        if not _packs_at_once(message, codec) or not self._has_room(message):
+        length = payload_len(message.payload)
+        if not _packs_at_once(length, codec) or not self._has_room(length):
             return False
         buffers = encode_frame(message, codec)
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
         return True
 
-    def _has_room(self, message: Message) -> bool:
-        """Tell whether a message may be queued now; senders take turns.
+    def _has_room(self, length: int) -> bool:
+        """Tell whether a message of some length may be queued now; senders take turns.
 
         A short message does not wait behind long ones: a stream of parts must not hold
         up the small calls beside it.
         """
         unsent_len = self.transport.unsent_len
-        if payload_len(message.payload) <= _SHORT_LEN:
+        if length <= _SHORT_LEN:
             return unsent_len <= 2 * WRITE_HIGH_WATER_LEN
         return not self._writers and unsent_len <= WRITE_HIGH_WATER_LEN
 
@@ -376,18 +376,18 @@ class Driver:
             self._recount()
 
     def _queue(self, buffers: list[Buffer], length: int, *, at_once: bool) -> None:
-        if at_once and not self._outbox:
+        if at_once and not self._outbox and not self._gathering:
             self.transport.write(buffers)
             return
         self._outbox += buffers
         self._outbox_len += length
         if (
-            at_once
+            (at_once and not self._gathering)
             or self._outbox_len > _OUTBOX_LEN
             or len(self._outbox) >= _OUTBOX_COUNT
         ):
             self._flush()
-        elif self._flush_handle is None:
+        elif self._flush_handle is None and not self._gathering:
             self._flush_handle = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -534,6 +534,22 @@ class Driver:
         self._on_closed(reason)
         if self._account is not None:
             self._account.close()
+
+    def _take_all(self, frames: list[Frame]) -> None:
+        """Hand frames on; what answers several at once leaves together."""
+        if len(frames) == 1:
+            self._take(frames[0])
+            return
+        self._gathering = True
+        try:
+            for frame in frames:
+                if self._close_error is not None:
+                    return
+                self._take(frame)
+        finally:
+            self._gathering = False
+            if self._outbox:
+                self._flush()
 
     def _take(self, frame: Frame) -> None:
         if self._unpacking is None:

@@ -6,11 +6,12 @@ answers follow it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
+    NO_PARTS,
     PART_MISSING,
     PARTS_UP,
     REFUSAL_TEXTS,
@@ -55,8 +56,8 @@ class OpenCall:
     cancelled: bool = False
     expired: bool = False
     closed: bool = False
-    sent: PartCounter = field(default_factory=PartCounter)
-    received: PartCounter = field(default_factory=PartCounter)
+    sent: PartCounter = NO_PARTS
+    received: PartCounter = NO_PARTS
 
 
 @value_class
@@ -171,6 +172,8 @@ class ServerCore:
         if kind is not CallKind.NET_RPC and not self._offers(kind, header.service_name):
             return MessageToSend(self._refusal(kind, header))
         call = OpenCall(kind, header)
+        if kind.has_parts:
+            call.sent, call.received = PartCounter(), PartCounter()
         namesake = self._open.get(header.call_id)
         problem = None
         if self._open_count >= self._max_calls:

@@ -165,6 +165,8 @@ def header_len(header: Header) -> int:
 _KEY_HEADER: Final = pack_str("HDR_zid00_rct")
 _KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
 _KEY_ERROR: Final = pack_str("JobErrs_zid02_str")
+#: How the header of a call and of its reply begins: nine members, the first one.
+_USUAL_HEADER: Final = _KEY_HEADER + pack_map_header(9) + b"\xb1Created_zid00_tim"
 _EMPTY_HEADER: Final = _KEY_HEADER + pack_map_header(0)
 _NIL: Final = memoryview(b"\xc0")
 _SIGNED_END: Final = 1 << 63
@@ -188,7 +190,64 @@ def _pack_name(text: str) -> bytes:
     return _packed_name(text) if len(text) <= _CACHED_LEN else pack_str(text)
 
 
+@functools.lru_cache(maxsize=1024)
+def _packed_ends(sender: str, recipient: str) -> bytes:
+    """Pack the two addresses, which are those of a connection, with their keys."""
+    return b"".join(
+        (
+            b"\xaeFrom_zid01_str",
+            pack_str(sender),
+            b"\xacTo_zid02_str",
+            pack_str(recipient),
+        )
+    )
+
+
+def _pack_usual_header(header: Header) -> bytes | None:
+    """Pack the header of a call or of its reply; None for one of another form.
+
+    This is most of what sending a short message costs.
+    """
+    sender, recipient, created_ns = header.sender, header.recipient, header.created_ns
+    if (
+        created_ns is None
+        or header.deadline_ns is None
+        or header.subject
+        or header.local_recv_ns is not None
+        or header.stream_part
+        or header.args
+        or header.no_system_compression
+        or header.backpressure
+        or not (sender and recipient and header.seqno and header.call_type)
+        or not (header.call_id and header.serial and header.service_name)
+        or len(sender) + len(recipient) > _CACHED_LEN
+    ):
+        return None
+    return b"".join(
+        (
+            _USUAL_HEADER,
+            pack_time(created_ns),
+            _packed_ends(sender, recipient),
+            b"\xafSeqno_zid04_u64",
+            pack_unsigned(header.seqno),
+            b"\xadTyp_zid05_rct",
+            pack_signed(header.call_type),
+            b"\xb0CallID_zid06_str",
+            pack_str(header.call_id),
+            b"\xb0Serial_zid07_i64",
+            pack_signed(header.serial),
+            b"\xb2Deadline_zid09_tim",
+            pack_time(header.deadline_ns),
+            b"\xb5ServiceName_zid11_str",
+            _pack_name(header.service_name),
+        )
+    )
+
+
 def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a field
+    usual = _pack_usual_header(header)
+    if usual is not None:
+        return usual
     out: list[bytes] = []
     if header.created_ns is not None:
         out.append(b"\xb1Created_zid00_tim" + pack_time(header.created_ns))
@@ -409,8 +468,6 @@ def _sliced_message(body: Buffer) -> Message | None:
 
     Returns None when the body is in any other form that the general decoder may take.
     """
-    if len(body) < SLICE_FROM_LEN:
-        return None
     try:
         unpacker = PrefixUnpacker(body, _HEADER_WINDOW_LEN)
         entries = unpacker.map_len()
@@ -508,9 +565,10 @@ def decode_message(body: Buffer) -> Message:
     Raises:
         DecodeError: ``body`` is not a well-formed message.
     """
-    sliced = _sliced_message(body)
-    if sliced is not None:
-        return sliced
+    if len(body) >= SLICE_FROM_LEN:
+        sliced = _sliced_message(body)
+        if sliced is not None:
+            return sliced
     if len(body) > BUILD_UP_TO_LEN:
         return _walked_message(body)
     try:

@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -28,9 +28,10 @@ from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.codecs import Codec, codec_name
 from rpc25519_tools.wire.constants import MAGIC, MAX_PLAIN_LEN, MIB
 from rpc25519_tools.wire.framing import Frame, decode_frame
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until
-from tests.rpc.memory import Plan, RawPeer
+from tests.rpc.memory import MemoryTransport, Plan, RawPeer
 from tests.rpc.nets import Net, Seen, raw_client, raw_server
 from tests.rpc.test_calls import Waiting, parts_of, services
 
@@ -90,6 +91,28 @@ async def test_parts_of_mixed_lengths_arrive_in_order_both_ways(
             await stream.send(payload)
         await stream.send(b"", last=True)
         assert await reading == [*payloads, b""]
+
+
+@pytest.mark.parametrize("name", ["echo", "nobody's"])
+async def test_answers_to_what_comes_together_leave_together(
+    memory: Net, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = []
+    original = MemoryTransport.write
+
+    def write(self: MemoryTransport, buffers: Sequence[Buffer]) -> None:
+        writes.append(self)
+        original(self, buffers)
+
+    async with memory.server(services()), raw_client(memory) as peer:
+        assert memory.memory is not None
+        monkeypatch.setattr(MemoryTransport, "write", write)
+        peer.send(*(request(name) for _ in range(8)))
+        await until(lambda: len(peer.messages) == 8)
+        assert writes == [peer.transport, memory.memory.server_ends[0]]
+        peer.send(request(name))
+        await until(lambda: len(peer.messages) == 9)
+        assert len(writes) == 4
 
 
 # Codecs.

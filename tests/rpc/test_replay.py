@@ -232,7 +232,7 @@ def make_like(core: ClientCore, chooser: Chooser, message: Message) -> Message |
         if header.call_type == CallType.NET_RPC:
             core.take_seqno()  # for the request inside
         made = core.start(
-            CallKind(header.call_type),
+            CallKind(CallType(header.call_type)),
             header.service_name,
             now_ns=now_ns,
             payload=message.payload,
