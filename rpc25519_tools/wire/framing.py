@@ -32,7 +32,9 @@ from rpc25519_tools.wire.constants import (
     MAX_PLAIN_LEN,
 )
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message, decode_message, encode_message
+from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message_packing import encode_message
+from rpc25519_tools.wire.message_unpacking import decode_message
 from rpc25519_tools.wire.outgoing import (
     UNCHECKED_HEADER_LEN,
     require_sendable,

@@ -29,7 +29,8 @@ from rpc25519_tools.wire.constants import MAGIC
 from rpc25519_tools.wire.digest import digest_text
 from rpc25519_tools.wire.framing import FrameDecoder, decode_frame, encode_frame
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import CallType, Header, Message, encode_message
+from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.message_packing import encode_message
 from tests.helpers import program_path, wait_until
 
 MIB = 1 << 20

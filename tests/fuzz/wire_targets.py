@@ -24,7 +24,9 @@ from rpc25519_tools.transport.http_connect import (
 from rpc25519_tools.wire import s2
 from rpc25519_tools.wire.codecs import Codec, compress, decompress
 from rpc25519_tools.wire.framing import FrameDecoder, decode_frame
-from rpc25519_tools.wire.message import Message, decode_message, encode_message
+from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message_packing import encode_message
+from rpc25519_tools.wire.message_unpacking import decode_message
 from rpc25519_tools.wire.netrpc import decode_request, decode_response
 from tests.fuzz.grammars import (
     FRAMES,

@@ -31,7 +31,8 @@ from rpc25519_tools.wire.framing import (
     decode_frame,
     encode_frame,
 )
-from rpc25519_tools.wire.message import Header, Message, encode_message
+from rpc25519_tools.wire.message import Header, Message
+from rpc25519_tools.wire.message_packing import encode_message
 
 Pieces = Iterator[bytes]
 Feed = Callable[[FrameDecoder, Pieces], list[Frame]]

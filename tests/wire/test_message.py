@@ -21,16 +21,18 @@ from rpc25519_tools.wire.greenpack import (
     pack_unsigned,
 )
 from rpc25519_tools.wire.message import (
-    BUILD_UP_TO_LEN,
     MAX_ERROR_LEN,
     MAX_HEADER_LEN,
     MAX_HEADER_TEXT_LEN,
-    SLICE_FROM_LEN,
     CallType,
     Header,
     Message,
+)
+from rpc25519_tools.wire.message_packing import encode_message
+from rpc25519_tools.wire.message_unpacking import (
+    BUILD_UP_TO_LEN,
+    SLICE_FROM_LEN,
     decode_message,
-    encode_message,
 )
 from tests.rpc.flows import flow_names, recorded
 
@@ -449,7 +451,7 @@ def test_long_bodies_with_bad_endings_are_refused(case: str) -> None:
 def _decoded_as_short(body: bytes) -> Message:
     """Decode through the general decoder, whatever the length."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rpc25519_tools.wire.message.SLICE_FROM_LEN", 1 << 40)
+        patch.setattr("rpc25519_tools.wire.message_unpacking.SLICE_FROM_LEN", 1 << 40)
         return decode_message(body)
 
 
@@ -627,7 +629,7 @@ def test_an_error_text_is_bounded(payload_len: int) -> None:
 
 def _decoded_by_walking(body: bytes) -> Message | None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rpc25519_tools.wire.message.BUILD_UP_TO_LEN", 0)
+        patch.setattr("rpc25519_tools.wire.message_unpacking.BUILD_UP_TO_LEN", 0)
         return decoded_or_refused(body)
 
 

@@ -7,7 +7,8 @@ from rpc25519_tools.wire.codecs import Codec, codec_name
 from rpc25519_tools.wire.constants import FRAME_HEADER_LEN, MAGIC
 from rpc25519_tools.wire.framing import FrameDecoder, encode_frame
 from rpc25519_tools.wire.greenpack import pack_str, unpack_object
-from rpc25519_tools.wire.message import decode_message, encode_message
+from rpc25519_tools.wire.message_packing import encode_message
+from rpc25519_tools.wire.message_unpacking import decode_message
 from tests.rpc.flows import (
     DATA,
     DIRECTIONS,
