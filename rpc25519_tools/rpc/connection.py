@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Coroutine, Mapping
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from rpc25519_tools.config import Config
@@ -124,11 +124,18 @@ class _Running:
     cancellation: Cancellation
     until_s: float | None
     cost: int
-    task: asyncio.Task[Any] = field(init=False)
+    task: asyncio.Task[None] | None = None
     begun: bool = False
     answering: bool = False
     sending: int = 0
     turn: Turn | None = None
+
+    @property
+    def its_task(self) -> asyncio.Task[Any]:
+        """The task; in its very first steps ``task`` is not known yet."""
+        task = asyncio.current_task() if self.task is None else self.task
+        assert task is not None
+        return task
 
     @property
     def waits_for_client(self) -> bool:
@@ -191,7 +198,7 @@ class Connection:
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks of all running calls."""
-        return [running.task for running in self._running.values()]
+        return [running.its_task for running in self._running.values()]
 
     async def push(
         self,
@@ -222,12 +229,13 @@ class Connection:
         """
         tasks, is_ours = [], False
         for running in self._running.values():
-            if running.task is closer:
+            task = running.its_task
+            if task is closer:
                 is_ours = self._closes_when_idle = True
                 continue
-            tasks.append(running.task)
+            tasks.append(task)
             running.cancellation.set()
-            running.task.cancel(SHUTTING_DOWN)
+            task.cancel(SHUTTING_DOWN)
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=_CLEANUP_TIMEOUT_S)
             if stuck:  # behind a peer that does not read
@@ -277,7 +285,7 @@ class Connection:
             if running.incoming is not None:
                 running.incoming.end(reason)
             running.cancellation.set()
-            running.task.cancel(str(reason))
+            running.its_task.cancel(str(reason))
         self._owner.forget(self, reason)
 
     def _send_keepalive(self) -> None:
@@ -309,7 +317,7 @@ class Connection:
             return
         running.cancellation.set()
         if running.begun:
-            running.task.cancel(reason)
+            running.its_task.cancel(reason)
 
     def _expire(self, call: OpenCall) -> None:
         if self._running[call].answering:
@@ -340,16 +348,13 @@ class Connection:
     async def _run(self, call: OpenCall, opening: Message, running: _Running) -> None:
         """Run the handler of one call and send what it returns."""
         running.begun = True
-        task = asyncio.current_task()
-        assert task is not None
-        running.task = task  # before the handler can stop its own server
         incoming = running.incoming
         try:
             try:
                 result = await self._handle(call, opening, running)
                 reply = as_reply(result, call.request.service_name)
             except BaseException as exc:
-                reason = self._why_failed(call, exc, task)
+                reason = self._why_failed(call, exc, running.task)
                 if reason is None:
                     raise
                 reply = _failure(opening, call.kind, reason)
@@ -433,7 +438,7 @@ class Connection:
                 return registry.bistreams[name](context, incoming, out)
 
     def _why_failed(
-        self, call: OpenCall, exc: BaseException, task: asyncio.Task[Any]
+        self, call: OpenCall, exc: BaseException, task: asyncio.Task[None] | None
     ) -> str | None:
         """Return what the caller learns; None for what is not meant for the call."""
         if isinstance(exc, asyncio.CancelledError):
@@ -568,7 +573,7 @@ def _begin(
         return asyncio.Task(run, loop=loop, context=context)
 
 
-def _is_for_us(error: BaseException, task: asyncio.Task[Any]) -> bool:
+def _is_for_us(error: BaseException, task: asyncio.Task[None] | None) -> bool:
     """Tell whether what came out of a handler is meant to end more than its call.
 
     That is so for Ctrl-C, which arrives in the main thread wherever that happens to be,
@@ -576,7 +581,7 @@ def _is_for_us(error: BaseException, task: asyncio.Task[Any]) -> bool:
     """
     if isinstance(error, KeyboardInterrupt):
         return threading.current_thread() is threading.main_thread()
-    if isinstance(error, GeneratorExit):
+    if isinstance(error, GeneratorExit) and task is not None:
         try:
             return asyncio.current_task() is not task
         except RuntimeError:  # no event loop is running

@@ -313,24 +313,18 @@ class ServerCore:
         if call.kind is CallKind.ONE_WAY:
             return None
         return self._reply_to(
-            call.request,
-            now_ns,
-            payload=payload,
-            args=args,
-            error=error,
-            subject=subject,
-            compress=compress,
+            call.request, now_ns, payload, args, error, subject, compress=compress
         )
 
     def _reply_to(
         self,
         request: Header,
         now_ns: int,
-        *,
         payload: Buffer = b"",
         args: Mapping[str, str] = _NO_ARGS,
         error: str = "",
         subject: str | None = None,
+        *,
         compress: bool = True,
     ) -> Message:
         header = Header(

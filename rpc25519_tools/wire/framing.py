@@ -44,6 +44,8 @@ from rpc25519_tools.wire.outgoing import (
 
 #: Shorter rests of a body are received together with what follows them.
 _DIRECT_FROM_LEN: Final = 16 * 1024
+#: Payloads up to this length need no second look.
+_SHORT_LEN: Final = 64 * 1024
 #: Buffers up to this length are joined into one; longer ones are never copied.
 _JOIN_UP_TO_LEN: Final = 16 * 1024
 
@@ -77,7 +79,8 @@ def encode_frame(message: Message, codec: Codec) -> list[Buffer]:
         LocalProtocolError: the payload, the header or the packed body is over the
             peer's limit, or holds what cannot be sent.
     """
-    message = sendable(message)
+    if type(message.payload) is not bytes or len(message.payload) > _SHORT_LEN:
+        message = sendable(message)
     if message.header.no_system_compression:
         codec = Codec.NONE_ONCE
     try:
@@ -90,7 +93,7 @@ def encode_frame(message: Message, codec: Codec) -> list[Buffer]:
     if codec not in (Codec.NONE, Codec.NONE_ONCE):
         plain = body[0] if len(body) == 1 else b"".join(body)
         body = [codecs.compress(codec, plain)]
-    body_len = sum(map(len, body))
+    body_len = sum([len(piece) for piece in body])
     if body_len > MAX_BODY_LEN:
         raise LocalProtocolError(
             f"a message of {body_len} bytes is over the limit of {MAX_BODY_LEN}"

@@ -27,6 +27,7 @@ _CACHED_LEN: Final = 256
 KEY_HEADER: Final = pack_str("HDR_zid00_rct")
 KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
 KEY_ERROR: Final = pack_str("JobErrs_zid02_str")
+_TWO_MEMBERS: Final = pack_map_header(2)
 #: How the header of a call and of its reply begins: nine members, the first one.
 _USUAL_HEADER: Final = KEY_HEADER + pack_map_header(9) + b"\xb1Created_zid00_tim"
 
@@ -104,9 +105,6 @@ def _pack_usual_header(header: Header) -> bytes | None:
 
 
 def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a field
-    usual = _pack_usual_header(header)
-    if usual is not None:
-        return usual
     out: list[bytes] = []
     if header.created_ns is not None:
         out.append(b"\xb1Created_zid00_tim" + pack_time(header.created_ns))
@@ -150,9 +148,11 @@ def encode_message(message: Message) -> list[Buffer]:
         OverflowError: an integer field does not fit its width.
     """
     payload, error = message.payload, message.error
-    head = pack_map_header(1 + bool(payload) + bool(error)) + _pack_header(
-        message.header
-    )
+    header = _pack_usual_header(message.header) or _pack_header(message.header)
+    if payload and not error:
+        lead = (_TWO_MEMBERS, header, KEY_PAYLOAD, pack_bin_header(len(payload)))
+        return [b"".join(lead), payload]
+    head = pack_map_header(1 + bool(payload) + bool(error)) + header
     buffers: list[Buffer] = [head]
     if payload:
         buffers[0] = head + KEY_PAYLOAD + pack_bin_header(len(payload))
