@@ -254,10 +254,16 @@ class Gate:
             ticket.unproven = False
             self._unproven.remove(ticket)
 
-    def fail(self, ticket: Ticket, now: float) -> None:
-        """Note that a peer has failed to show who it is; its connection goes on."""
+    def fail(self, ticket: Ticket, now: float) -> bool:
+        """Note that a peer has failed to show who it is; its connection goes on.
+
+        Returns:
+            False where its address was shut out for its failures already.
+        """
         self.prove(ticket)  # it is no candidate for dropping any more
+        had_too_many = self._failures.are_too_many(ticket.site, now)
         self._failures.add(ticket.site, now)
+        return not had_too_many
 
     def leave(self, ticket: Ticket) -> None:
         """Note that a connection has ended; once for each ticket."""

@@ -229,10 +229,18 @@ def test_an_address_is_refused_for_the_rest_of_the_minute(failures: int) -> None
     for number in range(failures):
         answer = gate.admit("192.0.2.1", 10.0 + number)
         assert isinstance(answer, Admission)
-        gate.fail(answer.ticket, 10.0 + number)
+        assert gate.fail(answer.ticket, 10.0 + number)
     assert isinstance(gate.admit("192.0.2.1", 69.9), Refusal)
     assert isinstance(gate.admit("192.0.2.2", 69.9), Admission)
     assert isinstance(gate.admit("192.0.2.1", 70.0), Admission)
+
+
+def test_failures_beyond_the_limit_are_told_apart() -> None:
+    """They come from connections that were let in while there were fewer."""
+    gate = Gate(Limits(max_failures_per_minute=2), never)
+    answers = [gate.admit("192.0.2.1", 0.0) for _ in range(5)]
+    tickets = [one.ticket for one in answers if isinstance(one, Admission)]
+    assert [gate.fail(ticket, 1.0) for ticket in tickets] == [True] * 2 + [False] * 3
 
 
 def test_no_failures_are_counted_where_none_are_wanted() -> None:
@@ -240,7 +248,7 @@ def test_no_failures_are_counted_where_none_are_wanted() -> None:
     for _ in range(100):
         answer = gate.admit("192.0.2.1", 0.0)
         assert isinstance(answer, Admission)
-        gate.fail(answer.ticket, 0.0)
+        assert gate.fail(answer.ticket, 0.0)
 
 
 def test_a_flood_of_refusals_becomes_a_line_now_and_then() -> None:
