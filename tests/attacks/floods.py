@@ -6,7 +6,9 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -40,20 +42,44 @@ def memory_of(srv: SrvProcess, name: str = "VmRSS") -> int:
     raise AssertionError(f"no {name}")
 
 
-async def client_of(address: str, identity: LoadedIdentity | None) -> Client:
+@dataclass(frozen=True, slots=True)
+class Tunnelled:
+    """A good client of a server with a pre-shared key.
+
+    Attributes:
+        identity: who it is.
+        psk_path: its key.
+        over_tls: whether the tunnel is inside TLS, or on plain TCP.
+    """
+
+    identity: LoadedIdentity
+    psk_path: Path
+    over_tls: bool
+
+
+#: How good clients come: over TLS, over plain TCP (None), or in a tunnel.
+Who: TypeAlias = LoadedIdentity | Tunnelled | None
+
+
+async def client_of(address: str, who: Who) -> Client:
+    tunnel = who if isinstance(who, Tunnelled) else None
+    over_tls = tunnel.over_tls if tunnel else who is not None
     config = Config(
         address=parse_address(address),
-        network="tls" if identity else "tcp",
+        network="tls" if over_tls else "tcp",
+        pre_shared_key_path=str(tunnel.psk_path) if tunnel else None,
         connect_timeout_s=20,
         call_timeout_s=20,
     )
-    return await Client.connect(config, identity)
+    return await Client.connect(
+        config, who.identity if isinstance(who, Tunnelled) else who
+    )
 
 
-async def serve_one(address: str, identity: LoadedIdentity | None) -> float:
+async def serve_one(address: str, who: Who) -> float:
     """Connect and make a call, as good clients do; return how long it took."""
     began = time.monotonic()
-    async with await client_of(address, identity) as client:
+    async with await client_of(address, who) as client:
         reply = await client.call(ECHO_CALL_SERVICE, b"good")
         assert bytes(reply.payload).startswith(b"good")
         return time.monotonic() - began
@@ -68,9 +94,7 @@ class GoodClient:
 
 
 @contextlib.asynccontextmanager
-async def good_client(
-    address: str, identity: LoadedIdentity | None
-) -> AsyncIterator[GoodClient]:
+async def good_client(address: str, who: Who) -> AsyncIterator[GoodClient]:
     """Be served all the while; any failure of a call fails the test."""
     found = GoodClient()
 
@@ -83,7 +107,7 @@ async def good_client(
             found.longest_s = max(found.longest_s, time.monotonic() - began)
             await asyncio.sleep(0.01)
 
-    async with await client_of(address, identity) as client:
+    async with await client_of(address, who) as client:
         task = asyncio.create_task(call_on(client))
         try:
             yield found
@@ -111,3 +135,33 @@ def silent_sockets(
                 with contextlib.suppress(ConnectionError):
                     sock.sendall(sent)
         yield sockets
+
+
+@contextlib.contextmanager
+def burst(
+    address: str, count: int, sent: bytes = b"", *, host: str = "127.0.0.1"
+) -> Iterator[int]:
+    """Open sockets all at once, without waiting for any; yield how many could send.
+
+    Other than those of ``silent_sockets``, which wait like everybody else where the
+    server's queue is full, they keep it full, if it can be filled.
+
+    Args:
+        address: where to.
+        count: how many.
+        sent: the few bytes that each of them sends.
+        host: the address of loopback that they come from.
+    """
+    to, port = address.split(":")
+    with contextlib.ExitStack() as stack:
+        could_send = 0
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.bind((host, 0))
+            with contextlib.suppress(BlockingIOError):
+                sock.connect((to, int(port)))
+            if sent:
+                with contextlib.suppress(OSError):
+                    could_send += sock.send(sent) == len(sent)
+        yield could_send
