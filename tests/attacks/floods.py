@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import pytest
 
@@ -16,6 +16,9 @@ from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.wire.codecs import Codec
+from rpc25519_tools.wire.framing import encode_frame
+from rpc25519_tools.wire.message import Message
 from tests.helpers import SrvProcess
 
 MIB = 1 << 20
@@ -59,6 +62,29 @@ class Tunnelled:
 
 #: How good clients come: over TLS, over plain TCP (None), or in a tunnel.
 Who: TypeAlias = LoadedIdentity | Tunnelled | None
+
+
+#: The networks of servers under attack, without and with a pre-shared key.
+WAYS: Final = ("tls", "tcp", "tls+psk", "tcp+psk")
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """A running server, and how a good client reaches it.
+
+    Attributes:
+        way: one of WAYS.
+        srv: the process.
+        who: the good client.
+    """
+
+    way: str
+    srv: SrvProcess
+    who: Who
+
+    def serve(self) -> float:
+        """Be a good client once; return how long it took."""
+        return asyncio.run(serve_one(self.srv.address, self.who))
 
 
 async def client_of(address: str, who: Who) -> Client:
@@ -118,6 +144,11 @@ async def good_client(address: str, who: Who) -> AsyncIterator[GoodClient]:
                 await task
     assert found.calls
     assert found.longest_s < NEVER_LONGER_S
+
+
+def frame_of(message: Message, codec: Codec = Codec.NONE) -> bytes:
+    """Pack a message, as it goes on the wire."""
+    return b"".join(bytes(part) for part in encode_frame(message, codec))
 
 
 @contextlib.contextmanager

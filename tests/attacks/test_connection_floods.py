@@ -4,28 +4,25 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.wire.constants import MAGIC
 from tests.attacks.floods import (
     MIB,
     NEVER_LONGER_S,
     SERVED_S,
-    Tunnelled,
-    Who,
+    WAYS,
+    Attacked,
     burst,
     memory_of,
     need_descriptors,
     serve_one,
 )
-from tests.fuzz.live import PSK_NAME, client_hello, make_psk, sample_hello
-from tests.helpers import SrvProcess, open_fds, wait_until
+from tests.fuzz.live import client_hello, sample_hello
+from tests.helpers import open_fds, wait_until
 from tests.rpc.memory import MemoryTransport, Plan
 from tests.transport.tunnels import HandMade
 
@@ -36,54 +33,12 @@ TRIES: Final = 10
 ELSEWHERE: Final = "127.0.0.2"
 
 
-@dataclass(frozen=True, slots=True)
-class Attacked:
-    """A running server, and how a good client reaches it."""
-
-    way: str
-    srv: SrvProcess
-    who: Who
-
-    def serve(self) -> float:
-        return asyncio.run(serve_one(self.srv.address, self.who))
-
-
-@pytest.fixture(scope="module")
-def client_identity(certs: Path) -> LoadedIdentity:
-    return load_identity(certs, "client", None)
-
-
-@pytest.fixture(scope="module")
-def psk_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("psk")
-    make_psk(folder)
-    return folder / PSK_NAME
-
-
-@pytest.fixture
-def attacked(
-    request: pytest.FixtureRequest,
-    certs: Path,
-    psk_path: Path,
-    client_identity: LoadedIdentity,
-) -> Iterator[Attacked]:
-    """A server that is reached in the way of the parameter."""
+@pytest.fixture(autouse=True)
+def _descriptors() -> None:
     need_descriptors(FLOOD)
-    over_tls, with_key = "tls" in request.param, "psk" in request.param
-    options: list[str | Path] = [] if over_tls else ["-tcp"]
-    who: Who = client_identity if over_tls else None
-    if with_key:
-        options += ["-psk", psk_path]
-        who = Tunnelled(client_identity, psk_path, over_tls)
-    with SrvProcess(*options, certs=certs) as srv:
-        yield Attacked(request.param, srv, who)
-        assert srv.process.poll() is None
-        assert "Traceback" not in srv.stderr()
 
 
-every_way = pytest.mark.parametrize(
-    "attacked", ["tls", "tcp", "tls+psk", "tcp+psk"], indirect=True
-)
+every_way = pytest.mark.parametrize("attacked", WAYS, indirect=True)
 
 #: The first bytes of a handshake, as far as none has to be answered.
 BEGUN: Final = {
