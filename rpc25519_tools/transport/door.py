@@ -89,7 +89,7 @@ class Door:
         self._accept = accept
         self._failed = failed
         self._loop = asyncio.get_running_loop()
-        self._gate = Gate(limits, secrets.randbelow)
+        self._gate = Gate(limits, secrets.randbelow, self._has_begun)
         self._refusals = RefusalLog()
         self._report_timer: asyncio.TimerHandle | None = None
         self._transports: dict[Ticket, TcpTransport] = {}
@@ -207,6 +207,14 @@ class Door:
         )
         self._tunnels[ticket] = made
         return made
+
+    def _has_begun(self, ticket: Ticket) -> bool:
+        """Tell whether a client has begun a handshake, and been answered."""
+        tunnel = self._tunnels.get(ticket)
+        if tunnel is not None:
+            return tunnel.is_open
+        made = self._transports[ticket]
+        return isinstance(made, TlsTransport) and made.has_answered
 
     def _note_failure(
         self, ticket: Ticket, error: Exception, address: str, *, tried: bool

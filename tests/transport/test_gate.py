@@ -80,11 +80,14 @@ class Model:
 
     limits: Limits
     open: list[Ticket] = field(default_factory=list)
+    begun: set[Ticket] = field(default_factory=set)
     failures: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def unproven(self) -> list[Ticket]:
-        return [ticket for ticket in self.open if ticket.unproven]
+        """Those that go first are in front of the others of their address."""
+        tickets = [ticket for ticket in self.open if ticket.unproven]
+        return sorted(tickets, key=lambda ticket: ticket in self.begun)
 
     def of(self, site: str) -> list[Ticket]:
         return [ticket for ticket in self.open if ticket.site == site]
@@ -108,7 +111,7 @@ class Model:
         if self.is_blocked(site, now):
             return "too many failed handshakes from its address", []
         if len(self.of(site)) >= limits.max_connections_per_address:
-            victims = [ticket for ticket in self.of(site) if ticket.unproven][:1]
+            victims = [ticket for ticket in self.unproven if ticket.site == site][:1]
             reason = "too many connections from its address"
             return (None if victims else reason), victims
         due = sshd_drops(
@@ -145,7 +148,7 @@ limits_of = st.builds(
 )
 steps_of = st.lists(
     st.tuples(
-        st.sampled_from(["admit", "admit", "admit", "prove", "fail", "leave"]),
+        st.sampled_from(["admit", "admit", "admit", "begin", "prove", "fail", "leave"]),
         st.integers(0, 99),
         st.sampled_from([0.0, 0.5, 20.0, 59.0]),
     ),
@@ -158,8 +161,8 @@ def test_the_gate_decides_as_the_model(
     limits: Limits, steps: list[tuple[str, int, float]]
 ) -> None:
     drawn = 0
-    gate = Gate(limits, lambda below: drawn)
     model, now = Model(limits), 0.0
+    gate = Gate(limits, lambda below: drawn, lambda ticket: ticket in model.begun)
     for what, number, pause_s in steps:
         now += pause_s
         if what == "admit":
@@ -178,7 +181,9 @@ def test_the_gate_decides_as_the_model(
                 model.open.append(answer.ticket)
         elif model.open:
             ticket = model.open[number % len(model.open)]
-            if what == "prove":
+            if what == "begin":
+                model.begun.add(ticket)
+            elif what == "prove":
                 gate.prove(ticket)
                 assert not ticket.unproven
             elif what == "fail":
@@ -203,6 +208,24 @@ def test_a_flood_pushes_out_itself() -> None:
         assert isinstance(answer, Admission)
         assert not any(ticket in good for ticket in answer.dropped)
     assert gate.unproven == 10
+
+
+def test_who_shakes_hands_outlives_a_flood_of_silent_ones_from_its_address() -> None:
+    begun: set[Ticket] = set()
+    gate = Gate(Limits(max_startups=Startups(10, 100, 10)), never, begun.__contains__)
+
+    def admit() -> Admission:
+        answer = gate.admit("192.0.2.1", 0)
+        assert isinstance(answer, Admission)
+        return answer
+
+    good = [admit().ticket for _ in range(5)]
+    begun.update(good)
+    flood = [admit() for _ in range(1000)]
+    assert not any(ticket in good for one in flood for ticket in one.dropped)
+    # Where all have begun, the oldest one goes.
+    begun.update(one.ticket for one in flood)
+    assert admit().dropped == (good[0],)
 
 
 def test_memory_is_bounded_whatever_the_number_of_addresses() -> None:
