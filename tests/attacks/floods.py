@@ -22,6 +22,8 @@ from rpc25519_tools.wire.message import Message
 from tests.helpers import SrvProcess
 
 MIB = 1 << 20
+#: Of Linux; socket has it from Python 3.12 on.
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
 #: A server that is good to a client answers it within this time, whatever goes on.
 SERVED_S = 1.0
 #: The same for each single call during an attack, on a machine that is busy itself.
@@ -170,7 +172,7 @@ def silent_sockets(
 
 @contextlib.contextmanager
 def burst(
-    address: str, count: int, sent: bytes = b"", *, host: str = "127.0.0.1"
+    address: str, count: int, sent: bytes = b"", *, host: str | None = None
 ) -> Iterator[int]:
     """Open sockets all at once, without waiting for any; yield how many could send.
 
@@ -181,7 +183,7 @@ def burst(
         address: where to.
         count: how many.
         sent: the few bytes that each of them sends.
-        host: the address of loopback that they come from.
+        host: the address that they come from, where the system shall not choose it.
     """
     to, port = address.split(":")
     with contextlib.ExitStack() as stack:
@@ -189,7 +191,10 @@ def burst(
         for _ in range(count):
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
-            sock.bind((host, 0))
+            if host is not None:
+                # A port that is chosen here is taken for all destinations.
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((host, 0))
             with contextlib.suppress(BlockingIOError):
                 sock.connect((to, int(port)))
             if sent:
