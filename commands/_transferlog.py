@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from rpc25519_tools.errors import ConnectionLostError
+from rpc25519_tools.errors import ConnectionLostError, CrowdedOutError
 from rpc25519_tools.files.record import TransferRecord
 from rpc25519_tools.identity.certificate import PeerIdentity, peer_identity
 from rpc25519_tools.identity.store import LoadedIdentity
@@ -26,6 +26,9 @@ _FAILURE_LEN = 500
 class ServerLog:
     """Observes a server and its file services.
 
+    Clients that prove nothing, as on plain TCP, have a line once they say something,
+    and otherwise none at all: whoever opens thousands of connections fills no log.
+
     Args:
         talk: where the lines go.
         verbose: log echo calls, the end of connections and what protects them too.
@@ -35,22 +38,44 @@ class ServerLog:
         self._talk = talk
         self._verbose = verbose
         self._failures = PeerLines(self._line)
+        self._ends = PeerLines(self._line)
+        #: Those that have proved nothing and said nothing.
+        self._silent: set[Transport] = set()
 
     def flush(self) -> None:
         """Log what was only counted so far."""
         self._failures.flush()
+        self._ends.flush()
 
     def connected(self, transport: Transport) -> None:
-        """Log a new connection."""
+        """Log a new connection, unless its client has yet to say something."""
+        if transport.peer is None and not self._verbose:
+            self._silent.add(transport)
+        else:
+            self._log_connected(transport)
+
+    def heard(self, transport: Transport) -> None:
+        """Learn that a client has sent a message."""
+        if transport in self._silent:
+            self._silent.remove(transport)
+            self._log_connected(transport)
+
+    def _log_connected(self, transport: Transport) -> None:
         who = _who(transport.remote_address, transport.peer)
         detail = f" ({transport.security})" if self._verbose else ""
         self._line(f"{who} connected{detail}")
 
     def disconnected(self, transport: Transport, reason: Exception) -> None:
         """Log the end of a connection, if it is unusual or everything is wanted."""
-        if self._verbose or not isinstance(reason, ConnectionLostError):
-            who = _who(transport.remote_address, transport.peer)
-            self._line(f"{who} disconnected: {reason}")
+        address = transport.remote_address
+        line = f"{_who(address, transport.peer)} disconnected: {reason}"
+        if transport in self._silent:
+            self._silent.remove(transport)
+            lost = isinstance(reason, ConnectionLostError)
+            if not lost or isinstance(reason, CrowdedOutError):
+                self._ends.tell(peer_name(address, ""), line, f"disconnected: {reason}")
+        elif self._verbose or not isinstance(reason, ConnectionLostError):
+            self._line(line)
 
     def refused(self, address: str, reason: Exception) -> None:
         """Log a client that was not let in."""

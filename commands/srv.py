@@ -247,6 +247,7 @@ def _run(
                 reveal_errors=False,
                 identity_reloaded=log.identity_reloaded,
                 access=access,
+                heard=log.heard,
             )
             await server.start(identity)
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -102,6 +102,10 @@ class ConnectionLostError(TransportError):
     """The connection ended while something was still waiting for it."""
 
 
+class CrowdedOutError(ConnectionLostError):
+    """A server ended the connection for others; its client had not said anything."""
+
+
 class DeadlineError(TransportError, TimeoutError):
     """A deadline or time limit passed."""
 

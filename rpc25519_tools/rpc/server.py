@@ -78,6 +78,8 @@ class Server:
             key or authority; see ``Config.identity_poll_s``.
         access: says which client may do what, asked at each call; None lets everybody
             do whatever is on offer.
+        heard: told when a client has sent its first message, once for each; the
+            observer has been told before that it is connected.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Server:
         grace_s: float = 5.0,
         identity_reloaded: Callable[[LoadedIdentity], None] | None = None,
         access: AccessPolicy | None = None,
+        heard: Callable[[Transport], None] | None = None,
     ) -> None:
         require_config(config)
         if not isinstance(registry, Registry):
@@ -107,6 +110,7 @@ class Server:
         self._started = False
         self._stopping = False
         self._identity_reloaded = identity_reloaded
+        self._heard = heard
         self._watch: IdentityWatch | None = None
         self._tunnel: TunnelSettings | None = None
         self._memory = MemoryBudget(config.limits.max_memory_len, self._watch_memory)
@@ -386,13 +390,9 @@ class Server:
         self._tell(lambda observer: observer.refused(address, reason))
 
     def _tell(self, news: Callable[[ServerObserver], None]) -> None:
-        """Tell the observer; a failing one must not cost anybody the connection."""
-        if self._observer is None:
-            return
-        try:
-            news(self._observer)
-        except Exception:  # noqa: BLE001  # whatever a log can fail with
-            _log.exception("the observer of the server failed")
+        observer = self._observer
+        if observer is not None:
+            _safely(lambda: news(observer))
 
     # Called by the memory's budget, and by the timer.
 
@@ -415,8 +415,11 @@ class Server:
 
     def heard(self, connection: Connection) -> None:
         """Note that a client has sent its first message."""
+        transport, heard = connection.driver.transport, self._heard
         if self._listener is not None:
-            self._listener.prove(connection.driver.transport)
+            self._listener.prove(transport)
+        if heard is not None:
+            _safely(lambda: heard(transport))
 
     def forget(self, connection: Connection, reason: Exception) -> None:
         """Drop a connection that is over."""
@@ -461,3 +464,11 @@ class Server:
     def turns(self) -> asyncio.Semaphore:
         """Lets connections unpack, a few at a time."""
         return self._turns
+
+
+def _safely(tell: Callable[[], None]) -> None:
+    """Tell an observer; a failing one must not cost anybody the connection."""
+    try:
+        tell()
+    except Exception:  # noqa: BLE001  # whatever a log can fail with
+        _log.exception("the observer of the server failed")

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias, cast
 
 from rpc25519_tools.errors import (
     ConnectionLostError,
+    CrowdedOutError,
     HandshakeError,
     LocalProtocolError,
 )
@@ -88,7 +89,7 @@ class Door:
         self._accept = accept
         self._failed = failed
         self._loop = asyncio.get_running_loop()
-        self._gate = Gate(limits, secrets.randbelow)
+        self._gate = Gate(limits, secrets.randbelow, self._has_begun)
         self._refusals = RefusalLog()
         self._report_timer: asyncio.TimerHandle | None = None
         self._transports: dict[Ticket, TcpTransport] = {}
@@ -207,16 +208,25 @@ class Door:
         self._tunnels[ticket] = made
         return made
 
+    def _has_begun(self, ticket: Ticket) -> bool:
+        """Tell whether a client has begun a handshake, and been answered."""
+        tunnel = self._tunnels.get(ticket)
+        if tunnel is not None:
+            return tunnel.is_open
+        made = self._transports[ticket]
+        return isinstance(made, TlsTransport) and made.has_answered
+
     def _note_failure(
         self, ticket: Ticket, error: Exception, address: str, *, tried: bool
     ) -> None:
         """Count a handshake that came to nothing, and tell of it.
 
         Silence is no attempt, and costs us nothing: who only looks whether we listen,
-        or loses a connection to others, is not refused for it later.
+        or loses a connection to others, is not refused for it later. Of those that were
+        let in before their address had failed too often, only how many is told.
         """
-        if tried and ticket in self._transports:
-            self._gate.fail(ticket, self._loop.time())
+        is_counted = tried and ticket in self._transports
+        if is_counted and self._gate.fail(ticket, self._loop.time()):
             self._failed(error, address)
         else:
             self._refuse(ticket.site, error, address)
@@ -235,14 +245,14 @@ class Door:
         tunnel = self._tunnels.pop(ticket, None)
         if tunnel is not None:
             tunnel.fail_handshake(
-                ConnectionLostError(_TOO_MANY_SILENT)
+                CrowdedOutError(_TOO_MANY_SILENT)
                 if tunnel.is_open
                 else HandshakeError(_TOO_MANY_HANDSHAKES)
             )
         elif isinstance(made, TlsTransport | HttpConnectTransport):
             made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
         else:
-            made.end_with(ConnectionLostError(_TOO_MANY_SILENT))
+            made.end_with(CrowdedOutError(_TOO_MANY_SILENT))
 
     def _refuse(self, site: str, error: Exception, address: str) -> None:
         """Tell of a refusal, unless its address has had one of late."""

@@ -34,9 +34,11 @@ from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
 
-#: Connections that the kernel keeps while the loop is busy. Where it has no room for
-#: one, its client tries again a second later: some hundred must not cost that.
-_BACKLOG: Final = 1024
+#: Connections that the kernel keeps while the loop is busy, if its own limit is not
+#: lower (Linux: net.core.somaxconn, 4096). Where it has no room for one, its client
+#: tries again a second later: a crowd that comes at once must not cost others that.
+#: All of them are taken within half a second.
+_BACKLOG: Final = 4096
 #: Connections that asyncio accepts before it looks at what the others have sent. Far
 #: fewer than may be unproven, or a flood would push out whoever came in with it.
 _BATCH: Final = 128

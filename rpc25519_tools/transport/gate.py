@@ -13,6 +13,8 @@ peer has shown who it is. When a new connection comes, in this order:
 sshd drops the newcomer. Here the oldest one of the address with most unproven
 connections goes: whoever opens thousands and says nothing has the oldest, and loses
 them, while a client that goes on with its handshake is through before it is its turn.
+Where it is not, on a line or machine that is slow, it still comes after those of its
+address that have not begun one.
 
 Memory is bounded by the number of connections and by _REMEMBERED addresses.
 """
@@ -113,6 +115,36 @@ class Refusal:
     reason: str
 
 
+class _OfSite:
+    """The unproven tickets of one address, the oldest first.
+
+    Those that have begun a handshake are set apart when it would be their turn, which
+    happens once to each.
+    """
+
+    def __init__(self) -> None:
+        self._silent: OrderedDict[Ticket, None] = OrderedDict()
+        self._begun: OrderedDict[Ticket, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._silent) + len(self._begun)
+
+    def add(self, ticket: Ticket) -> None:
+        self._silent[ticket] = None
+
+    def remove(self, ticket: Ticket) -> None:
+        del (self._silent if ticket in self._silent else self._begun)[ticket]
+
+    def oldest(self, has_begun: Callable[[Ticket], bool]) -> Ticket:
+        while self._silent:
+            ticket = next(iter(self._silent))
+            if not has_begun(ticket):
+                return ticket
+            del self._silent[ticket]
+            self._begun[ticket] = None
+        return next(iter(self._begun))
+
+
 class _Unproven:
     """Unproven tickets by address; finds the address that has most of them.
 
@@ -120,15 +152,16 @@ class _Unproven:
     there are far too many.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_begun: Callable[[Ticket], bool]) -> None:
         self.count = 0
-        self._by_site: dict[str, OrderedDict[Ticket, None]] = {}
+        self._has_begun = has_begun
+        self._by_site: dict[str, _OfSite] = {}
         #: At index n the addresses that have n tickets, in the order they came there.
         self._with_count: list[OrderedDict[str, None]] = [OrderedDict()]
 
     def add(self, ticket: Ticket) -> None:
-        tickets = self._by_site.setdefault(ticket.site, OrderedDict())
-        tickets[ticket] = None
+        tickets = self._by_site.setdefault(ticket.site, _OfSite())
+        tickets.add(ticket)
         self.count += 1
         count = len(tickets)
         if count == len(self._with_count):
@@ -139,7 +172,7 @@ class _Unproven:
     def remove(self, ticket: Ticket) -> None:
         tickets = self._by_site[ticket.site]
         count = len(tickets)
-        del tickets[ticket]
+        tickets.remove(ticket)
         self.count -= 1
         del self._with_count[count][ticket.site]
         if tickets:
@@ -151,7 +184,7 @@ class _Unproven:
 
     def oldest_of(self, site: str) -> Ticket | None:
         tickets = self._by_site.get(site)
-        return next(iter(tickets)) if tickets else None
+        return tickets.oldest(self._has_begun) if tickets else None
 
     def oldest_of_most(self) -> Ticket | None:
         if not self.count:
@@ -198,12 +231,19 @@ class Gate:
     Args:
         limits: how many.
         draw: see ``is_drop_due``.
+        has_begun: tells whether an unproven peer has begun its handshake, and been
+            answered: it is dropped after those of its address that have not.
     """
 
-    def __init__(self, limits: Limits, draw: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        draw: Callable[[int], int],
+        has_begun: Callable[[Ticket], bool] = lambda _: False,
+    ) -> None:
         self._limits = limits
         self._draw = draw
-        self._unproven = _Unproven()
+        self._unproven = _Unproven(has_begun)
         self._failures = _Failures(limits.max_failures_per_minute)
         self._total = 0
         self._of_site: dict[str, int] = {}
@@ -254,10 +294,16 @@ class Gate:
             ticket.unproven = False
             self._unproven.remove(ticket)
 
-    def fail(self, ticket: Ticket, now: float) -> None:
-        """Note that a peer has failed to show who it is; its connection goes on."""
+    def fail(self, ticket: Ticket, now: float) -> bool:
+        """Note that a peer has failed to show who it is; its connection goes on.
+
+        Returns:
+            False where its address was shut out for its failures already.
+        """
         self.prove(ticket)  # it is no candidate for dropping any more
+        had_too_many = self._failures.are_too_many(ticket.site, now)
         self._failures.add(ticket.site, now)
+        return not had_too_many
 
     def leave(self, ticket: Ticket) -> None:
         """Note that a connection has ended; once for each ticket."""

@@ -212,6 +212,11 @@ class TlsTransport(TcpTransport):
         return self._peer
 
     @property
+    def has_answered(self) -> bool:
+        """Whether the peer's first message was in order, so that there is a suite."""
+        return self._ssl.get_cipher_name() is not None
+
+    @property
     def security(self) -> str:
         """Version, suite and key exchange group."""
         return (

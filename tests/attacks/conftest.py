@@ -1,12 +1,16 @@
-"""A server under attack, which has to serve others after each test."""
+"""Servers under attack, which have to serve others meanwhile and afterwards."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from tests.attacks.floods import Attacked, Tunnelled, Who
 from tests.attacks.strangers import Minter
 from tests.attacks.target_server import TargetServer
+from tests.fuzz.live import PSK_NAME, make_psk
+from tests.helpers import SrvProcess
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +37,35 @@ def target(running: TargetServer) -> Iterator[TargetServer]:
     running.forget_log()
     yield running
     running.check_it_serves()
+
+
+@pytest.fixture(scope="session")
+def client_identity(certs: Path) -> LoadedIdentity:
+    return load_identity(certs, "client", None)
+
+
+@pytest.fixture(scope="session")
+def psk_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("psk")
+    make_psk(folder)
+    return folder / PSK_NAME
+
+
+@pytest.fixture
+def attacked(
+    request: pytest.FixtureRequest,
+    certs: Path,
+    psk_path: Path,
+    client_identity: LoadedIdentity,
+) -> Iterator[Attacked]:
+    """A server of its own, reached in the way that the parameter names."""
+    over_tls, with_key = "tls" in request.param, "psk" in request.param
+    options: list[str | Path] = [] if over_tls else ["-tcp"]
+    who: Who = client_identity if over_tls else None
+    if with_key:
+        options += ["-psk", psk_path]
+        who = Tunnelled(client_identity, psk_path, over_tls)
+    with SrvProcess(*options, certs=certs) as srv:
+        yield Attacked(request.param, srv, who)
+        assert srv.process.poll() is None
+        assert "Traceback" not in srv.stderr()

@@ -22,14 +22,14 @@ from rpc25519_tools.files.parts import (
     ECHO_FILE_SERVICE,
     UPLOAD_SERVICE,
 )
-from rpc25519_tools.identity.store import LoadedIdentity, load_identity
+from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.constants import MAGIC, MAX_BODY_LEN
 from rpc25519_tools.wire.digest import digest_text
-from rpc25519_tools.wire.framing import encode_frame
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.attacks.floods import (
     MIB,
+    frame_of,
     good_client,
     memory_of,
     need_descriptors,
@@ -43,11 +43,6 @@ BUDGET = 64 * MIB
 PARTS = frozenset(
     {CallType.DOWNLOAD_BEGIN, CallType.DOWNLOAD_MORE, CallType.DOWNLOAD_END}
 )
-
-
-@pytest.fixture(scope="module")
-def client_identity(certs: Path) -> LoadedIdentity:
-    return load_identity(certs, "client", None)
 
 
 @pytest.fixture
@@ -71,10 +66,6 @@ def tls(certs: Path, stored: Path) -> Iterator[SrvProcess]:
         yield srv
         assert srv.process.poll() is None
         assert "Traceback" not in srv.stderr()
-
-
-def frame_of(message: Message, codec: Codec = Codec.NONE) -> bytes:
-    return b"".join(bytes(part) for part in encode_frame(message, codec))
 
 
 def claim(length: int) -> bytes:
@@ -292,42 +283,6 @@ async def test_storms_of_cancels(
         growth = memory_of(tls) - before
     assert good.calls > calls
     assert growth < 32 * MIB
-
-
-@pytest.mark.parametrize(
-    "call_type",
-    [
-        CallType.RPC_REPLY,
-        CallType.ERROR,
-        CallType.KEEP_ALIVE,
-        CallType.UPLOAD_MORE,
-        CallType.DOWNLOAD_END,
-        CallType.CANCEL_PREVIOUS,
-    ],
-    ids=lambda call_type: call_type.name,
-)
-async def test_tiny_messages_that_nobody_asked_for(
-    tls: SrvProcess, client_identity: LoadedIdentity, call_type: CallType
-) -> None:
-    """A million takes a minute; so many show that nothing is kept of them."""
-    count = 20_000
-    async with good_client(tls.address, client_identity) as good:
-        before, calls = memory_of(tls), good.calls
-        async with hostile_client(tls.address, client_identity) as wire:
-            for first in range(0, count, 500):
-                frames = b"".join(
-                    frame_of(
-                        Message(header=Header(call_type=call_type, call_id=f"{number}"))
-                    )
-                    for number in range(first, first + 500)
-                )
-                await wire.send_bytes(frames)
-            # The server has read all of them when it answers this.
-            await wire.send(request(CallType.RPC, "customEcho"))
-            assert not (await wire.receive()).error
-        growth = memory_of(tls) - before
-    assert good.calls > calls
-    assert growth < 16 * MIB
 
 
 async def test_downloads_that_nobody_reads(

@@ -1,6 +1,5 @@
 """A ``Server`` of the library that gets another identity while it runs."""
 
-import asyncio
 import logging
 import os
 import shutil
@@ -69,7 +68,19 @@ async def test_an_identity_is_swapped_by_hand(net: Net) -> None:
         await before.call("echo", b"still here")
 
 
-async def test_files_are_watched(net: Net, caplog: pytest.LogCaptureFixture) -> None:
+async def test_files_are_watched(
+    net: Net, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = IdentityFiles.look, 0
+
+    def counted(
+        self: IdentityFiles, now: datetime, *, asked: bool = False
+    ) -> LoadedIdentity | None:
+        nonlocal looks
+        looks += 1
+        return look(self, now, asked=asked)
+
+    monkeypatch.setattr(IdentityFiles, "look", counted)
     seen: list[LoadedIdentity] = []
     server = Server(
         net.config("127.0.0.1:0", "node", identity_poll_s=0.02),
@@ -84,7 +95,8 @@ async def test_files_are_watched(net: Net, caplog: pytest.LogCaptureFixture) -> 
         with caplog.at_level(logging.WARNING):
             shutil.copy(net.certs / "client.crt", net.certs / "node.crt")
             await until(lambda: ours(caplog))
-            await asyncio.sleep(0.1)  # several looks, and not a word more
+            enough = looks + 5  # and not a word more
+            await until(lambda: looks >= enough)
         (record,) = ours(caplog)
         assert "node.key is not the key of" in record.getMessage()
         assert await shown(net, server) == der(new)

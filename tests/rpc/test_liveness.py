@@ -27,7 +27,7 @@ from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.framing import encode_frame
 from rpc25519_tools.wire.message import CallType, Header, Message
-from tests.helpers import until
+from tests.helpers import PATIENCE_S, until
 from tests.rpc.flows import recorded
 from tests.rpc.memory import Plan, RawPeer
 from tests.rpc.nets import Net, Seen, raw_client, raw_server
@@ -371,8 +371,12 @@ async def test_our_own_keep_alives_do_not_make_a_connection_look_busy(
 
 @pytest.mark.parametrize("kind", ["download", "upload", "one-way", "plain upload"])
 async def test_a_handler_at_work_keeps_its_connection(memory: Net, kind: str) -> None:
-    """Whatever the call is like: its handler may think for longer than the limit."""
-    registry, done = services(), threading.Event()
+    """Whatever the call is like: its handler may think for longer than the limit.
+
+    It thinks until two others that came after it have been ended for doing nothing.
+    """
+    registry, seen = services(), Seen()
+    begun, may_end, done = (threading.Event() for _ in range(3))
 
     async def think(context: CallContext, *streams: object) -> None:
         if kind == "upload":
@@ -380,19 +384,22 @@ async def test_a_handler_at_work_keeps_its_connection(memory: Net, kind: str) ->
             assert isinstance(parts, IncomingStream)
             async for _ in parts:
                 pass
-        await asyncio.sleep(0.5)
+        begun.set()
+        await until(may_end.is_set)
         done.set()
 
     def think_hard(context: CallContext, parts: PlainIncoming) -> None:
         for _ in parts:
             pass
-        time.sleep(0.5)
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
         done.set()
 
     registry.add_download("think", think)
     registry.add_one_way("think", think)
     registry.add_upload("think", think if kind == "upload" else think_hard)
-    async with memory.pair(registry, idle_timeout_s=0.1) as (_, client):
+
+    async def call(client: Client) -> None:
         if kind == "one-way":
             await client.send_one_way("think")
         elif kind == "download":
@@ -402,7 +409,21 @@ async def test_a_handler_at_work_keeps_its_connection(memory: Net, kind: str) ->
             async with client.upload("think") as up:
                 await up.send(b"", last=True)
                 await up.reply()
+
+    async with (
+        memory.server(registry, seen, idle_timeout_s=0.1) as server,
+        await memory.client(server, idle_timeout_s=0.1) as client,
+    ):
+        calling = asyncio.create_task(call(client))
+        await until(begun.is_set)
+        for number in (1, 2):
+            async with raw_client(memory):
+                await until(lambda number=number: len(seen.closed) == number)  # type: ignore[misc]
+        assert not client.is_down
+        may_end.set()
+        await calling
         await until(done.is_set)
+    assert [str(one) for one in seen.closed[:2]] == ["nothing moved for 0.1 s"] * 2
 
 
 @pytest.mark.parametrize("way", ["silent", "deaf", "waiting"])

@@ -638,6 +638,29 @@ async def test_an_observer_learns_of_each_connection_once(sockets: Net) -> None:
     assert str(closed_by_us) == "this side closed the connection"
 
 
+async def test_who_says_something_is_heard_once(sockets: Net) -> None:
+    diary = Diary()
+    server = Server(
+        sockets.config("127.0.0.1:0", "node"),
+        services(),
+        diary,
+        heard=lambda one: diary.entries.append(("heard", one.remote_address, None)),
+    )
+    async with (
+        server,
+        await sockets.client(server) as silent,
+        await sockets.client(server) as client,
+    ):
+        for _ in range(3):
+            await client.call("echo", b"")
+        told = [(what, address) for what, address, _ in diary.entries]
+        assert told == [
+            ("connected", silent.local_address),
+            ("connected", client.local_address),
+            ("heard", client.local_address),
+        ]
+
+
 async def test_an_observer_learns_why_a_connection_ended(memory: Net) -> None:
     seen = Seen()
     async with memory.server(services(), seen, read_timeout_s=0.05) as server:
@@ -696,7 +719,13 @@ async def test_an_observer_that_fails_harms_nobody(
     certs: Path, other_certs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     net = Net("tls", certs)
-    server = Server(net.config("127.0.0.1:0", "node"), services(), Failing())
+
+    def fail(transport: Transport) -> None:
+        raise ValueError("no disk for logs")
+
+    server = Server(
+        net.config("127.0.0.1:0", "node"), services(), Failing(), heard=fail
+    )
     async with server:
         with pytest.raises(HandshakeError):
             await Net("tls", other_certs).client(server)
@@ -705,5 +734,5 @@ async def test_an_observer_that_fails_harms_nobody(
             assert len(server.clients) == 1
         await until(lambda: not server.clients)
     logged = [one for one in caplog.records if one.levelno == logging.ERROR]
-    assert len(logged) == 3
+    assert len(logged) == 4
     assert all("the observer of the server failed" in one.message for one in logged)

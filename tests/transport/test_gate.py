@@ -80,11 +80,14 @@ class Model:
 
     limits: Limits
     open: list[Ticket] = field(default_factory=list)
+    begun: set[Ticket] = field(default_factory=set)
     failures: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def unproven(self) -> list[Ticket]:
-        return [ticket for ticket in self.open if ticket.unproven]
+        """Those that go first are in front of the others of their address."""
+        tickets = [ticket for ticket in self.open if ticket.unproven]
+        return sorted(tickets, key=lambda ticket: ticket in self.begun)
 
     def of(self, site: str) -> list[Ticket]:
         return [ticket for ticket in self.open if ticket.site == site]
@@ -108,7 +111,7 @@ class Model:
         if self.is_blocked(site, now):
             return "too many failed handshakes from its address", []
         if len(self.of(site)) >= limits.max_connections_per_address:
-            victims = [ticket for ticket in self.of(site) if ticket.unproven][:1]
+            victims = [ticket for ticket in self.unproven if ticket.site == site][:1]
             reason = "too many connections from its address"
             return (None if victims else reason), victims
         due = sshd_drops(
@@ -145,7 +148,7 @@ limits_of = st.builds(
 )
 steps_of = st.lists(
     st.tuples(
-        st.sampled_from(["admit", "admit", "admit", "prove", "fail", "leave"]),
+        st.sampled_from(["admit", "admit", "admit", "begin", "prove", "fail", "leave"]),
         st.integers(0, 99),
         st.sampled_from([0.0, 0.5, 20.0, 59.0]),
     ),
@@ -158,8 +161,8 @@ def test_the_gate_decides_as_the_model(
     limits: Limits, steps: list[tuple[str, int, float]]
 ) -> None:
     drawn = 0
-    gate = Gate(limits, lambda below: drawn)
     model, now = Model(limits), 0.0
+    gate = Gate(limits, lambda below: drawn, lambda ticket: ticket in model.begun)
     for what, number, pause_s in steps:
         now += pause_s
         if what == "admit":
@@ -178,7 +181,9 @@ def test_the_gate_decides_as_the_model(
                 model.open.append(answer.ticket)
         elif model.open:
             ticket = model.open[number % len(model.open)]
-            if what == "prove":
+            if what == "begin":
+                model.begun.add(ticket)
+            elif what == "prove":
                 gate.prove(ticket)
                 assert not ticket.unproven
             elif what == "fail":
@@ -205,6 +210,24 @@ def test_a_flood_pushes_out_itself() -> None:
     assert gate.unproven == 10
 
 
+def test_who_shakes_hands_outlives_a_flood_of_silent_ones_from_its_address() -> None:
+    begun: set[Ticket] = set()
+    gate = Gate(Limits(max_startups=Startups(10, 100, 10)), never, begun.__contains__)
+
+    def admit() -> Admission:
+        answer = gate.admit("192.0.2.1", 0)
+        assert isinstance(answer, Admission)
+        return answer
+
+    good = [admit().ticket for _ in range(5)]
+    begun.update(good)
+    flood = [admit() for _ in range(1000)]
+    assert not any(ticket in good for one in flood for ticket in one.dropped)
+    # Where all have begun, the oldest one goes.
+    begun.update(one.ticket for one in flood)
+    assert admit().dropped == (good[0],)
+
+
 def test_memory_is_bounded_whatever_the_number_of_addresses() -> None:
     gate = Gate(Limits(), never)
     log = RefusalLog()
@@ -229,10 +252,18 @@ def test_an_address_is_refused_for_the_rest_of_the_minute(failures: int) -> None
     for number in range(failures):
         answer = gate.admit("192.0.2.1", 10.0 + number)
         assert isinstance(answer, Admission)
-        gate.fail(answer.ticket, 10.0 + number)
+        assert gate.fail(answer.ticket, 10.0 + number)
     assert isinstance(gate.admit("192.0.2.1", 69.9), Refusal)
     assert isinstance(gate.admit("192.0.2.2", 69.9), Admission)
     assert isinstance(gate.admit("192.0.2.1", 70.0), Admission)
+
+
+def test_failures_beyond_the_limit_are_told_apart() -> None:
+    """They come from connections that were let in while there were fewer."""
+    gate = Gate(Limits(max_failures_per_minute=2), never)
+    answers = [gate.admit("192.0.2.1", 0.0) for _ in range(5)]
+    tickets = [one.ticket for one in answers if isinstance(one, Admission)]
+    assert [gate.fail(ticket, 1.0) for ticket in tickets] == [True] * 2 + [False] * 3
 
 
 def test_no_failures_are_counted_where_none_are_wanted() -> None:
@@ -240,7 +271,7 @@ def test_no_failures_are_counted_where_none_are_wanted() -> None:
     for _ in range(100):
         answer = gate.admit("192.0.2.1", 0.0)
         assert isinstance(answer, Admission)
-        gate.fail(answer.ticket, 0.0)
+        assert gate.fail(answer.ticket, 0.0)
 
 
 def test_a_flood_of_refusals_becomes_a_line_now_and_then() -> None:

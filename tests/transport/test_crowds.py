@@ -1,0 +1,68 @@
+"""Crowds of silent connections, and who goes on with a handshake among them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from OpenSSL import SSL
+
+from rpc25519_tools.limits import Limits, Startups
+from rpc25519_tools.transport.tls import tls_context
+from tests.helpers import until
+from tests.transport.tunnels import (
+    CLIENT,
+    SERVER,
+    frame,
+    settings,
+    tunnel_dial,
+    tunnel_listener,
+)
+
+LIMITS = Limits(max_startups=Startups(5, 100, 5))
+#: Far more than may be unproven.
+CROWD = 40
+
+
+@contextlib.asynccontextmanager
+async def crowd(address: str) -> AsyncIterator[None]:
+    """Be many that say nothing, until all but some of them have been dropped."""
+    host, port = address.rsplit(":", 1)
+    ends = [await asyncio.open_connection(host, int(port)) for _ in range(CROWD)]
+    try:
+        await until(lambda: sum(reader.at_eof() for reader, _ in ends) >= CROWD - 5)
+        yield
+    finally:
+        for _, writer in ends:
+            writer.close()
+
+
+async def test_who_has_been_answered_in_tls_outlives_silent_ones() -> None:
+    tls = SSL.Connection(tls_context(CLIENT, side="client", verify=False), None)
+    tls.set_connect_state()
+    async with tunnel_listener(tls=SERVER, tunnel=None, limits=LIMITS) as found:
+        host, port = found.address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except SSL.WantReadError:
+                with contextlib.suppress(SSL.WantReadError):
+                    writer.write(tls.bio_read(65_536))
+                tls.bio_write(await reader.read(65_536))
+        async with crowd(found.address):
+            assert not found.accepted
+            writer.write(tls.bio_read(65_536))  # the rest of the handshake
+            await until(lambda: found.accepted)
+        writer.close()
+
+
+async def test_who_has_opened_a_tunnel_outlives_silent_ones() -> None:
+    tunnel = settings(SERVER)
+    async with tunnel_listener(tls=None, tunnel=tunnel, limits=LIMITS) as found:
+        client = await tunnel_dial(found.address, tls=None, tunnel=settings(CLIENT))
+        async with crowd(found.address):
+            client.transport.write([frame(b"at last")])
+            await until(lambda: found.accepted[0].data)
+        assert not client.lost
+        client.transport.close()
