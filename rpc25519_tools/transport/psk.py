@@ -85,6 +85,9 @@ _NOTHING_SHOWN: Final = (
 #: A body from this length on is handed up without the frame's header in front, so that
 #: it can go straight into its place.
 _BODY_APART_FROM_LEN: Final = 16 * 1024
+#: Most bytes taken at a time from a client that nobody has proved: a thousand that send
+#: as fast as they can must not make the others wait for their turn.
+_UNPROVEN_CHUNK_LEN: Final = 32 * 1024
 
 Failed = Callable[[Exception, str], None]
 
@@ -301,7 +304,8 @@ class PskTransport:
         if self._over:
             return memoryview(_tunnel_scratch())
         if self._opener is not None:
-            return self._opener.get_buffer()
+            memory = self._opener.get_buffer()
+            return memory if self._share is None else memory[:_UNPROVEN_CHUNK_LEN]
         return memoryview(self._shake_memory)[self._shake_filled :]
 
     def buffer_updated(self, count: int) -> None:

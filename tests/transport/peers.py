@@ -73,7 +73,7 @@ class Listening:
         return self.accepted[-1]
 
     def fail(self, error: Exception, address: str) -> None:
-        assert address.startswith("127.0.0.1:")
+        assert address.startswith("127.0.0.")
         self.failures.append(error)
 
     @property
