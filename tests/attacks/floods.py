@@ -40,10 +40,14 @@ def memory_of(srv: SrvProcess, name: str = "VmRSS") -> int:
     raise AssertionError(f"no {name}")
 
 
-async def client_of(address: str, identity: LoadedIdentity | None) -> Client:
+async def client_of(
+    address: str, identity: LoadedIdentity | None, *, psk: str | None = None
+) -> Client:
+    """Connect over TLS with an identity, over plain TCP without, or in a tunnel."""
     config = Config(
         address=parse_address(address),
-        network="tls" if identity else "tcp",
+        network="tls" if identity and not psk else "tcp",
+        pre_shared_key_path=psk,
         connect_timeout_s=20,
         call_timeout_s=20,
     )
@@ -69,7 +73,7 @@ class GoodClient:
 
 @contextlib.asynccontextmanager
 async def good_client(
-    address: str, identity: LoadedIdentity | None
+    address: str, identity: LoadedIdentity | None, *, psk: str | None = None
 ) -> AsyncIterator[GoodClient]:
     """Be served all the while; any failure of a call fails the test."""
     found = GoodClient()
@@ -83,7 +87,7 @@ async def good_client(
             found.longest_s = max(found.longest_s, time.monotonic() - began)
             await asyncio.sleep(0.01)
 
-    async with await client_of(address, identity) as client:
+    async with await client_of(address, identity, psk=psk) as client:
         task = asyncio.create_task(call_on(client))
         try:
             yield found
