@@ -236,6 +236,23 @@ async def test_half_a_sealed_message_is_in_the_account(net: Net, key_path: str) 
         assert not driver.is_mid_message
 
 
+async def test_what_tls_has_proved_is_in_the_account_before_the_key_is_shown(
+    net: Net, key_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "_show_key", lambda _: None)
+    registry, _ = services()
+    async with net.pair(registry, pre_shared_key_path=key_path) as (server, client):
+        await until(lambda: server._connections)
+        (connection,) = server._connections
+        driver = connection.driver
+        below, wire = sealed_by(client, 10 * MIB)
+        below.write([wire[: 6 * MIB]])
+        await until(lambda: driver.moved_len >= 6 * MIB)
+        # On plain TCP it shares the memory of those that nobody has proved.
+        assert (server.memory.total_len >= 6 * MIB) == (net.network == "tls")
+        assert not server.clients
+
+
 async def test_half_sealed_messages_wait_where_memory_is_short(
     net: Net, key_path: str
 ) -> None:
