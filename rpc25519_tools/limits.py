@@ -137,7 +137,9 @@ class Limits:
             longest message.
         max_memory_len: bytes that all connections together may hold in calls, parts,
             half-received messages and unsent answers. Beyond, whoever holds more than a
-            little is not read from until there is room.
+            little is not read from until there is room. Without what half-received
+            messages take of clients that have yet to show their pre-shared key: see
+            ``unproven_memory_len``.
     """
 
     max_connections: int = 4096
@@ -150,6 +152,16 @@ class Limits:
     max_calls: int = 1024
     max_connection_memory_len: int = 32 * _MIB
     max_memory_len: int = 512 * _MIB
+
+    @property
+    def unproven_memory_len(self) -> int:
+        """Bytes that the first messages may take of clients that nobody has proved.
+
+        That is a quarter of what all others may hold, but enough for the longest
+        message. They are clients with a pre-shared key on plain TCP that have yet to
+        show it.
+        """
+        return max(self.max_memory_len // 4, self.max_message_len + _KIB)
 
     def __post_init__(self) -> None:
         for name, least, most in (

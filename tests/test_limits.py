@@ -19,6 +19,7 @@ from rpc25519_tools.limits import (
 from rpc25519_tools.rpc.server_core import MAX_OPEN_CALLS
 from rpc25519_tools.wire.constants import MAX_BODY_LEN
 from rpc25519_tools.wire.message import MAX_HEADER_LEN
+from rpc25519_tools.wire.tunnel import MAX_SEALED_LEN, OVERHEAD_LEN
 
 SIZES = {
     "0": 0,
@@ -104,3 +105,12 @@ def test_the_usual_limits_are_those_of_the_wire_and_of_the_core() -> None:
 def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{name} must be "):
         Limits(**{name: value})
+
+
+def test_the_unproven_may_hold_a_quarter_but_always_the_longest_message() -> None:
+    assert Limits().unproven_memory_len == 128 << 20
+    assert Limits(max_memory_len=16 << 20).unproven_memory_len > MAX_SEALED_LEN
+    small = Limits(max_memory_len=16 << 20, max_message_len=2 << 20)
+    assert small.unproven_memory_len == 4 << 20
+    tight = Limits(max_memory_len=16 << 20, max_message_len=8 << 20)
+    assert tight.unproven_memory_len >= (8 << 20) + OVERHEAD_LEN

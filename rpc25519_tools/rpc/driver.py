@@ -129,6 +129,8 @@ class Driver:
         )
         self._turns = asyncio.Semaphore(1) if turns is None else turns
         self._received_len = 0
+        #: What the transport holds of a message before it can hand it on.
+        self._arriving_len = 0
         self._held_len = 0
         #: Bytes that readers of streams have taken, and calls have done with, so far.
         self.taken_len = 0
@@ -190,7 +192,8 @@ class Driver:
     def memory_len(self) -> int:
         """Bytes held: in messages that come, wait, are worked on, or go."""
         return (
-            self._decoder.partial_len
+            self._arriving_len
+            + self._decoder.partial_len
             + self._inbox_len
             + self._held_len
             + self.unsent_len
@@ -204,7 +207,7 @@ class Driver:
     @property
     def is_mid_message(self) -> bool:
         """Whether a part of a message has come."""
-        return self._decoder.partial_len > 0
+        return self._arriving_len > 0 or self._decoder.partial_len > 0
 
     @property
     def waits_for_peer(self) -> bool:
@@ -222,6 +225,7 @@ class Driver:
         self.last_received_s = self._loop.time()
         self.has_received = True
         self._received_len += count
+        self._arriving_len = 0
         if self._close_error is not None:
             return
         try:
@@ -229,6 +233,14 @@ class Driver:
         except ProtocolError as exc:
             self.abort(exc)
         if count > _MINOR_LEN:
+            self._recount()
+
+    def arriving(self, count: int, held_len: int) -> None:
+        """Count what the transport holds; the connection is not idle."""
+        self.last_received_s = self._loop.time()
+        self._received_len += count
+        if held_len != self._arriving_len:
+            self._arriving_len = held_len
             self._recount()
 
     def writable(self) -> None:

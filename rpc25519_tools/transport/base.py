@@ -98,6 +98,15 @@ class Receiver(Protocol):
     def buffer_updated(self, count: int) -> None:
         """Take ``count`` bytes at the start of what ``get_buffer`` returned last."""
 
+    def arriving(self, count: int, held_len: int) -> None:
+        """Learn that bytes came that are of no use before others have come, too.
+
+        Args:
+            count: how many.
+            held_len: bytes of memory that are taken until then, all in all; the next
+                ``buffer_updated`` means that they are free again.
+        """
+
     def writable(self) -> None:
         """Learn that less than the high-water mark is unsent again."""
 

@@ -38,6 +38,7 @@ from rpc25519_tools.transport.psk import (
 )
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport
+from rpc25519_tools.transport.unproven import UnprovenMemory
 
 #: Called with the reason and the client's address.
 Failed: TypeAlias = Callable[[Exception, str], None]
@@ -86,6 +87,8 @@ class Door:
         self._tunnel = tunnel
         self._handshake = handshake
         self._timeout_s = limits.handshake_timeout_s
+        self._max_message_len = limits.max_message_len
+        self._unproven_memory = UnprovenMemory(limits.unproven_memory_len)
         self._accept = accept
         self._failed = failed
         self._loop = asyncio.get_running_loop()
@@ -182,7 +185,8 @@ class Door:
 
         A client that TLS has not proved can have sent the handshake of another one: it
         is counted with those that have not sent anything, until a message of it opens.
-        It may be silent until then for as long as it likes, as on plain TCP.
+        It may be silent until then for as long as it likes, as on plain TCP. What it
+        begins to send shares some memory with the others, and may be dropped.
         """
 
         def opened(transport: Transport) -> Receiver:
@@ -201,9 +205,18 @@ class Door:
             tried = made.has_received and not silent
             self._note_failure(ticket, error, address, tried=tried)
 
-        timeout_s = min(self._timeout_s, TUNNEL_TIMEOUT_S)
+        def give_way(error: ConnectionLostError) -> None:
+            made.fail_handshake(error)
+
+        known = below.peer is not None
         made = open_tunnel(
-            below, settings, accept=opened, failed=failed, timeout_s=timeout_s
+            below,
+            settings,
+            accept=opened,
+            failed=failed,
+            timeout_s=min(self._timeout_s, TUNNEL_TIMEOUT_S),
+            max_message_len=self._max_message_len,
+            share=None if known else self._unproven_memory.share(ticket.site, give_way),
         )
         self._tunnels[ticket] = made
         return made

@@ -52,7 +52,9 @@ from rpc25519_tools.transport.base import (
     body_pool,
 )
 from rpc25519_tools.transport.tcp import NOTHING_PROTECTED
+from rpc25519_tools.transport.unproven import Share
 from rpc25519_tools.wire import handshake
+from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.constants import FRAME_HEADER_LEN, MAGIC
 from rpc25519_tools.wire.greenpack import Buffer
@@ -83,6 +85,9 @@ _NOTHING_SHOWN: Final = (
 #: A body from this length on is handed up without the frame's header in front, so that
 #: it can go straight into its place.
 _BODY_APART_FROM_LEN: Final = 16 * 1024
+#: Most bytes taken at a time from a client that nobody has proved: a thousand that send
+#: as fast as they can must not make the others wait for their turn.
+_UNPROVEN_CHUNK_LEN: Final = 32 * 1024
 
 Failed = Callable[[Exception, str], None]
 
@@ -140,6 +145,9 @@ class PskTransport:
             that; the connection is closed by then. For a server also when what was
             accepted is never proved.
         peer_host: for the check what a client has dialled; None takes the address.
+        max_message_len: longest message to be taken.
+        share: what counts the memory of messages until the peer is proven; None leaves
+            that to what is above, as afterwards.
     """
 
     def __init__(
@@ -151,6 +159,8 @@ class PskTransport:
         accept: Accept,
         failed: Failed,
         peer_host: str | None = None,
+        max_message_len: int = MAX_SEALED_LEN,
+        share: Share | None = None,
     ) -> None:
         self._below = below
         self._settings = settings
@@ -159,6 +169,8 @@ class PskTransport:
         self._failed = failed
         self._receiver: Receiver | None = None
         self._peer_host = peer_host
+        self._max_sealed_len = max_message_len + OVERHEAD_LEN
+        self._share = share
         self._shaking = True
         self._proven = False
         self._when_proven: list[Callable[[], None]] = []
@@ -292,7 +304,8 @@ class PskTransport:
         if self._over:
             return memoryview(_tunnel_scratch())
         if self._opener is not None:
-            return self._opener.get_buffer()
+            memory = self._opener.get_buffer()
+            return memory if self._share is None else memory[:_UNPROVEN_CHUNK_LEN]
         return memoryview(self._shake_memory)[self._shake_filled :]
 
     def buffer_updated(self, count: int) -> None:
@@ -310,12 +323,18 @@ class PskTransport:
                 plain = next(opened, None)
                 if plain is not None and not self._proven:
                     self._prove()
-            except (ProtocolError, SecurityError) as exc:
+            except (ProtocolError, SecurityError, ConnectionLostError) as exc:
                 self._end_with(exc)
                 return
             if plain is None:
+                self._tell_arriving(count)
                 return
             self._deliver(plain)
+
+    def arriving(self, count: int, held_len: int) -> None:
+        """Pass it on."""
+        if self._receiver is not None:
+            self._receiver.arriving(count, held_len)
 
     def writable(self) -> None:
         """Pass it on."""
@@ -332,7 +351,9 @@ class PskTransport:
         if receiver is None:
             return
         assert self._opener is not None
-        if not self._opener.at_boundary and error is None:
+        was_whole = self._opener.at_boundary
+        self._free()
+        if not was_whole and error is None:
             error = ConnectionLostError(
                 "the peer closed the connection in the middle of a sealed message"
             )
@@ -425,7 +446,15 @@ class PskTransport:
             self._confirmed = True
         self._peer = peer
         writer: Side = "client" if self._side == "server" else "server"
-        self._opener = Opener(key, writer, _tunnel_scratch(), body_pool())
+        # Of the pool nobody gets anything whom we do not know.
+        self._opener = Opener(
+            key,
+            writer,
+            _tunnel_scratch(),
+            body_pool() if self._share is None else BufferPool(kept=0),
+            max_sealed_len=self._max_sealed_len,
+            on_held=None if self._share is None else self._hold,
+        )
         if self._confirmed:
             self._prove()
         self._stop_shaking()
@@ -441,9 +470,37 @@ class PskTransport:
         if check is not None and self._peer is not None:
             check.proven(self._peer, self._host())
         self._proven = True
+        if self._share is not None:
+            assert self._opener is not None
+            self._opener.pool = body_pool()
+            self._share.close()
+            self._share = None
         calls, self._when_proven = self._when_proven, []
         for call in calls:
             call()
+
+    def _hold(self, held_len: int) -> None:
+        """Make room for the message that comes.
+
+        Raises:
+            ConnectionLostError: there is none.
+        """
+        if self._share is not None:
+            self._share.hold(held_len, asyncio.get_running_loop().time())
+
+    def _tell_arriving(self, count: int) -> None:
+        """Tell of a message of which a part has come."""
+        assert self._opener is not None
+        held_len = self._opener.held_len
+        if held_len and self._receiver is not None:
+            self._receiver.arriving(count, 0 if self._share is not None else held_len)
+
+    def _free(self) -> None:
+        """Let go of a message that will not come to its end."""
+        if self._opener is not None:
+            self._opener.give_up()
+        if self._share is not None:
+            self._share.close()
 
     def _host(self) -> str:
         """Return where the peer is, without its port."""
@@ -545,6 +602,7 @@ class PskTransport:
     def _end_with(self, error: Exception) -> None:
         """End an open tunnel at once, for the reason given."""
         self._over = True
+        self._free()
         receiver, self._receiver = self._receiver, None
         self._below.abort()
         if receiver is not None:
@@ -579,6 +637,8 @@ def open_tunnel(
     accept: Accept,
     failed: Failed,
     timeout_s: float = TUNNEL_TIMEOUT_S,
+    max_message_len: int = MAX_SEALED_LEN,
+    share: Share | None = None,
 ) -> PskTransport:
     """Begin a handshake with the client of a new connection, and watch over its time.
 
@@ -588,8 +648,18 @@ def open_tunnel(
         accept: called when the tunnel is open.
         failed: called when it never comes so far.
         timeout_s: how long the client may take.
+        max_message_len: see PskTransport.
+        share: see PskTransport.
     """
-    made = PskTransport(below, settings, side="server", accept=accept, failed=failed)
+    made = PskTransport(
+        below,
+        settings,
+        side="server",
+        accept=accept,
+        failed=failed,
+        max_message_len=max_message_len,
+        share=share,
+    )
     reason = HandshakeError(f"no pre-shared-key handshake within {timeout_s:g} s")
     made.handshake_timer = asyncio.get_running_loop().call_later(
         timeout_s, made.fail_handshake, reason

@@ -21,7 +21,7 @@ Source: SECURITY-WIRE.md 7.1 and 7.3 to 7.6; vectors ``kdf.json``, ``pact.json``
 
 import hmac
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 from cryptography.exceptions import InvalidTag
@@ -208,7 +208,7 @@ class Opener:
 
     Used like ``framing.FrameDecoder``: fill the memory that ``get_buffer`` returns and
     tell ``buffer_updated`` how much came. Memory for an envelope grows with what has
-    arrived. After an error everything is refused.
+    arrived. After an error everything is refused, and nothing is held any more.
 
     Args:
         key: the session key, 32 bytes.
@@ -216,6 +216,9 @@ class Opener:
         scratch: memory for bytes that are not the inside of a long envelope; used
             until what ``buffer_updated`` returned has been used up.
         pool: where memory for envelopes comes from.
+        max_sealed_len: most bytes of one envelope; never above the wire's own limit.
+        on_held: called with ``held_len`` before it becomes that. What it raises goes
+            through, and the tunnel has to be given up.
     """
 
     def __init__(
@@ -224,12 +227,18 @@ class Opener:
         writer: Side,
         scratch: bytearray,
         pool: BufferPool | None = None,
+        *,
+        max_sealed_len: int = MAX_SEALED_LEN,
+        on_held: Callable[[int], None] | None = None,
     ) -> None:
         self._key = key
         self._aead = ChaCha20Poly1305(key)
         self._nonces = NonceCheck(writer)
         self._scratch = memoryview(scratch)
-        self._pool = BufferPool() if pool is None else pool
+        self._max_sealed_len = min(max_sealed_len, MAX_SEALED_LEN)
+        self._on_held = on_held
+        #: Where memory for the envelopes to come is from.
+        self.pool = BufferPool() if pool is None else pool
         self._length = b""
         self._body: bytearray | None = None
         self._body_len = 0
@@ -244,6 +253,17 @@ class Opener:
         """Whether the bytes so far end exactly with an envelope."""
         return self._body is None and not self._length
 
+    @property
+    def held_len(self) -> int:
+        """Bytes of memory for an envelope that has not come to its end yet."""
+        return 0 if self._body is None else len(self._body)
+
+    def give_up(self) -> None:
+        """Hold nothing any more, and refuse what still comes."""
+        self._failed = True
+        self._body = None
+        self._direct = False
+
     def get_buffer(self) -> memoryview:
         """Return memory (never empty) in which to place the next bytes."""
         body = self._body
@@ -252,7 +272,7 @@ class Opener:
         )
         if body is None or not self._direct:
             return self._scratch
-        return memoryview(self._grown(body))[self._filled : self._body_len]
+        return memoryview(body)[self._filled : self._body_len]
 
     def buffer_updated(self, count: int) -> Iterator[bytes]:
         """Take the first ``count`` bytes of what ``get_buffer`` returned last.
@@ -271,8 +291,7 @@ class Opener:
         if not self._direct:
             yield from self.receive_data(self._scratch[:count])
             return
-        self._filled += count
-        if self._filled == self._body_len:
+        if self._is_whole(count):
             yield self._open_body()
 
     def receive_data(self, data: Buffer) -> Iterator[bytes]:
@@ -282,31 +301,28 @@ class Opener:
         view = memoryview(data)
         position = 0
         while position < len(view):
-            body = self._body
-            if body is None:
+            if self._body is None:
                 missing = LENGTH_LEN - len(self._length)
                 self._length += bytes(view[position : position + missing])
                 position += missing
                 if len(self._length) == LENGTH_LEN:
                     self._begin_body()
                 continue
-            body = self._grown(body)
-            room = min(len(body), self._body_len) - self._filled
+            room = min(len(self._body), self._body_len) - self._filled
             piece = view[position : position + room]
-            body[self._filled : self._filled + len(piece)] = piece
-            self._filled += len(piece)
+            self._body[self._filled : self._filled + len(piece)] = piece
             position += len(piece)
-            if self._filled == self._body_len:
+            if self._is_whole(len(piece)):
                 yield self._open_body()
 
     def _begin_body(self) -> None:
         (length,) = _LENGTH.unpack(self._length)
-        if length > MAX_SEALED_LEN:
+        if length > self._max_sealed_len:
             self._failed = True
             raise FrameTooLargeError(
                 f"the peer announces a sealed message of {length} bytes; "
-                f"the limit is {MAX_SEALED_LEN}",
-                limit=MAX_SEALED_LEN,
+                f"the limit is {self._max_sealed_len}",
+                limit=self._max_sealed_len,
                 got=length,
             )
         if length < OVERHEAD_LEN:
@@ -317,17 +333,49 @@ class Opener:
             )
         self._body_len = length
         self._filled = 0
-        self._body = self._pool.allocate(length)
+        body = self.pool.allocate_start(length)
+        self._hold(len(body))
+        self._body = body
 
-    def _grown(self, body: bytearray) -> bytearray:
-        """Return the body's memory, twice as much if it is full."""
-        if self._filled == len(body) and self._filled < self._body_len:
-            grown = bytearray(min(2 * len(body), self._body_len))
-            grown[: self._filled] = body
-            self._body = body = grown
-        return body
+    def _is_whole(self, count: int) -> bool:
+        """Note that ``count`` more bytes lie in the body; tell whether it is whole.
+
+        A body that has filled its memory gets twice as much, up to its length.
+        """
+        assert self._body is not None
+        self._filled += count
+        if self._filled == self._body_len:
+            return True
+        if self._filled == len(self._body):
+            grown_len = min(2 * self._filled, self._body_len)
+            self._hold(grown_len)
+            grown = bytearray(grown_len)
+            grown[: self._filled] = self._body
+            self._body = grown
+        return False
+
+    def _hold(self, held_len: int) -> None:
+        if self._on_held is not None:
+            self._on_held(held_len)
 
     def _open_body(self) -> bytes:
+        plain = self._take_body()
+        self._hold(0)
+        if plain is None:
+            self._failed = True
+            raise DecryptionError(_NOT_OPENED)
+        if not plain.startswith(MAGIC):
+            self._failed = True
+            raise RemoteProtocolError("a sealed message does not begin with the magic")
+        self.opened += 1
+        return plain
+
+    def _take_body(self) -> bytes | None:
+        """Return what is in the envelope; None where it is not to be believed.
+
+        No error is raised in here, and none is the cause of another: its traceback
+        would hold the envelope's memory for as long as somebody keeps the error.
+        """
         assert self._body is not None
         sealed = memoryview(self._body)[: self._body_len]
         length, self._length, self._body = self._length, b"", None
@@ -336,14 +384,6 @@ class Opener:
         sealed[-TAG_LEN:] = uncommit_tag(self._key, length, nonce, tag)
         try:
             plain = self._aead.decrypt(nonce, sealed[NONCE_LEN:], length)
-        except InvalidTag as exc:
-            self._failed = True
-            raise DecryptionError(_NOT_OPENED) from exc
-        if not self._nonces.accept(nonce):
-            self._failed = True
-            raise DecryptionError(_NOT_OPENED)
-        if not plain.startswith(MAGIC):
-            self._failed = True
-            raise RemoteProtocolError("a sealed message does not begin with the magic")
-        self.opened += 1
-        return plain
+        except InvalidTag:
+            return None
+        return plain if self._nonces.accept(nonce) else None

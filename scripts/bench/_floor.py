@@ -110,6 +110,9 @@ class _Bare:
             blake3(self._part).digest()
             self._take(self._part)
 
+    def arriving(self, count: int, held_len: int) -> None:
+        """No transport here holds anything back."""
+
     def writable(self) -> None:
         self.has_room.set()
 

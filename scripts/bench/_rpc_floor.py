@@ -37,6 +37,9 @@ class _Bare:
     def buffer_updated(self, count: int) -> None:
         """Take what came."""
 
+    def arriving(self, count: int, held_len: int) -> None:
+        """No transport here holds anything back."""
+
     def writable(self) -> None:
         """Nothing waits for room: what is in flight is bounded."""
 

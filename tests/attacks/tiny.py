@@ -66,6 +66,9 @@ class _Marks:
             seen.set_result(None)
         self._tail = data[-2 * len(_MARK) :]
 
+    def arriving(self, count: int, held_len: int) -> None:
+        pass
+
     def writable(self) -> None:
         pass
 

@@ -65,6 +65,9 @@ class Wire:
         for frame in self._decoder.buffer_updated(count):
             self._received.put_nowait(decode_frame(frame))
 
+    def arriving(self, count: int, held_len: int) -> None:
+        pass
+
     def writable(self) -> None:
         self._writable.set()
 

@@ -80,6 +80,9 @@ class Discard:
     def buffer_updated(self, count: int) -> None:
         pass
 
+    def arriving(self, count: int, held_len: int) -> None:
+        pass
+
     def writable(self) -> None:
         pass
 

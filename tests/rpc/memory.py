@@ -270,6 +270,9 @@ class RawPeer:
         for frame in self._decoder.buffer_updated(count):
             self.received.append((decode_frame(frame), frame.codec))
 
+    def arriving(self, count: int, held_len: int) -> None:
+        pass
+
     def writable(self) -> None:
         pass
 

@@ -1,6 +1,7 @@
 """Calls, streams and cancels through the pre-shared-key tunnel, on TCP and TLS."""
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,19 @@ from rpc25519_tools.errors import (
     HandshakeError,
     KeyFileError,
 )
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.reconnect import PersistentClient
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.transport import psk
+from rpc25519_tools.transport.base import Transport
+from rpc25519_tools.transport.psk import PskTransport
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
+from rpc25519_tools.wire.constants import FRAME_HEADER_LEN, MAX_BODY_LEN, MIB
+from rpc25519_tools.wire.framing import encode_frame
+from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.tunnel import INNER_HEADER_LEN
 from tests.helpers import until
 from tests.rpc.nets import Net, Seen
 
@@ -174,6 +182,101 @@ async def test_a_wrong_key_that_nothing_confirms_is_told_to_both(
         assert not seen.open
         assert not seen.closed
     assert not calls
+
+
+async def test_the_longest_first_message_gets_through(
+    certs: Path, key_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a client in Go, which shows its key with its first message.
+    monkeypatch.setattr(Client, "_show_key", lambda _: None)
+    registry = Registry()
+
+    @registry.call("count")
+    async def count(context: CallContext) -> bytes:
+        return str(len(context.payload)).encode()
+
+    net = Net("tcp", certs)
+    settings = {"pre_shared_key_path": key_path, "compression": "none"}
+    payload = bytes(MAX_BODY_LEN - 1024)
+    async with net.pair(registry, **settings) as (server, client):
+        assert not server.clients
+        assert (await client.call("count", payload)).payload == b"67107760"
+        assert server.memory.total_len < len(payload)
+
+
+def sealed_by(client: Client, payload_len: int) -> tuple[Transport, bytes]:
+    """Return a client's tunnel from below, and a message sealed as its next one."""
+    tunnel = client.transport
+    assert isinstance(tunnel, PskTransport)
+    assert tunnel._sealer is not None
+    header = Header(call_type=CallType.KEEP_ALIVE)
+    message = Message(header=header, payload=bytes(payload_len))
+    frame = b"".join(map(bytes, encode_frame(message, Codec.NONE)))
+    plain = frame[:INNER_HEADER_LEN] + frame[FRAME_HEADER_LEN:]
+    return tunnel._below, b"".join(map(bytes, tunnel._sealer.seal([plain])))
+
+
+async def test_half_a_sealed_message_is_in_the_account(net: Net, key_path: str) -> None:
+    registry, _ = services()
+    async with net.pair(registry, pre_shared_key_path=key_path) as (server, client):
+        await client.call("echo")
+        (connection,) = server._connections
+        driver = connection.driver
+        below, wire = sealed_by(client, 10 * MIB)
+        before_s, moved_len = driver.last_received_s, driver.moved_len
+        below.write([wire[: 6 * MIB]])
+        await until(lambda: driver.moved_len - moved_len >= 6 * MIB)
+        assert 6 * MIB <= server.memory.total_len <= 12 * MIB
+        assert driver.is_mid_message
+        assert driver.waits_for_peer
+        assert driver.last_received_s > before_s  # so that it is not idle
+        below.write([wire[6 * MIB :]])
+        assert (await client.call("echo", b"x")).payload == b"x"
+        assert server.memory.total_len == 0
+        assert not driver.is_mid_message
+
+
+async def test_what_tls_has_proved_is_in_the_account_before_the_key_is_shown(
+    net: Net, key_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "_show_key", lambda _: None)
+    registry, _ = services()
+    async with net.pair(registry, pre_shared_key_path=key_path) as (server, client):
+        await until(lambda: server._connections)
+        (connection,) = server._connections
+        driver = connection.driver
+        below, wire = sealed_by(client, 10 * MIB)
+        below.write([wire[: 6 * MIB]])
+        await until(lambda: driver.moved_len >= 6 * MIB)
+        # On plain TCP it shares the memory of those that nobody has proved.
+        assert (server.memory.total_len >= 6 * MIB) == (net.network == "tls")
+        assert not server.clients
+
+
+async def test_half_sealed_messages_wait_where_memory_is_short(
+    net: Net, key_path: str
+) -> None:
+    registry, _ = services()
+    limits = Limits(max_memory_len=16 * MIB)
+    async with (
+        net.server(registry, pre_shared_key_path=key_path, limits=limits) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        rests: list[tuple[Client, Transport, bytes]] = []
+        for _ in range(4):
+            client = await net.client(server, pre_shared_key_path=key_path)
+            await stack.enter_async_context(client)
+            below, wire = sealed_by(client, 10 * MIB)
+            below.write([wire[: 6 * MIB]])
+            rests.append((client, below, wire[6 * MIB :]))
+        # All of it would be 24 MiB; one goes on beyond the limit.
+        await until(lambda: server.memory.held_count)
+        for _, below, rest in rests:
+            below.write([rest])
+        for client, _, _ in rests:
+            assert (await client.call("echo", b"x")).payload == b"x"
+        assert server.memory.held_count == 0
+        assert server.memory.total_len == 0
 
 
 async def test_clients_that_connect_again_use_the_key(net: Net, key_path: str) -> None:

@@ -38,6 +38,7 @@ class Recorder:
         self.lost = False
         self.error: Exception | None = None
         self.writable_calls = 0
+        self.arriving_len = 0
         self._memory = bytearray(64 * 1024)
 
     def get_buffer(self) -> memoryview:
@@ -45,6 +46,9 @@ class Recorder:
 
     def buffer_updated(self, count: int) -> None:
         self.data += self._memory[:count]
+
+    def arriving(self, count: int, held_len: int) -> None:
+        self.arriving_len += count
 
     def writable(self) -> None:
         self.writable_calls += 1
@@ -69,7 +73,7 @@ class Listening:
         return self.accepted[-1]
 
     def fail(self, error: Exception, address: str) -> None:
-        assert address.startswith("127.0.0.1:")
+        assert address.startswith("127.0.0.")
         self.failures.append(error)
 
     @property

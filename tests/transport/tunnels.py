@@ -221,6 +221,9 @@ class HandMade:
         self.opener = Opener(key, other, bytearray(64 * 1024))
         self.messages += self.opener.receive_data(rest[needed:])
 
+    def arriving(self, count: int, held_len: int) -> None:
+        pass
+
     def writable(self) -> None:
         pass
 

@@ -1,5 +1,8 @@
 """Keys, nonces and envelopes: recorded bytes both ways, and every kind of attack."""
 
+import gc
+import tracemalloc
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
@@ -11,8 +14,10 @@ from rpc25519_tools.errors import (
     HandshakeError,
     RemoteProtocolError,
 )
+from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.constants import MAGIC
 from rpc25519_tools.wire.tunnel import (
+    LENGTH_LEN,
     MAX_SEALED_LEN,
     NONCE_LEN,
     OVERHEAD_LEN,
@@ -297,10 +302,96 @@ def test_lengths_below_the_least_are_refused(length: int) -> None:
         take(opener(), length.to_bytes(8, "big"))
 
 
+def test_a_lower_limit_is_kept() -> None:
+    wire = sealed(b"x" * 1000)[0]
+    exact = len(wire) - LENGTH_LEN
+    enough = Opener(KEY, "client", bytearray(100), max_sealed_len=exact)
+    assert take(enough, wire) == [plain(b"x" * 1000)]
+    receiver = Opener(KEY, "client", bytearray(100), max_sealed_len=exact - 1)
+    with pytest.raises(FrameTooLargeError, match=f"the limit is {exact - 1}"):
+        take(receiver, wire[:LENGTH_LEN])
+
+
 def test_memory_follows_what_arrives() -> None:
     receiver = opener()
-    take(receiver, MAX_SEALED_LEN.to_bytes(8, "big") + bytes(20_000))
-    assert len(receiver.get_buffer()) < 2 << 20  # one pooled buffer, not 64 MiB
+    take(receiver, MAX_SEALED_LEN.to_bytes(8, "big"))
+    assert receiver.held_len < 2 << 20  # one pooled buffer, not 64 MiB
+    receiver = Opener(KEY, "client", bytearray(100), BufferPool(kept=0))
+    take(receiver, MAX_SEALED_LEN.to_bytes(8, "big"))
+    assert receiver.held_len <= 16 * 1024
+    for sent_len in (20_000, 200_000, 2_000_000):
+        take(receiver, bytes(sent_len))
+        assert receiver.held_len <= 4 * sent_len
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 600_000),
+    st.lists(st.integers(1, 100_000), min_size=1, max_size=5),
+    st.booleans(),
+)
+def test_it_tells_what_it_is_about_to_hold(
+    body_len: int, cuts: list[int], direct: bool
+) -> None:
+    told: list[int] = []
+
+    def note(held_len: int) -> None:
+        # What is there when it is asked for more was told before.
+        assert receiver.held_len in (0, told[-1] if told else 0)
+        told.append(held_len)
+
+    pool = BufferPool(kept=0)
+    scratch = bytearray(64 * 1024)
+    receiver = Opener(KEY, "client", scratch, pool, on_held=note)
+    wire = sealed(bytes(body_len))[0]
+    position, turn, found = 0, 0, []
+    while position < len(wire):
+        data = wire[position : position + cuts[turn % len(cuts)]]
+        found += feed(receiver, data) if direct else take(receiver, data)
+        assert receiver.held_len == (told[-1] if told else 0)
+        position += len(data)
+        turn += 1
+    assert found == [plain(bytes(body_len))]
+    assert told[-1] == 0
+    assert told[-2] == len(wire) - LENGTH_LEN  # in the end exactly what is needed
+
+
+def test_what_may_not_be_held_is_not_allocated() -> None:
+    def refuse(held_len: int) -> None:
+        if held_len > 100_000:
+            raise MemoryError
+
+    receiver = Opener(KEY, "client", bytearray(100), BufferPool(kept=0), on_held=refuse)
+    take(receiver, MAX_SEALED_LEN.to_bytes(8, "big") + bytes(60_000))
+    held_len = receiver.held_len
+    with pytest.raises(MemoryError):
+        take(receiver, bytes(60_000))
+    assert receiver.held_len == held_len
+    receiver.give_up()
+    assert receiver.held_len == 0
+    with pytest.raises(RemoteProtocolError, match="given up"):
+        take(receiver, b"x")
+
+
+def test_an_error_keeps_nothing_of_the_envelope() -> None:
+    """Errors are kept as reasons for the end, with the variables of all they passed."""
+    changed = bytearray(sealed(bytes(8 << 20))[0])
+    changed[-1] ^= 1
+    wire = bytes(changed)
+    receiver = opener()
+    gc.collect()
+    gc.disable()  # it would tidy up too late
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecryptionError) as caught:
+            take(receiver, wire)
+        left, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert most > 8 << 20
+    assert left < 2 << 20
 
 
 def test_an_authentic_message_without_magic_is_refused() -> None:
