@@ -25,6 +25,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.limits import LONGEST_MESSAGE_LEN
 from rpc25519_tools.rpc.memory import SMALL_LEN, MemoryBudget
+from rpc25519_tools.rpc.outbox import Outbox
 from rpc25519_tools.transport.base import (
     WRITE_HIGH_WATER_LEN,
     Transport,
@@ -49,12 +50,6 @@ _INLINE_LEN: Final = 4 * 1024
 _INLINE_PLAIN_LEN: Final = 64 * 1024
 #: Reading pauses while this much packed data waits for a worker.
 _INBOX_HIGH_LEN: Final = 1 << 20
-#: Short messages are gathered up to this length before they are encrypted.
-_OUTBOX_LEN: Final = 64 * 1024
-#: And up to so many: the peer should work on the first ones while we make the others.
-_OUTBOX_COUNT: Final = 8
-#: A message with no more payload than this may overtake longer ones.
-_SHORT_LEN: Final = 16 * 1024
 #: Bytes received at a time that the account of memory does not mind.
 _MINOR_LEN: Final = 4 * 1024
 #: What a frame takes beside its body.
@@ -145,19 +140,13 @@ class Driver:
         self._output_full = False
         self._reading = True
         self._released: asyncio.Future[None] | None = None
-        self._writers: deque[asyncio.Future[None]] = deque()
+        self._outbox = Outbox(transport)
         #: Who waits until there is memory to make something that is to be sent.
         self._makers: list[asyncio.Future[None]] = []
         self._close_error: Exception | None = None
         self._lost_error: Exception | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._close_timer: asyncio.TimerHandle | None = None
-        self._outbox: list[Buffer] = []
-        self._outbox_len = 0
-        self._queued_len = 0
-        self._flush_handle: asyncio.Handle | None = None
-        #: Whether several messages are being handed on, whose answers go together.
-        self._gathering = False
         #: When bytes last came from the peer, on the loop's clock.
         self.last_received_s = self._loop.time()
         #: When a message other than a keep-alive was last queued, on the same clock.
@@ -179,12 +168,12 @@ class Driver:
     @property
     def sent_len(self) -> int:
         """All bytes that have left the process so far."""
-        return self._queued_len - self.unsent_len
+        return self._outbox.sent_len
 
     @property
     def unsent_len(self) -> int:
         """Bytes queued that have not left the process."""
-        return self._outbox_len + self.transport.unsent_len
+        return self._outbox.unsent_len
 
     # Called by the account of memory.
 
@@ -248,7 +237,7 @@ class Driver:
         self._recount()
         self._output_full = False
         self._pause_or_resume()
-        self._wake_writer()
+        self._outbox.wake_next()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Learn that the stream has ended."""
@@ -269,7 +258,7 @@ class Driver:
         else:
             # What came before the end still counts: _unpack_inbox goes first.
             self._lost_error = reason
-            self._wake_all_writers()
+            self._outbox.wake_all()
             self._wake_makers()
         if not self._closed.done():
             self._closed.set_result(None)
@@ -304,11 +293,13 @@ class Driver:
                 None, encode_frame, message, codec
             )
         self._require_open()
-        if not self._has_room(length):
-            await self._wait_for_turn(short=length <= _SHORT_LEN)
+        if not self._outbox.has_room(length):
+            self._recount()
+            await self._outbox.wait_for_turn(length)
+            self._require_open()
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
-        self._wake_writer()
+        self._outbox.wake_next()
 
     def try_send(self, message: Message, codec: Codec, *, at_once: bool = True) -> bool:
         """Do what ``send`` does if that needs no waiting; return whether it was done.
@@ -317,53 +308,12 @@ class Driver:
         """
         self._require_open()
         length = payload_len(message.payload)
-        if not _packs_at_once(length, codec) or not self._has_room(length):
+        if not _packs_at_once(length, codec) or not self._outbox.has_room(length):
             return False
         buffers = encode_frame(message, codec)
         self.last_sent_s = self._loop.time()
         self._write(buffers, at_once=at_once)
         return True
-
-    def _has_room(self, length: int) -> bool:
-        """Tell whether a message of some length may be queued now; senders take turns.
-
-        A short message does not wait behind long ones: a stream of parts must not hold
-        up the small calls beside it.
-        """
-        unsent_len = self.transport.unsent_len
-        if length <= _SHORT_LEN:
-            return unsent_len <= 2 * WRITE_HIGH_WATER_LEN
-        return not self._writers and unsent_len <= WRITE_HIGH_WATER_LEN
-
-    async def _wait_for_turn(self, *, short: bool) -> None:
-        """Wait for the turn to queue a message; short ones go first."""
-        self._recount()
-        writer: asyncio.Future[None] = self._loop.create_future()
-        if short:
-            self._writers.appendleft(writer)
-        else:
-            self._writers.append(writer)
-        try:
-            await writer
-        except asyncio.CancelledError:
-            self._wake_writer()  # it may have been our turn
-            raise
-        self._require_open()
-
-    def _wake_writer(self) -> None:
-        """Let the sender that has waited longest go on, if there is room."""
-        while self._writers and self.transport.unsent_len <= WRITE_HIGH_WATER_LEN:
-            writer = self._writers.popleft()
-            if not writer.done():
-                writer.set_result(None)
-                return
-
-    def _wake_all_writers(self) -> None:
-        """Let everybody learn that the connection is over."""
-        while self._writers:
-            writer = self._writers.popleft()
-            if not writer.done():
-                writer.set_result(None)
 
     def send_now(
         self, message: Message, codec: Codec, *, hold_peer: bool = True
@@ -381,37 +331,10 @@ class Driver:
             self._pause_or_resume()
 
     def _write(self, buffers: list[Buffer], *, at_once: bool) -> None:
-        length = sum(map(len, buffers))
-        self._queued_len += length
-        self._queue(buffers, length, at_once=at_once)
+        length = sum([len(buffer) for buffer in buffers])
+        self._outbox.put(buffers, length, at_once=at_once)
         if length > _MINOR_LEN:
             self._recount()
-
-    def _queue(self, buffers: list[Buffer], length: int, *, at_once: bool) -> None:
-        if at_once and not self._outbox and not self._gathering:
-            self.transport.write(buffers)
-            return
-        self._outbox += buffers
-        self._outbox_len += length
-        if (
-            (at_once and not self._gathering)
-            or self._outbox_len > _OUTBOX_LEN
-            or len(self._outbox) >= _OUTBOX_COUNT
-        ):
-            self._flush()
-        elif self._flush_handle is None and not self._gathering:
-            self._flush_handle = self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Hand the transport what has gathered, short messages in one piece."""
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
-        buffers, self._outbox = self._outbox, []
-        joinable = self._outbox_len <= 2 * _OUTBOX_LEN
-        self._outbox_len = 0
-        if buffers:
-            self.transport.write([b"".join(buffers)] if joinable else buffers)
 
     def change_held(self, difference: int) -> None:
         """Count what is held above for messages that have been handed on."""
@@ -503,7 +426,7 @@ class Driver:
         """
         self._finish(ConnectionLostError("this side closed the connection"))
         if not self._closed.done():
-            self._flush()
+            self._outbox.flush()
             self.transport.close()
             end_s = self._loop.time() + CLOSE_TIMEOUT_S
             self._watch_closing(min(stall_s, CLOSE_TIMEOUT_S), end_s, self.unsent_len)
@@ -541,7 +464,7 @@ class Driver:
         if self._released is not None:
             self._released.set_result(None)
             self._released = None
-        self._wake_all_writers()
+        self._outbox.wake_all()
         self._wake_makers()
         self._on_closed(reason)
         if self._account is not None:
@@ -552,16 +475,14 @@ class Driver:
         if len(frames) == 1:
             self._take(frames[0])
             return
-        self._gathering = True
+        self._outbox.begin_gathering()
         try:
             for frame in frames:
                 if self._close_error is not None:
                     return
                 self._take(frame)
         finally:
-            self._gathering = False
-            if self._outbox:
-                self._flush()
+            self._outbox.end_gathering()
 
     def _take(self, frame: Frame) -> None:
         if self._unpacking is None:

@@ -134,7 +134,7 @@ async def check_rest(server: Server, client: Client) -> None:
     assert not client._pending
     assert not client._deadlines._in_order
     assert not client._deadlines._apart
-    assert not client._driver._writers
+    assert not client._driver._outbox.waiting_count
     assert (await client.call("echo", b"still there")).payload == b"still there"
     for connection in server._connections:
         await until(lambda one=connection: not one._running)  # type: ignore[misc]  # bound now
