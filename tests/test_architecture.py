@@ -67,6 +67,7 @@ WITH_IO = {
     "rpc.deadlines": "",
     "rpc.driver": "",
     "rpc.held": "asks a socket",
+    "rpc.outbox": "",
     "rpc.identity_watch": "",
     "rpc.handlers": "runs plain handlers in threads",
     "rpc.known": "watches files",
