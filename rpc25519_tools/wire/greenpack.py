@@ -49,7 +49,7 @@ _BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _LONG_HEADER_LENS: Final = {0xC6: 5, 0xC9: 6, 0xDB: 5}
 
 _NS_PER_S: Final = 1_000_000_000
-_TIME: Final = struct.Struct(">qi")
+TIME: Final = struct.Struct(">qi")
 #: A duration is an int64 in msgpack's own form, inside an extension.
 _DURATION: Final = struct.Struct(">Bq")
 _pack_time: Final = struct.Struct(">BBBqi").pack
@@ -150,8 +150,8 @@ def pack_time(ns: int) -> bytes:
 
 def _extension(code: int, data: bytes) -> object:
     """Return a time as a tuple, which nothing else is unpacked as."""
-    if code == TIME_EXT_CODE and len(data) == _TIME.size:
-        return _TIME.unpack(data)
+    if code == TIME_EXT_CODE and len(data) == TIME.size:
+        return TIME.unpack(data)
     return msgpack.ExtType(code, data)
 
 

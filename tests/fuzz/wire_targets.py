@@ -21,9 +21,10 @@ from rpc25519_tools.transport.http_connect import (
     judge_answer,
     judge_request,
 )
-from rpc25519_tools.wire import s2
+from rpc25519_tools.wire import message_unpacking, s2
 from rpc25519_tools.wire.codecs import Codec, compress, decompress
 from rpc25519_tools.wire.framing import FrameDecoder, decode_frame
+from rpc25519_tools.wire.greenpack import unpack_object
 from rpc25519_tools.wire.message import Message
 from rpc25519_tools.wire.message_packing import encode_message
 from rpc25519_tools.wire.message_unpacking import decode_message
@@ -73,6 +74,10 @@ def run_frames(data: bytes) -> None:
 
 
 def run_message(data: bytes) -> None:
+    """Decode; the short cut of usual messages must say what the long way says."""
+    usual = message_unpacking._usual_message(data)
+    if usual is not None:
+        assert message_unpacking._message_of(unpack_object(data)) == usual
     _check_message(decode_message(data))
 
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import DecodeError
+from rpc25519_tools.wire import message_unpacking
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.greenpack import (
     GO_ZERO_TIME_S,
@@ -624,7 +625,8 @@ def test_an_error_text_is_bounded(payload_len: int) -> None:
         decode_message(encode(over))
 
 
-# The walk through a long body must not be told from building a short one.
+# Three ways lead to a message, which must not be told from each other: the short cut of
+# usual messages, building all of a short body, and the walk through a long one.
 
 
 def _decoded_by_walking(body: bytes) -> Message | None:
@@ -633,10 +635,35 @@ def _decoded_by_walking(body: bytes) -> Message | None:
         return decoded_or_refused(body)
 
 
+def _decoded_by_building(body: bytes) -> Message | None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message_unpacking, "_usual_message", lambda _: None)
+        return decoded_or_refused(body)
+
+
+@given(messages)
+def test_the_short_cut_takes_what_go_sends(message: Message) -> None:
+    body = encode(message)
+    try:
+        for text in _texts_of(message):
+            text.encode()
+    except UnicodeEncodeError:
+        assert message_unpacking._usual_message(body) is None
+    else:
+        assert message_unpacking._usual_message(body) == message
+
+
+def _texts_of(message: Message) -> list[str]:
+    header = message.header
+    known = [header.sender, header.recipient, header.subject, header.call_id]
+    named = [text for pair in header.args.items() for text in pair]
+    return [*known, header.service_name, *named, message.error]
+
+
 @pytest.mark.parametrize("case", TAKEN)
 def test_a_walk_takes_what_go_tolerates(case: str) -> None:
     body, message = TAKEN[case]
-    assert _decoded_by_walking(body) == message
+    assert _decoded_by_walking(body) == _decoded_by_building(body) == message
     if body != NIL:
         long = as_bin(bytes(BUILD_UP_TO_LEN))
         later = bytes((body[0] + 1,)) if body[0] < 0x90 else body[:4] + b"\x02"
@@ -647,6 +674,7 @@ def test_a_walk_takes_what_go_tolerates(case: str) -> None:
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_walk_refuses_what_breaks_the_rules(case: str) -> None:
     assert _decoded_by_walking(REFUSED[case]) is None
+    assert _decoded_by_building(REFUSED[case]) is None
 
 
 packed_values = st.recursive(
@@ -701,7 +729,7 @@ def bodies_with_unknown_members(draw: st.DrawFn) -> bytes:
 @settings(max_examples=200)
 def test_walking_and_building_agree(body: bytes) -> None:
     message = decode_message(body)
-    assert _decoded_by_walking(body) == message
+    assert _decoded_by_walking(body) == _decoded_by_building(body) == message
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -713,4 +741,6 @@ def test_walking_and_building_agree_on_mutated_messages(seed: int) -> None:
         body = bytearray(rng.choice(bodies))
         if body:
             rng.choice(mutations)(rng, body)
-        assert _decoded_by_walking(bytes(body)) == decoded_or_refused(bytes(body))
+        message = decoded_or_refused(bytes(body))
+        assert _decoded_by_walking(bytes(body)) == message
+        assert _decoded_by_building(bytes(body)) == message
