@@ -30,7 +30,7 @@ LAYERS = [
     "limits",
 ]
 #: What every layer may use.
-BELOW_ALL = {"errors", "values", ""}
+BELOW_ALL = {"errors", ""}
 
 #: What no sans-IO module may use, directly or by way of another of our modules.
 IO_MODULES = {

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
+import msgspec
+
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.printable import quoted
-from rpc25519_tools.values import keyword_value_class
 
 #: What can be allowed. ``call`` is about services, the others are about paths.
 Right = Literal["read", "write", "list", "call"]
@@ -94,8 +95,7 @@ class Rule:
     service: str | None
 
 
-@keyword_value_class
-class Subject:
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks.
 
     Attributes:
@@ -120,8 +120,7 @@ class Subject:
 NOBODY: Final = Subject(authenticated=False)
 
 
-@keyword_value_class
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """An answer, and the rule that decided; None where no rule is about it."""
 
     allowed: bool

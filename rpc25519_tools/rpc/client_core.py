@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+import msgspec
+
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
     FIRST_SEQNO,
@@ -20,7 +22,6 @@ from rpc25519_tools.rpc.calls import (
     new_call_id,
     serial_numbers,
 )
-from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
 from rpc25519_tools.wire.outgoing import (
@@ -32,16 +33,14 @@ from rpc25519_tools.wire.outgoing import (
 _NO_ARGS: Final[Mapping[str, str]] = {}
 
 
-@value_class
-class ReplyReceived:
+class ReplyReceived(msgspec.Struct, frozen=True):
     """The call is over; the message is its reply, with an error text or without."""
 
     call_id: str
     message: Message
 
 
-@value_class
-class PartReceived:
+class PartReceived(msgspec.Struct, frozen=True):
     """The next part of a stream has come, in order."""
 
     call_id: str
@@ -49,24 +48,21 @@ class PartReceived:
     last: bool
 
 
-@value_class
-class CallRefused:
+class CallRefused(msgspec.Struct, frozen=True):
     """The call is over: the server does not offer the service."""
 
     call_id: str
     reason: str
 
 
-@value_class
-class StreamBroken:
+class StreamBroken(msgspec.Struct, frozen=True):
     """The call is over: the peer's parts are missing or out of order."""
 
     call_id: str
     reason: str
 
 
-@value_class
-class PushReceived:
+class PushReceived(msgspec.Struct, frozen=True):
     """The server sent a one-way message of its own accord."""
 
     message: Message

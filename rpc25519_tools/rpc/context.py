@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import field
 from typing import Final
+
+import msgspec
 
 from rpc25519_tools.errors import AccessDeniedError
 from rpc25519_tools.identity.access import AccessPolicy, Right, refusal
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.rpc.calls import CallKind
-from rpc25519_tools.values import keyword_value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Header
 
@@ -124,8 +124,7 @@ class Cancellation:
         return self._event.wait(timeout_s)
 
 
-@keyword_value_class
-class CallContext:
+class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler knows about its call.
 
     Attributes:
@@ -149,7 +148,7 @@ class CallContext:
     local_address: str
     remote_address: str
     until_s: float | None = None
-    cancellation: Cancellation = field(default_factory=Cancellation)
+    cancellation: Cancellation = msgspec.field(default_factory=Cancellation)
     access: AccessPolicy | None = None
 
     @property

@@ -13,13 +13,13 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import field
 from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
 
 from rpc25519_tools.errors import CallCancelledError, ConfigError
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, OutgoingStream, Part
-from rpc25519_tools.values import keyword_value_class
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: Plain handlers that can run at a time; more wait for a thread.
@@ -29,8 +29,7 @@ _OVER: Final = "the call is over"
 T = TypeVar("T")
 
 
-@keyword_value_class
-class Reply:
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler returns.
 
     Attributes:
@@ -42,7 +41,7 @@ class Reply:
     """
 
     payload: Buffer = b""
-    args: Mapping[str, str] = field(default_factory=lambda: NO_ARGS)
+    args: Mapping[str, str] = msgspec.field(default_factory=lambda: NO_ARGS)
     error: str = ""
     subject: str | None = None
     compress: bool = True

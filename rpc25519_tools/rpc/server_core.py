@@ -6,8 +6,11 @@ answers follow it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import structs
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.calls import (
@@ -19,7 +22,6 @@ from rpc25519_tools.rpc.calls import (
     PartCounter,
     serial_numbers,
 )
-from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message, header_len
@@ -60,16 +62,14 @@ class OpenCall:
     received: PartCounter = NO_PARTS
 
 
-@value_class
-class CallStarted:
+class CallStarted(msgspec.Struct, frozen=True):
     """A client opened a call; for UPLOAD and BISTREAM the message is also part 0."""
 
     call: OpenCall
     message: Message
 
 
-@value_class
-class PartReceived:
+class PartReceived(msgspec.Struct, frozen=True):
     """The next part of a client's stream has come, in order."""
 
     call: OpenCall
@@ -77,23 +77,20 @@ class PartReceived:
     last: bool
 
 
-@value_class
-class StreamBroken:
+class StreamBroken(msgspec.Struct, frozen=True):
     """The client's parts are missing or out of order; no more of them will come."""
 
     call: OpenCall
     reason: str
 
 
-@value_class
-class CallCancelled:
+class CallCancelled(msgspec.Struct, frozen=True):
     """The client wants no answer to this call any more."""
 
     call: OpenCall
 
 
-@value_class
-class MessageToSend:
+class MessageToSend(msgspec.Struct, frozen=True):
     """The core answers by itself."""
 
     message: Message
@@ -350,7 +347,7 @@ class ServerCore:
             f"{REFUSAL_TEXTS[kind]}req.HDR.ServiceName='{name}'; "
             f"req.HDR.CallID='{request.call_id}'"
         )
-        header = replace(
+        header = structs.replace(
             request,
             call_type=CallType.ERROR,
             sender=request.recipient,

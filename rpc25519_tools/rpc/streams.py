@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Final, Self, TypeAlias
 
+import msgspec
+
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.driver import Driver
 from rpc25519_tools.rpc.turns import Turn
-from rpc25519_tools.values import value_class
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Message
 
@@ -27,8 +28,7 @@ _PART_COST: Final = 1024
 NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-@value_class
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """One part of a stream.
 
     Attributes:

@@ -15,13 +15,14 @@ Source: recorded exchanges; the limits are those that a Go peer enforces.
 import struct
 from typing import Final
 
+import msgspec
+
 from rpc25519_tools.errors import (
     BadMagicError,
     FrameTooLargeError,
     LocalProtocolError,
     RemoteProtocolError,
 )
-from rpc25519_tools.values import value_class
 from rpc25519_tools.wire import codecs
 from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.codecs import Codec
@@ -60,8 +61,7 @@ _TLS_ALERT: Final = b"\x15\x03"
 _TUNNEL_LENGTH: Final = bytes(5)
 
 
-@value_class
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One frame as it arrived: its codec and its still packed body."""
 
     codec: Codec

@@ -5,12 +5,12 @@ A message is a header, a payload (``JobSerz``) and an error text (``JobErrs``).
 """
 
 from collections.abc import Mapping
-from dataclasses import field
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
-from rpc25519_tools.values import keyword_value_class
+import msgspec
+
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: Most bytes of a packed header.
@@ -51,8 +51,7 @@ class CallType(IntEnum):
     RSYNC_STEP4 = 24
 
 
-@keyword_value_class
-class Header:
+class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The header of a message; every field has the peer's meaning.
 
     Attributes:
@@ -86,13 +85,12 @@ class Header:
     deadline_ns: int | None = None
     stream_part: int = 0
     service_name: str = ""
-    args: Mapping[str, str] = field(default_factory=lambda: NO_ARGS)
+    args: Mapping[str, str] = NO_ARGS
     no_system_compression: bool = False
     backpressure: bool = False
 
 
-@keyword_value_class
-class Message:
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One message.
 
     Attributes:

@@ -5,10 +5,11 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rpc25519_tools.errors import (
     ChecksumError,

@@ -5,13 +5,13 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rpc25519_tools.errors import DeadlineError, RemoteCallError
 from rpc25519_tools.rpc.calls import CallKind

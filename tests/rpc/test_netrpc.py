@@ -1,13 +1,15 @@
 """Calls of methods, as Go's net/rpc makes them."""
 
 import asyncio
+import dataclasses
 import functools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from rpc25519_tools.errors import (
     ConfigError,
@@ -121,7 +123,7 @@ class Report:
 
 class Lab:
     def turn(self, report: Report) -> Report:
-        return replace(report, parts=report.parts[::-1])
+        return dataclasses.replace(report, parts=report.parts[::-1])
 
     def total(self, numbers: list[Int64]) -> int:
         return sum(numbers)
@@ -265,7 +267,7 @@ async def test_methods_are_called(net: Net) -> None:
             "r", datetime(2026, 1, 2, tzinfo=UTC), {"a": -1}, [Report("1"), Report("2")]
         )
         turned = await call("Lab.Turn", report, Report)
-        assert turned == replace(report, parts=[Report("2"), Report("1")])
+        assert turned == dataclasses.replace(report, parts=[Report("2"), Report("1")])
 
 
 @pytest.mark.parametrize(

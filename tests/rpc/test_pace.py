@@ -1,11 +1,11 @@
 """Streams to peers that show no backpressure: never more ahead than they can queue."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rpc25519_tools.rpc import pace
 from rpc25519_tools.rpc.calls import CallKind

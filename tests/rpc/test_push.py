@@ -5,9 +5,9 @@ import contextlib
 import gc
 import random
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from rpc25519_tools.errors import (
     ConnectionLostError,

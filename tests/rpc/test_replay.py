@@ -2,9 +2,9 @@
 
 import base64
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from rpc25519_tools.rpc import client_core, server_core
 from rpc25519_tools.rpc.calls import PARTS_DOWN, PARTS_UP, CallKind
