@@ -189,6 +189,10 @@ class FrameDecoder:
             FrameTooLargeError: a frame is longer than the limit.
         """
         if not self._direct:
+            if self.at_frame_boundary and not self._failed:
+                frame = self._whole_frame(self._scratch, 0, count)
+                if frame is not None and FRAME_HEADER_LEN + len(frame.body) == count:
+                    return [frame]
             return self.receive_data(self._scratch[:count])
         self._filled += count
         if self._filled < self._body_len:

@@ -48,7 +48,7 @@ _BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 #: Forms with a length of 32 bits -> bytes in front of the data.
 _LONG_HEADER_LENS: Final = {0xC6: 5, 0xC9: 6, 0xDB: 5}
 
-_NS_PER_S: Final = 1_000_000_000
+NS_PER_S: Final = 1_000_000_000
 TIME: Final = struct.Struct(">qi")
 #: A duration is an int64 in msgpack's own form, inside an extension.
 _DURATION: Final = struct.Struct(">Bq")
@@ -144,7 +144,7 @@ def pack_array_header(entries: int) -> bytes:
 
 def pack_time(ns: int) -> bytes:
     """Pack a time given in nanoseconds since 1970 UTC (15 bytes)."""
-    seconds, nanoseconds = divmod(ns, _NS_PER_S)
+    seconds, nanoseconds = divmod(ns, NS_PER_S)
     return _pack_time(0xC7, 12, TIME_EXT_CODE, seconds, nanoseconds)
 
 
@@ -170,11 +170,11 @@ def unpack_time(value: object, field: str) -> int | None:
     if type(value) is not tuple:
         raise DecodeError(f"{field} is not a time")
     seconds, nanoseconds = value
-    if not 0 <= nanoseconds < _NS_PER_S:
+    if not 0 <= nanoseconds < NS_PER_S:
         raise DecodeError(f"{field} has {nanoseconds} nanoseconds in a second")
     if seconds == GO_ZERO_TIME_S and nanoseconds == 0:
         return None
-    return int(seconds * _NS_PER_S + nanoseconds)
+    return int(seconds * NS_PER_S + nanoseconds)
 
 
 def unpack_object(data: Buffer) -> object:

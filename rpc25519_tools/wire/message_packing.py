@@ -10,7 +10,13 @@ import functools
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+from msgspec.msgpack import Ext
+
 from rpc25519_tools.wire.greenpack import (
+    NS_PER_S,
+    TIME,
+    TIME_EXT_CODE,
     Buffer,
     pack_bin_header,
     pack_map_header,
@@ -21,15 +27,14 @@ from rpc25519_tools.wire.greenpack import (
 )
 from rpc25519_tools.wire.message import Header, Message
 
+#: Longer payloads are passed on as they are.
+_USUAL_LEN: Final = 8 * 1024
 #: Longer names are packed each time they are sent.
 _CACHED_LEN: Final = 256
 
 KEY_HEADER: Final = pack_str("HDR_zid00_rct")
 KEY_PAYLOAD: Final = pack_str("JobSerz_zid01_bin")
 KEY_ERROR: Final = pack_str("JobErrs_zid02_str")
-_TWO_MEMBERS: Final = pack_map_header(2)
-#: How the header of a call and of its reply begins: nine members, the first one.
-_USUAL_HEADER: Final = KEY_HEADER + pack_map_header(9) + b"\xb1Created_zid00_tim"
 
 
 def _pack_args(args: Mapping[str, str]) -> bytes:
@@ -50,58 +55,79 @@ def _pack_name(text: str) -> bytes:
     return _packed_name(text) if len(text) <= _CACHED_LEN else pack_str(text)
 
 
-@functools.lru_cache(maxsize=1024)
-def _packed_ends(sender: str, recipient: str) -> bytes:
-    """Pack the two addresses, which are those of a connection, with their keys."""
-    return b"".join(
-        (
-            b"\xaeFrom_zid01_str",
-            pack_str(sender),
-            b"\xacTo_zid02_str",
-            pack_str(recipient),
-        )
-    )
+class _UsualHeader(msgspec.Struct, kw_only=True, gc=False):
+    """The header of a call or of its reply, as it goes out.
+
+    What holds a signed number is packed already: 128 and up must have a signed form.
+    """
+
+    created: Ext = msgspec.field(name="Created_zid00_tim")
+    sender: str = msgspec.field(name="From_zid01_str")
+    recipient: str = msgspec.field(name="To_zid02_str")
+    seqno: int = msgspec.field(name="Seqno_zid04_u64")
+    call_type: msgspec.Raw = msgspec.field(name="Typ_zid05_rct")
+    call_id: str = msgspec.field(name="CallID_zid06_str")
+    serial: msgspec.Raw = msgspec.field(name="Serial_zid07_i64")
+    deadline: Ext = msgspec.field(name="Deadline_zid09_tim")
+    service_name: str = msgspec.field(name="ServiceName_zid11_str")
 
 
-def _pack_usual_header(header: Header) -> bytes | None:
-    """Pack the header of a call or of its reply; None for one of another form.
+class _UsualMessage(msgspec.Struct, kw_only=True, gc=False):
+    header: _UsualHeader = msgspec.field(name="HDR_zid00_rct")
+    payload: bytes = msgspec.field(name="JobSerz_zid01_bin")
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def _pack_usual(message: Message) -> bytes | None:
+    """Pack a short call or reply; None for a message of another form.
 
     This is most of what sending a short message costs.
     """
-    sender, recipient, created_ns = header.sender, header.recipient, header.created_ns
+    header, payload = message.header, message.payload
+    created_ns, deadline_ns = header.created_ns, header.deadline_ns
     if (
         created_ns is None
-        or header.deadline_ns is None
+        or deadline_ns is None
+        or not (header.sender and header.recipient and header.call_id)
+        or not (header.seqno and header.serial and header.service_name)
+        or not header.call_type
         or header.subject
         or header.local_recv_ns is not None
         or header.stream_part
         or header.args
         or header.no_system_compression
         or header.backpressure
-        or not (sender and recipient and header.seqno and header.call_type)
-        or not (header.call_id and header.serial and header.service_name)
-        or len(sender) + len(recipient) > _CACHED_LEN
+        or message.error
+        or type(payload) is not bytes
+        or not 0 < len(payload) <= _USUAL_LEN
+        or not type(header.service_name) is type(header.call_id) is str
     ):
         return None
-    return b"".join(
-        (
-            _USUAL_HEADER,
-            pack_time(created_ns),
-            _packed_ends(sender, recipient),
-            b"\xafSeqno_zid04_u64",
-            pack_unsigned(header.seqno),
-            b"\xadTyp_zid05_rct",
-            pack_signed(header.call_type),
-            b"\xb0CallID_zid06_str",
-            pack_str(header.call_id),
-            b"\xb0Serial_zid07_i64",
-            pack_signed(header.serial),
-            b"\xb2Deadline_zid09_tim",
-            pack_time(header.deadline_ns),
-            b"\xb5ServiceName_zid11_str",
-            _pack_name(header.service_name),
+    try:
+        return _encode(
+            _UsualMessage(
+                header=_UsualHeader(
+                    created=Ext(TIME_EXT_CODE, _time(created_ns)),
+                    sender=header.sender,
+                    recipient=header.recipient,
+                    seqno=header.seqno,
+                    call_type=msgspec.Raw(pack_signed(header.call_type)),
+                    call_id=header.call_id,
+                    serial=msgspec.Raw(pack_signed(header.serial)),
+                    deadline=Ext(TIME_EXT_CODE, _time(deadline_ns)),
+                    service_name=header.service_name,
+                ),
+                payload=payload,
+            )
         )
-    )
+    except UnicodeEncodeError:
+        return None  # bytes that are no text, which the general way can pack
+
+
+def _time(ns: int) -> bytes:
+    return TIME.pack(*divmod(ns, NS_PER_S))
 
 
 def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a field
@@ -142,17 +168,18 @@ def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a fie
 def encode_message(message: Message) -> list[Buffer]:
     """Encode ``message`` as buffers that make up the greenpack body in order.
 
-    The payload is passed through as it is, never copied.
+    A payload that is not short is passed through as it is, never copied.
 
     Raises:
         OverflowError: an integer field does not fit its width.
     """
+    usual = _pack_usual(message)
+    if usual is not None:
+        return [usual]
     payload, error = message.payload, message.error
-    header = _pack_usual_header(message.header) or _pack_header(message.header)
-    if payload and not error:
-        lead = (_TWO_MEMBERS, header, KEY_PAYLOAD, pack_bin_header(len(payload)))
-        return [b"".join(lead), payload]
-    head = pack_map_header(1 + bool(payload) + bool(error)) + header
+    head = pack_map_header(1 + bool(payload) + bool(error)) + _pack_header(
+        message.header
+    )
     buffers: list[Buffer] = [head]
     if payload:
         buffers[0] = head + KEY_PAYLOAD + pack_bin_header(len(payload))

@@ -259,7 +259,7 @@ def test_a_stream_that_has_ended_stays_ended(bad: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="given up"):
         decoder.receive_data(frame_bytes(b"good"))
     with pytest.raises(RemoteProtocolError, match="given up"):
-        feed_memory(decoder, whole(b"x"))
+        feed_memory(decoder, whole(frame_bytes(b"good")))
 
 
 @given(st.binary(max_size=100))

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import DecodeError
-from rpc25519_tools.wire import message_unpacking
+from rpc25519_tools.wire import message_packing, message_unpacking
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.greenpack import (
     GO_ZERO_TIME_S,
@@ -644,13 +644,47 @@ def _decoded_by_building(body: bytes) -> Message | None:
 @given(messages)
 def test_the_short_cut_takes_what_go_sends(message: Message) -> None:
     body = encode(message)
+    all_text = all(_is_text(text) for text in _texts_of(message))
+    taken = message_unpacking._usual_message(body)
+    assert taken == (message if all_text else None)
+
+
+usual_texts = texts.filter(bool)
+
+
+@given(
+    st.builds(
+        Header,
+        created_ns=times.filter(lambda ns: ns is not None),
+        sender=usual_texts,
+        recipient=usual_texts,
+        seqno=unsigned.filter(bool),
+        call_type=signed.filter(bool),
+        call_id=usual_texts,
+        serial=signed.filter(bool),
+        deadline_ns=times.filter(lambda ns: ns is not None),
+        service_name=usual_texts,
+    ),
+    st.binary(min_size=1, max_size=300),
+)
+def test_usual_messages_are_packed_as_all_others(
+    header: Header, payload: bytes
+) -> None:
+    message = Message(header=header, payload=payload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message_packing, "_pack_usual", lambda _: None)
+        general = encode(message)
+    assert encode(message) == general
+    all_text = all(_is_text(text) for text in _texts_of(message))
+    assert message_packing._pack_usual(message) == (general if all_text else None)
+
+
+def _is_text(text: str) -> bool:
     try:
-        for text in _texts_of(message):
-            text.encode()
+        text.encode()
     except UnicodeEncodeError:
-        assert message_unpacking._usual_message(body) is None
-    else:
-        assert message_unpacking._usual_message(body) == message
+        return False
+    return True
 
 
 def _texts_of(message: Message) -> list[str]:
