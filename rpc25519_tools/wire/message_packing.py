@@ -27,8 +27,6 @@ from rpc25519_tools.wire.greenpack import (
 )
 from rpc25519_tools.wire.message import Header, Message
 
-#: Longer payloads are passed on as they are.
-_USUAL_LEN: Final = 8 * 1024
 #: Longer names are packed each time they are sent.
 _CACHED_LEN: Final = 256
 
@@ -72,20 +70,14 @@ class _UsualHeader(msgspec.Struct, kw_only=True, gc=False):
     service_name: str = msgspec.field(name="ServiceName_zid11_str")
 
 
-class _UsualMessage(msgspec.Struct, kw_only=True, gc=False):
-    header: _UsualHeader = msgspec.field(name="HDR_zid00_rct")
-    payload: bytes = msgspec.field(name="JobSerz_zid01_bin")
-
-
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-def _pack_usual(message: Message) -> bytes | None:
-    """Pack a short call or reply; None for a message of another form.
+def _pack_usual(header: Header) -> bytes | None:
+    """Pack the header of a call or of its reply; None for one of another form.
 
     This is most of what sending a short message costs.
     """
-    header, payload = message.header, message.payload
     created_ns, deadline_ns = header.created_ns, header.deadline_ns
     if (
         created_ns is None
@@ -99,27 +91,21 @@ def _pack_usual(message: Message) -> bytes | None:
         or header.args
         or header.no_system_compression
         or header.backpressure
-        or message.error
-        or type(payload) is not bytes
-        or not 0 < len(payload) <= _USUAL_LEN
         or not type(header.service_name) is type(header.call_id) is str
     ):
         return None
     try:
         return _encode(
-            _UsualMessage(
-                header=_UsualHeader(
-                    created=Ext(TIME_EXT_CODE, _time(created_ns)),
-                    sender=header.sender,
-                    recipient=header.recipient,
-                    seqno=header.seqno,
-                    call_type=msgspec.Raw(pack_signed(header.call_type)),
-                    call_id=header.call_id,
-                    serial=msgspec.Raw(pack_signed(header.serial)),
-                    deadline=Ext(TIME_EXT_CODE, _time(deadline_ns)),
-                    service_name=header.service_name,
-                ),
-                payload=payload,
+            _UsualHeader(
+                created=Ext(TIME_EXT_CODE, _time(created_ns)),
+                sender=header.sender,
+                recipient=header.recipient,
+                seqno=header.seqno,
+                call_type=msgspec.Raw(pack_signed(header.call_type)),
+                call_id=header.call_id,
+                serial=msgspec.Raw(pack_signed(header.serial)),
+                deadline=Ext(TIME_EXT_CODE, _time(deadline_ns)),
+                service_name=header.service_name,
             )
         )
     except UnicodeEncodeError:
@@ -162,28 +148,25 @@ def _pack_header(header: Header) -> bytes:  # noqa: C901  # one plain line a fie
         out.append(b"\xbdNoSystemCompression_zid13_boo\xc3")
     if header.backpressure:
         out.append(b"\xb6Backpressure_zid99_boo\xc3")
-    return KEY_HEADER + pack_map_header(len(out)) + b"".join(out)
+    return pack_map_header(len(out)) + b"".join(out)
 
 
 def encode_message(message: Message) -> list[Buffer]:
     """Encode ``message`` as buffers that make up the greenpack body in order.
 
-    A payload that is not short is passed through as it is, never copied.
+    The payload is passed through as it is, never copied.
 
     Raises:
         OverflowError: an integer field does not fit its width.
     """
-    usual = _pack_usual(message)
-    if usual is not None:
-        return [usual]
     payload, error = message.payload, message.error
-    head = pack_map_header(1 + bool(payload) + bool(error)) + _pack_header(
-        message.header
-    )
-    buffers: list[Buffer] = [head]
+    header = _pack_usual(message.header) or _pack_header(message.header)
+    members = pack_map_header(1 + bool(payload) + bool(error))
     if payload:
-        buffers[0] = head + KEY_PAYLOAD + pack_bin_header(len(payload))
-        buffers.append(payload)
+        lead = (members, KEY_HEADER, header, KEY_PAYLOAD, pack_bin_header(len(payload)))
+        buffers: list[Buffer] = [b"".join(lead), payload]
+    else:
+        buffers = [members + KEY_HEADER + header]
     if error:
         buffers.append(KEY_ERROR + pack_str(error))
     return buffers
