@@ -316,11 +316,17 @@ class Root:
         *parents, name = self._parts(remote_name)
         dir_fd = self._open_parent(parents, remote_name, "read")
         try:
-            return _open_regular(dir_fd, name, remote_name)
+            opened = _open_regular(dir_fd, name, remote_name)
         except OSError as exc:
             raise _jail_error(exc, "read", remote_name) from exc
         finally:
             os.close(dir_fd)
+        try:
+            self._kept_back.check_found(opened.status, remote_name)
+        except BaseException:
+            os.close(opened.fd)
+            raise
+        return opened
 
     def resolve_for_writing(self, remote_name: str) -> WriteTarget:
         """Hold the directory in which ``remote_name`` shall appear; it must exist.
@@ -333,7 +339,9 @@ class Root:
         *parents, name = self._parts(remote_name)
         dir_fd = self._open_parent(parents, remote_name, "write")
         try:
-            check_replaceable(dir_fd, name, remote_name)
+            old = check_replaceable(dir_fd, name, remote_name)
+            if old is not None:
+                self._kept_back.check_found(old, remote_name)
         except BaseException:
             os.close(dir_fd)
             raise
@@ -361,6 +369,10 @@ class Root:
                 child = os.open(part, DIR_FLAGS | os.O_NOFOLLOW, dir_fd=fd)
                 os.close(fd)
                 fd = child
+                self._kept_back.check_found(os.fstat(fd), remote_name)
+        except UnsafePathError:
+            os.close(fd)
+            raise
         except OSError as exc:
             os.close(fd)
             if exc.errno in {errno.ENOTDIR, errno.ELOOP, errno.EMLINK}:

@@ -6,20 +6,24 @@ those files is the directory in which the server runs, which is also what it ser
 no other is named.
 """
 
+import contextlib
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rpc25519_tools.errors import LocalFileError, UnsafePathError
+from rpc25519_tools.identity.access import fold
 from rpc25519_tools.identity.printable import quoted
 
 
 class KeptBack:
     """Names beneath one directory that may be neither read nor written.
 
-    Symbolic links are not followed beneath a served directory, so that a file has one
-    name there. Case and Unicode forms are ignored, as some file systems do.
+    Names are compared as rules that deny are: case, Unicode forms, invisible
+    characters, and dots and spaces at the end do not count, since there are file
+    systems to which they do not. A file can have more names: short ones on FAT, hard
+    links, that which a link has been made to lead to meanwhile. So what is opened is
+    looked at, too.
 
     Args:
         root: the served directory.
@@ -32,20 +36,21 @@ class KeptBack:
     def __init__(
         self, root: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]
     ) -> None:
+        self._paths = [os.path.abspath(path) for path in paths]
         top = Path(os.path.realpath(root))
         self._kept: set[tuple[str, ...]] = set()
-        for path in paths:
+        for path in self._paths:
             # A link is kept back itself, as well as what it leads to.
-            place = Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
+            place = Path(os.path.realpath(os.path.dirname(path)))
             for real in (place / os.path.basename(path), Path(os.path.realpath(path))):
                 if real == top or real in top.parents:
                     raise LocalFileError(
                         f"cannot serve {quoted(os.fspath(root))}: "
-                        f"{quoted(os.fspath(path))} has keys or rules of the server"
+                        f"{quoted(path)} has keys or rules of the server"
                     )
                 if top in real.parents:
                     parts = real.relative_to(top).parts
-                    self._kept.add(tuple(map(_folded, parts)))
+                    self._kept.add(tuple(map(fold, parts)))
 
     def check(self, parts: Sequence[bytes], remote_name: str) -> None:
         """Check a name from the wire, taken apart.
@@ -55,16 +60,25 @@ class KeptBack:
         """
         if not self._kept:
             return
-        names = tuple(
-            _folded(part.decode("utf-8", "surrogateescape")) for part in parts
-        )
+        names = tuple(fold(part.decode("utf-8", "surrogateescape")) for part in parts)
         for count in range(1, len(names) + 1):
             if names[:count] in self._kept:
-                raise UnsafePathError(
-                    f"refused {quoted(remote_name)}: "
-                    "the name is reserved for the server's own keys and rules"
-                )
+                raise _reserved(remote_name)
+
+    def check_found(self, found: os.stat_result, remote_name: str) -> None:
+        """Check a file or directory that a name has led to.
+
+        Raises:
+            UnsafePathError: it is kept back, under whatever name.
+        """
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError):
+                if os.path.samestat(os.stat(path), found):
+                    raise _reserved(remote_name)
 
 
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name.casefold()).casefold()
+def _reserved(remote_name: str) -> UnsafePathError:
+    return UnsafePathError(
+        f"refused {quoted(remote_name)}: "
+        "the name is reserved for the server's own keys and rules"
+    )

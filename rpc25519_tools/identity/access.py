@@ -34,6 +34,13 @@ PATH_RIGHTS: Final[tuple[Right, ...]] = ("read", "write", "list")
 #: What a `Rule` can be about.
 WhoKind = Literal["key", "email", "certified", "anyone"]
 
+#: Characters that are ignorable by default (Unicode's DerivedCoreProperties.txt),
+#: beside those of category Cf: joiners, fillers, variation selectors. ext4 and F2FS
+#: ignore them in directories that ignore case.
+_IGNORED: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0"
+    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 #: What may stand round an address in an e-mail entry that holds more than one.
 _BETWEEN_EMAILS: Final = re.compile(r"[\s,;<>]+")
 
@@ -275,16 +282,26 @@ def fold(text: str) -> str:
     """Return the form in which texts that could mean the same are equal.
 
     File systems differ in what they take for one name: upper and lower case (macOS,
-    Windows, FAT), the forms of Unicode and invisible characters (HFS+), dots and
+    Windows, FAT), the forms of Unicode and invisible characters (HFS+, ext4), dots and
     spaces at the end (FAT). All of that goes. Short names of FAT (``SECRET~1``) are
     beyond this.
     """
     if text.isascii():
         return text.lower().rstrip(". ")
-    text = unicodedata.normalize("NFKD", text).casefold()
-    text = unicodedata.normalize("NFKD", text)
-    unseen = {ord(char) for char in set(text) if unicodedata.category(char) == "Cf"}
-    return text.translate(dict.fromkeys(unseen)).rstrip(". ")
+    text = unicodedata.normalize("NFKD", _without_unseen(text)).casefold()
+    text = _without_unseen(unicodedata.normalize("NFKD", text))
+    # Marks that something unseen stood between have an order of their own.
+    return unicodedata.normalize("NFKD", text).rstrip(". ")
+
+
+def _without_unseen(text: str) -> str:
+    """Leave out what is not shown by itself, and what some file systems ignore."""
+    unseen = {
+        ord(char)
+        for char in set(text)
+        if unicodedata.category(char) == "Cf" or _IGNORED.match(char)
+    }
+    return text.translate(dict.fromkeys(unseen)) if unseen else text
 
 
 def split_path(target: str) -> tuple[str, ...] | None:

@@ -329,6 +329,19 @@ def test_folding_forgets_case_and_forms(text: str) -> None:
             assert fold(other) == folded
 
 
+@pytest.mark.parametrize(
+    "unseen", "\u200b\u00ad\u034f\u3164\ufe0f\U000e0100", ids=ascii
+)
+def test_what_is_not_seen_does_not_count_where_something_is_denied(unseen: str) -> None:
+    found = rules("deny * read /Secret", "* read /")
+    asked = f"/sec{unseen}ret/plan"
+    assert not found.decide(Subject(), "read", asked)
+
+
+def test_folding_orders_what_something_unseen_stood_between() -> None:
+    assert fold("a\u0301\u200b\u0316") == fold("a\u0316\u0301") == "a\u0316\u0301"
+
+
 @pytest.mark.parametrize("name", ["ﷺ" * 84, "é" * 127], ids=["long", "two bytes"])
 def test_deciding_folds_what_is_asked_once_however_many_rules_deny(
     monkeypatch: pytest.MonkeyPatch, name: str
