@@ -45,6 +45,11 @@ Failed: TypeAlias = Callable[[Exception, str], None]
 #: Makes a transport of what it shall call when it is open and when that has failed.
 Make: TypeAlias = Callable[[Accept, Failed], TcpTransport]
 
+#: Connections whose handshake has failed, and that wait until their clients hang up, so
+#: that they can read why. They make room for nobody: beyond this many, or a quarter of
+#: all, the oldest ends at once.
+_MOST_FAILED: Final = 256
+
 _TOO_MANY_HANDSHAKES: Final = "too many clients in their handshake"
 _TOO_MANY_SILENT: Final = "too many clients that have not sent anything yet"
 
@@ -99,6 +104,9 @@ class Door:
         self._tickets: dict[Transport, Ticket] = {}
         #: Tunnels whose client has not shown yet that it has its keys.
         self._tunnels: dict[Ticket, PskTransport] = {}
+        #: Connections that have failed and are about to end, the oldest first.
+        self._ending: dict[Ticket, TcpTransport] = {}
+        self._most_ending = min(_MOST_FAILED, max(1, limits.max_connections // 4))
         self._closed = False
 
     def newcomer(self) -> asyncio.Protocol:
@@ -165,6 +173,7 @@ class Door:
         def gone() -> None:
             del self._tickets[made]
             self._tunnels.pop(ticket, None)
+            self._ending.pop(ticket, None)
             if self._transports.pop(ticket, None) is not None:
                 self._gate.leave(ticket)
 
@@ -239,10 +248,19 @@ class Door:
         let in before their address had failed too often, only how many is told.
         """
         is_counted = tried and ticket in self._transports
+        if is_counted:
+            self._end_soon(ticket)
         if is_counted and self._gate.fail(ticket, self._loop.time()):
             self._failed(error, address)
         else:
             self._refuse(ticket.site, error, address)
+
+    def _end_soon(self, ticket: Ticket) -> None:
+        """Let a connection that has failed end in order, unless too many do."""
+        self._ending[ticket] = self._transports[ticket]
+        if len(self._ending) > self._most_ending:
+            oldest = next(iter(self._ending))
+            self._ending.pop(oldest).give_up()
 
     def _expire(
         self, ticket: Ticket, made: TlsTransport | HttpConnectTransport

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
 from OpenSSL import SSL
 
 from rpc25519_tools.limits import Limits, Startups
@@ -32,6 +33,30 @@ async def crowd(address: str) -> AsyncIterator[None]:
         await until(lambda: sum(reader.at_eof() for reader, _ in ends) >= CROWD - 5)
         yield
     finally:
+        for _, writer in ends:
+            writer.close()
+
+
+@pytest.mark.parametrize("with_tls", [True, False])
+async def test_who_has_failed_and_does_not_hang_up_takes_no_place(
+    with_tls: bool,
+) -> None:
+    tls, tunnel = (SERVER, None) if with_tls else (None, settings(SERVER))
+    limits = Limits(max_connections=8, max_failures_per_minute=0)
+    async with tunnel_listener(tls=tls, tunnel=tunnel, limits=limits) as found:
+        host, port = found.address.rsplit(":", 1)
+        ends = [await asyncio.open_connection(host, int(port)) for _ in range(8)]
+        for _, writer in ends:
+            writer.write(b"\xff" * 64)
+        await until(lambda: len(found.failures) == 8)
+        client = await tunnel_dial(
+            found.address,
+            tls=CLIENT if with_tls else None,
+            tunnel=None if with_tls else settings(CLIENT),
+        )
+        await until(lambda: found.accepted)
+        assert not client.lost
+        client.transport.abort()
         for _, writer in ends:
             writer.close()
 
