@@ -27,7 +27,8 @@ class ServerLog:
     """Observes a server and its file services.
 
     Clients that prove nothing, as on plain TCP, have a line once they say something,
-    and otherwise none at all: whoever opens thousands of connections fills no log.
+    and otherwise none at all; of many from one address only how many: whoever opens
+    thousands of connections fills no log.
 
     Args:
         talk: where the lines go.
@@ -38,6 +39,7 @@ class ServerLog:
         self._talk = talk
         self._verbose = verbose
         self._failures = PeerLines(self._line)
+        self._begins = PeerLines(self._line)
         self._ends = PeerLines(self._line)
         #: Those that have proved nothing and said nothing.
         self._silent: set[Transport] = set()
@@ -45,6 +47,7 @@ class ServerLog:
     def flush(self) -> None:
         """Log what was only counted so far."""
         self._failures.flush()
+        self._begins.flush()
         self._ends.flush()
 
     def connected(self, transport: Transport) -> None:
@@ -58,7 +61,9 @@ class ServerLog:
         """Learn that a client has sent a message."""
         if transport in self._silent:
             self._silent.remove(transport)
-            self._log_connected(transport)
+            address = transport.remote_address
+            line = f"{_who(address, None)} connected"
+            self._begins.tell(peer_name(address, ""), line, "connected")
 
     def _log_connected(self, transport: Transport) -> None:
         who = _who(transport.remote_address, transport.peer)
@@ -69,13 +74,15 @@ class ServerLog:
         """Log the end of a connection, if it is unusual or everything is wanted."""
         address = transport.remote_address
         line = f"{_who(address, transport.peer)} disconnected: {reason}"
-        if transport in self._silent:
-            self._silent.remove(transport)
-            lost = isinstance(reason, ConnectionLostError)
-            if not lost or isinstance(reason, CrowdedOutError):
-                self._ends.tell(peer_name(address, ""), line, f"disconnected: {reason}")
-        elif self._verbose or not isinstance(reason, ConnectionLostError):
+        crowded = transport in self._silent and isinstance(reason, CrowdedOutError)
+        self._silent.discard(transport)
+        if self._verbose:
             self._line(line)
+        elif crowded or not isinstance(reason, ConnectionLostError):
+            if transport.peer is None:
+                self._ends.tell(peer_name(address, ""), line, f"disconnected: {reason}")
+            else:
+                self._line(line)
 
     def refused(self, address: str, reason: Exception) -> None:
         """Log a client that was not let in."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.attacks.floods import serve_one, silent_sockets
+from rpc25519_tools.wire.message import CallType, Header, Message
+from tests.attacks.floods import frame_of, serve_one, silent_sockets
 from tests.helpers import SrvProcess, open_fds, wait_until
 
 #: More than are told of one by one.
@@ -52,6 +53,17 @@ def test_who_says_nothing_over_plain_tcp_has_no_line() -> None:
             server.serve()
         server.wait_until_left()
         assert server.lines == ["unauthenticated connected"]
+
+
+def test_many_that_send_one_tiny_message_are_a_few_lines_and_a_count() -> None:
+    tiny = frame_of(Message(header=Header(call_type=CallType.KEEP_ALIVE)))
+    with plain() as server:
+        with silent_sockets(server.srv.address, MANY, tiny):
+            server.serve()
+        server.wait_until_left()
+        assert server.lines == ["unauthenticated connected"] * TOLD
+        assert server.srv.stop() == 0
+        assert server.lines[-1] == f"{MANY + 1 - TOLD} more times: connected"
 
 
 def test_each_connection_has_its_lines_where_everything_is_wanted() -> None:
