@@ -28,10 +28,9 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
     SecurityError,
 )
-from rpc25519_tools.identity.certificate import PeerIdentity, verify_peer
+from rpc25519_tools.identity.certificate import MALFORMED, PeerIdentity, verify_peer
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
-    CHUNK_LEN,
     ENCRYPTED_LEN,
     WRITE_HIGH_WATER_LEN,
     Accept,
@@ -86,6 +85,14 @@ _SHORT_LEN: Final = 16 * 1024
 #: Shorter output is copied, lest a slow peer hold a whole chunk for a few bytes.
 _HOLD_FROM_LEN: Final = 64 * 1024
 
+#: Most encrypted bytes given to OpenSSL at a time; four records.
+_FEED_LEN: Final = 64 * 1024
+#: Most bytes encrypted before the kernel gets them.
+_SEAL_LEN: Final = 128 * 1024
+#: Most bytes of a handshake, from the first to the last. Certificates take a kilobyte
+#: or two; OpenSSL alone would keep a first message of 128 KiB until it is whole.
+_MOST_HANDSHAKE_LEN: Final = 32 * 1024
+
 Side = Literal["client", "server"]
 
 
@@ -131,8 +138,12 @@ def _verify_callback(
 ) -> bool:
     transport: TlsTransport = connection.get_app_data()
     if depth == 0:
-        verdict = error if not ok else None
-        return transport.judge(certificate.to_cryptography(), verdict)
+        try:
+            leaf = certificate.to_cryptography()
+        except MALFORMED:  # of what OpenSSL reads, and the other library does not
+            transport.refuse("the certificate cannot be read")
+            return False
+        return transport.judge(leaf, error if not ok else None)
     if ok or (error == _INVALID_PURPOSE and depth == 1):
         return True
     transport.refuse(f"the authority's certificate was refused: {_verdict(error)}")
@@ -196,6 +207,8 @@ class TlsTransport(TcpTransport):
         self._handshaking = True
         #: Whether the peer has sent anything.
         self.has_received = False
+        #: Bytes that have come until the handshake was done.
+        self._received_len = 0
         self.handshake_timer: asyncio.TimerHandle | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
@@ -266,14 +279,25 @@ class TlsTransport(TcpTransport):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what came, straight into the receiver's memory."""
-        if self._closing:
-            return
-        self._records.feed(self._scratch[:nbytes])
         if self._handshaking:
             self.has_received = True
-            self._shake_hands()
-        if not self._handshaking:
-            self._decrypt()
+            self._received_len += nbytes
+        # OpenSSL keeps as much memory for each connection as it was ever fed at a time.
+        for start in range(0, nbytes, _FEED_LEN):
+            if self._closing:
+                return
+            self._records.feed(self._scratch[start : min(start + _FEED_LEN, nbytes)])
+            if self._handshaking:
+                self._shake_hands()
+            if not self._handshaking:
+                self._decrypt()
+        if self._handshaking and self._received_len > _MOST_HANDSHAKE_LEN:
+            self.fail_handshake(
+                HandshakeError(
+                    f"the {self._other()}'s handshake has more than "
+                    f"{_MOST_HANDSHAKE_LEN} bytes"
+                )
+            )
 
     def resume_writing(self) -> None:
         """Encrypt and send more."""
@@ -431,7 +455,7 @@ class TlsTransport(TcpTransport):
     def _flush(self) -> None:
         """Encrypt queued bytes as long as the kernel takes them at once."""
         while self._unsent and not self._over_high_water:
-            room = CHUNK_LEN
+            room = _SEAL_LEN
             while self._unsent and room:
                 head = self._unsent[0]
                 piece = head[:room]

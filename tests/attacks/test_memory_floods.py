@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.files.parts import (
     ARG_DOWNLOAD_REQUEST,
     ARG_PART_SUM,
@@ -29,6 +30,7 @@ from rpc25519_tools.wire.digest import digest_text
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.attacks.floods import (
     MIB,
+    client_of,
     frame_of,
     good_client,
     memory_of,
@@ -378,3 +380,23 @@ async def test_echoes_that_nobody_reads(
             await asyncio.wait([flooding])
         growth = memory_of(tls, "VmHWM") - before
     assert growth < 128 * MIB
+
+
+async def test_connections_that_have_moved_much_keep_little(
+    certs: Path, client_identity: LoadedIdentity
+) -> None:
+    """OpenSSL keeps as much for each as it ever held at a time."""
+    count = 60
+    async with contextlib.AsyncExitStack() as stack:
+        srv = stack.enter_context(SrvProcess(certs=certs))
+        clients = [
+            await stack.enter_async_context(
+                await client_of(srv.address, client_identity)
+            )
+            for _ in range(count)
+        ]
+        await clients[0].call(ECHO_CALL_SERVICE, bytes(2 * MIB))
+        before = memory_of(srv)
+        for client in clients:
+            await client.call(ECHO_CALL_SERVICE, os.urandom(2 * MIB))
+        assert memory_of(srv) - before < count * MIB // 2

@@ -4,6 +4,7 @@ Each is refused with one line in the log, and the server goes on; the fixture ma
 call as a good client after every test.
 """
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -392,6 +393,34 @@ def test_a_second_hello_in_the_handshake(target: TargetServer) -> None:
         client.send(HANDSHAKE, client_hello(share=client.share))
         client.end()
         assert target.refusal(client.local).startswith(FAILED)
+
+
+def test_a_long_hello_that_is_never_whole_takes_no_memory(
+    target: TargetServer,
+) -> None:
+    """OpenSSL alone would wait for the rest of 64 KiB."""
+    with Handmade(target.address) as client:
+        client.send_raw(record(HANDSHAKE, b"\1\1\0\0" + bytes(16_000)))
+        with contextlib.suppress(ConnectionError):
+            client.send_raw(record(HANDSHAKE, bytes(16_000)) * 2)
+        line = target.refusal(client.local)
+        assert line == "the client's handshake has more than 32768 bytes"
+
+
+@pytest.mark.parametrize("version", [1, 8])
+def test_a_certificate_of_another_version(
+    target: TargetServer, minter: Minter, version: int
+) -> None:
+    """OpenSSL takes it, and the other library that looks at it does not."""
+    good = minter.genuine()
+    assert isinstance(good.key, Ed25519PrivateKey)
+    (der,) = good.ders
+    odd = der.replace(b"\xa0\3\2\1\2", bytes((0xA0, 3, 2, 1, version)), 1)
+    with Handmade(target.address) as client:
+        client.shake_hands([odd], good.key)
+        assert isinstance(client.fate(), int)
+        assert target.refusal(client.local) == "the certificate cannot be read"
+    assert "call failed" not in target.srv.stderr()
 
 
 def test_long_certificates_are_refused(target: TargetServer, minter: Minter) -> None:
