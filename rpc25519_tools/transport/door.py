@@ -36,6 +36,7 @@ from rpc25519_tools.transport.psk import (
     TunnelSettings,
     open_tunnel,
 )
+from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport
 from rpc25519_tools.transport.unproven import UnprovenMemory
@@ -102,6 +103,7 @@ class Door:
         self._report_timer: asyncio.TimerHandle | None = None
         self._transports: dict[Ticket, TcpTransport] = {}
         self._tickets: dict[Transport, Ticket] = {}
+        self._seen = SeenHandshakes()
         #: Tunnels whose client has not shown yet that it has its keys.
         self._tunnels: dict[Ticket, PskTransport] = {}
         #: Connections that have failed and are about to end, the oldest first.
@@ -226,6 +228,7 @@ class Door:
             timeout_s=min(self._timeout_s, TUNNEL_TIMEOUT_S),
             max_message_len=self._max_message_len,
             share=None if known else self._unproven_memory.share(ticket.site, give_way),
+            seen=self._seen,
         )
         self._tunnels[ticket] = made
         return made

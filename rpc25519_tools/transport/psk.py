@@ -51,6 +51,7 @@ from rpc25519_tools.transport.base import (
     Transport,
     body_pool,
 )
+from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import NOTHING_PROTECTED
 from rpc25519_tools.transport.unproven import Share
 from rpc25519_tools.wire import handshake
@@ -148,6 +149,7 @@ class PskTransport:
         max_message_len: longest message to be taken.
         share: what counts the memory of messages until the peer is proven; None leaves
             that to what is above, as afterwards.
+        seen: the handshakes that a server has taken before, and takes no more.
     """
 
     def __init__(
@@ -161,6 +163,7 @@ class PskTransport:
         peer_host: str | None = None,
         max_message_len: int = MAX_SEALED_LEN,
         share: Share | None = None,
+        seen: SeenHandshakes | None = None,
     ) -> None:
         self._below = below
         self._settings = settings
@@ -171,6 +174,7 @@ class PskTransport:
         self._peer_host = peer_host
         self._max_sealed_len = max_message_len + OVERHEAD_LEN
         self._share = share
+        self._seen = SeenHandshakes() if seen is None else seen
         self._shaking = True
         self._proven = False
         self._when_proven: list[Callable[[], None]] = []
@@ -514,7 +518,9 @@ class PskTransport:
             self._failed(error, self.remote_address)
 
     def _judge(self, theirs: Handshake) -> PeerIdentity:
-        """Check certificate and signature; on both sides as for a server's."""
+        """Check certificate and signature, and that nobody repeats a handshake."""
+        if self._side == "server" and theirs.ephemeral in self._seen:
+            raise HandshakeError("the client repeats a handshake that was used before")
         try:
             certificate = parse_certificate(theirs.certificate_der)
         except KeyFileError as exc:
@@ -524,11 +530,13 @@ class PskTransport:
         peer = verify_peer(
             certificate,
             self._settings.identity.authorities,
-            usage="server",
+            usage="client" if self._side == "server" else "server",
             now=datetime.now(UTC),
             host_name=None,
         )
         handshake.check_signature(theirs, peer.public_key)
+        if self._side == "server":
+            self._seen.add(theirs.ephemeral)
         outer = self._below.peer
         if outer is not None and outer.public_key != peer.public_key:
             raise PeerNotTrustedError(
@@ -639,6 +647,7 @@ def open_tunnel(
     timeout_s: float = TUNNEL_TIMEOUT_S,
     max_message_len: int = MAX_SEALED_LEN,
     share: Share | None = None,
+    seen: SeenHandshakes | None = None,
 ) -> PskTransport:
     """Begin a handshake with the client of a new connection, and watch over its time.
 
@@ -650,6 +659,7 @@ def open_tunnel(
         timeout_s: how long the client may take.
         max_message_len: see PskTransport.
         share: see PskTransport.
+        seen: see PskTransport.
     """
     made = PskTransport(
         below,
@@ -659,6 +669,7 @@ def open_tunnel(
         failed=failed,
         max_message_len=max_message_len,
         share=share,
+        seen=seen,
     )
     reason = HandshakeError(f"no pre-shared-key handshake within {timeout_s:g} s")
     made.handshake_timer = asyncio.get_running_loop().call_later(

@@ -270,7 +270,6 @@ CHEATS: list[tuple[str, Callable[[], LoadedIdentity], str]] = [
     ),
     ("of a stranger", lambda: Authority.make().identity(trusts=AUTHORITY), "not"),
     ("self-signed", AUTHORITY.self_signed, "not"),
-    ("for clients", lambda: AUTHORITY.identity(usages=("client",)), "usage"),
 ]
 
 
@@ -286,6 +285,17 @@ async def test_bad_certificates_are_refused_by_both_sides(
     for end in (server, ours):
         assert isinstance(end.error, PeerNotTrustedError), name
         assert reason in str(end.error)
+        assert not end.opened
+
+
+async def test_a_certificate_for_one_role_is_refused_in_the_other() -> None:
+    _, server, _ = hand_made_client(AUTHORITY.identity(usages=("server",)))
+    await until(lambda: server.is_over)
+    _, client = hand_made_server(AUTHORITY.identity(usages=("client",)))
+    await until(lambda: client.is_over)
+    for end in (server, client):
+        assert isinstance(end.error, PeerNotTrustedError)
+        assert "usage" in str(end.error)
         assert not end.opened
 
 

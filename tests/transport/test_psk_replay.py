@@ -6,8 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rpc25519_tools.errors import ConnectionLostError, DecryptionError
+from rpc25519_tools.errors import (
+    ConnectionLostError,
+    DecryptionError,
+    HandshakeError,
+)
 from rpc25519_tools.limits import Limits, Startups
+from rpc25519_tools.transport import repeats
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.transport.psk import PskTransport
 from tests.helpers import until
@@ -43,10 +48,10 @@ class Repeater:
         self.readers: list[asyncio.StreamReader] = []
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def connect(self, more: bytes = b"") -> None:
+    async def connect(self, more: bytes = b"", *, hello: bytes = b"") -> None:
         host, port = self._address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(sniffed_hello() + more)
+        writer.write((hello or sniffed_hello()) + more)
         self.readers.append(reader)
         self._writers.append(writer)
 
@@ -97,6 +102,34 @@ async def test_a_repeated_hello_proves_nothing_and_makes_room() -> None:
         assert isinstance(first, ConnectionLostError)
         assert "not sent anything yet" in str(first)
         good.transport.close()
+
+
+async def test_a_hello_that_the_server_knows_is_a_failure() -> None:
+    limits = Limits(max_failures_per_minute=2)
+    hello = sniffed_hello()
+    async with (
+        tunnel_listener(tls=None, tunnel=settings(SERVER), limits=limits) as found,
+        repeating(found) as repeater,
+    ):
+        await repeater.connect(hello=hello)
+        await accepted(found, 1)
+        for count in range(1, 3):
+            await repeater.connect(hello=hello)
+            await until(lambda count=count: len(found.failures) == count)  # type: ignore[misc]
+            assert isinstance(found.failures[-1], HandshakeError)
+            assert "repeats a handshake" in str(found.failures[-1])
+        await repeater.connect()
+        await until(lambda: len(found.failures) == 3)
+        assert "too many failed handshakes" in str(found.failures[2])
+        assert len(found.accepted) == 1
+
+
+def test_the_oldest_handshakes_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "_MOST", 2)
+    seen = repeats.SeenHandshakes()
+    for one in (b"a", b"b", b"c"):
+        seen.add(one)
+    assert [one in seen for one in (b"a", b"b", b"c")] == [False, True, True]
 
 
 async def test_rubbish_after_a_repeated_hello_is_a_failure() -> None:
