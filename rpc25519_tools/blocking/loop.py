@@ -33,7 +33,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from rpc25519_tools.errors import ConnectionLostError, Rpc25519Error
 from rpc25519_tools.rpc import driver, handlers
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.context import time_left_s
+from rpc25519_tools.rpc.context import is_in_handler
 from rpc25519_tools.rpc.server import Server
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ def _require_caller(loop: Loop) -> None:
 
 def _in_async_handler() -> bool:
     """Tell whether we are in a handler on another event loop of this program."""
-    if time_left_s() is None:
+    if not is_in_handler():
         return False
     try:
         asyncio.get_running_loop()

@@ -21,7 +21,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc import client_core
-from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.calls import PARTS_UP, CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
@@ -88,6 +88,8 @@ class Client:
         #: Limit for storing an upload after its last part, in seconds.
         self.reply_timeout_s = config.reply_timeout_s
         self._pending: dict[str, _Pending] = {}
+        #: What sends the first message of a call, while that has to wait.
+        self._openings: dict[str, asyncio.Task[None]] = {}
         self._deadlines: Deadlines[str] = Deadlines(self._expire)
         self._driver = Driver(
             transport,
@@ -393,13 +395,16 @@ class Client:
         try:
             if self._driver.try_send(message, self.codec, at_once=at_once):
                 return
-            pending = self._pending.get(message.header.call_id)
+            call_id = message.header.call_id
+            pending = self._pending.get(call_id)
             sending = self._loop.create_task(self._driver.send(message, self.codec))
+            if message.header.call_type not in PARTS_UP:
+                self._openings[call_id] = sending
             waited_for: list[asyncio.Future[Any]] = [sending]
             if pending is not None:
                 waited_for.append(pending.reply)
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
+            if sending.done() and not sending.cancelled():
                 sending.result()
             elif pending is not None:
                 pending.reply.result()
@@ -408,8 +413,10 @@ class Client:
                 self._core.take_back(message)
             raise
         finally:
-            if sending is not None and not sending.done():
-                sending.cancel()  # it waits still, and sends nothing then
+            if sending is not None:
+                sending.cancel()  # where it waits still, it sends nothing then
+                if self._openings.get(message.header.call_id) is sending:
+                    del self._openings[message.header.call_id]
 
     async def round_trip(
         self,
@@ -461,6 +468,9 @@ class Client:
         if call_id in self._pending:
             self._fail(call_id, CallCancelledError("the call was cancelled"))
         message = self._core.cancel(call_id, now_ns=now_ns())
+        opening = self._openings.get(call_id)
+        if opening is not None and opening.cancel():
+            return  # the server has not heard of it, and will not
         if message is not None:
             self._driver.send_now(message, self.codec, hold_peer=False)
 

@@ -224,11 +224,16 @@ class ClientCore:
     def take_back(self, message: Message) -> None:
         """Note that a message could not be sent.
 
-        If it is a part, its number is free for the next one.
+        If it is a part, its number is free for the next one. If it opened a call, that
+        is forgotten: the server has not heard of it.
         """
         call = self._open.get(message.header.call_id)
-        if call is not None and message.header.call_type in PARTS_UP:
+        if call is None:
+            return
+        if message.header.call_type in PARTS_UP:
             call.sent.take_back(message.header.stream_part)
+        elif message.header is call.header:
+            del self._open[message.header.call_id]
 
     def cancel(self, call_id: str, *, now_ns: int) -> Message | None:
         """Forget a call; return the message that tells the server, or None if over."""

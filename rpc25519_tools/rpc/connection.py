@@ -124,7 +124,7 @@ class _Running:
     cancellation: Cancellation
     until_s: float | None
     cost: int
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[Any] | None = None
     begun: bool = False
     answering: bool = False
     sending: int = 0
@@ -132,10 +132,9 @@ class _Running:
 
     @property
     def its_task(self) -> asyncio.Task[Any]:
-        """The task; in its very first steps ``task`` is not known yet."""
-        task = asyncio.current_task() if self.task is None else self.task
-        assert task is not None
-        return task
+        """The task, which is known before anything of the call runs."""
+        assert self.task is not None
+        return self.task
 
     @property
     def waits_for_client(self) -> bool:
@@ -341,13 +340,18 @@ class Connection:
         self._running[call] = running
         self._change_held(cost)
         # In a context of its own: reading may go on in that of some handler.
-        running.task = _begin(
-            self._run(call, opening, running), self._loop, self._context.copy()
-        )
+        run = self._run(call, opening, running)
+        try:
+            running.task = _begin(run, self._loop, self._context.copy())
+        except KeyboardInterrupt as exc:
+            # Not from here: uvloop would take it for a fault of the connection.
+            self._loop.call_soon(_raise, exc)
 
     async def _run(self, call: OpenCall, opening: Message, running: _Running) -> None:
         """Run the handler of one call and send what it returns."""
         running.begun = True
+        # Where it begins at once, nobody else has been told of it yet.
+        running.task = asyncio.current_task()
         incoming = running.incoming
         try:
             try:
@@ -438,7 +442,7 @@ class Connection:
                 return registry.bistreams[name](context, incoming, out)
 
     def _why_failed(
-        self, call: OpenCall, exc: BaseException, task: asyncio.Task[None] | None
+        self, call: OpenCall, exc: BaseException, task: asyncio.Task[Any] | None
     ) -> str | None:
         """Return what the caller learns; None for what is not meant for the call."""
         if isinstance(exc, asyncio.CancelledError):
@@ -573,7 +577,11 @@ def _begin(
         return asyncio.Task(run, loop=loop, context=context)
 
 
-def _is_for_us(error: BaseException, task: asyncio.Task[None] | None) -> bool:
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _is_for_us(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
     """Tell whether what came out of a handler is meant to end more than its call.
 
     That is so for Ctrl-C, which arrives in the main thread wherever that happens to be,

@@ -30,6 +30,8 @@ _NS_PER_S: Final = 1_000_000_000
 _handled_until_s: ContextVar[float | None] = ContextVar(
     "rpc25519_handled_until_s", default=None
 )
+#: What ``is_in_handler`` finds where nothing was ever set.
+_NO_HANDLER: Final = object()
 
 
 def time_left_s() -> float | None:
@@ -42,6 +44,11 @@ def time_left_s() -> float | None:
     """
     until_s = _handled_until_s.get()
     return None if until_s is None else until_s - time.monotonic()
+
+
+def is_in_handler() -> bool:
+    """Tell whether a handler is at work here, or what it has started."""
+    return _handled_until_s.get(_NO_HANDLER) is not _NO_HANDLER
 
 
 @contextmanager

@@ -45,6 +45,9 @@ class Deadlines(Generic[K]):
         self._in_order: dict[K, float] = {}
         self._last_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        #: When it goes off. It cannot be asked: uvloop's is of another class, without
+        #: ``when``, where its time has come already.
+        self._timer_s = 0.0
         self._apart: dict[K, asyncio.TimerHandle] = {}
 
     def add(self, key: K, until_s: float) -> None:
@@ -52,10 +55,10 @@ class Deadlines(Generic[K]):
         if not self._in_order or until_s >= self._last_s:
             self._in_order[key] = self._last_s = until_s
             if self._timer is None:
-                self._timer = self._loop.call_at(until_s, self._look)
-            elif len(self._in_order) == 1 and until_s < self._timer.when():
+                self._look_at(until_s)
+            elif len(self._in_order) == 1 and until_s < self._timer_s:
                 self._timer.cancel()
-                self._timer = self._loop.call_at(until_s, self._look)
+                self._look_at(until_s)
         else:
             self._apart[key] = self._loop.call_at(until_s, self._expire_one, key)
 
@@ -76,13 +79,17 @@ class Deadlines(Generic[K]):
         self._apart.clear()
         self._in_order.clear()
 
+    def _look_at(self, until_s: float) -> None:
+        self._timer_s = until_s
+        self._timer = self._loop.call_at(until_s, self._look)
+
     def _look(self) -> None:
         self._timer = None
         now_s = self._loop.time()
         over = []
         for key, until_s in self._in_order.items():
             if until_s > now_s:
-                self._timer = self._loop.call_at(until_s, self._look)
+                self._look_at(until_s)
                 break
             over.append(key)
         for key in over:

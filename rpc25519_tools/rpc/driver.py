@@ -413,7 +413,11 @@ class Driver:
             self.transport.pause_reading()
 
     def abort(self, error: Exception) -> None:
-        """End the connection at once, for the reason given."""
+        """End the connection at once, for the reason given.
+
+        What was sent before goes out still, as far as the network takes it at once.
+        """
+        self._outbox.flush()
         self._finish(error)
         self.transport.abort()
 
@@ -452,7 +456,8 @@ class Driver:
     def _require_open(self) -> None:
         error = self._close_error or self._lost_error
         if error is not None:
-            raise error
+            # Or it would keep the frames, and so the payloads, of all whom it met.
+            raise error.with_traceback(None)
 
     def _finish(self, reason: Exception) -> None:
         """Note the end, once; wake everybody who waits."""
@@ -492,9 +497,10 @@ class Driver:
             if message is not None:
                 self._on_message(message, frame.codec)
                 return
-            self._unpacking = self._loop.create_task(self._unpack_inbox())
         self._inbox.append(frame)
         self._change_inbox(_cost(frame))
+        if self._unpacking is None:  # after that: where tasks begin at once, it looks
+            self._unpacking = self._loop.create_task(self._unpack_inbox())
 
     def _change_inbox(self, difference: int) -> None:
         self._inbox_len += difference

@@ -80,7 +80,7 @@ class PushListener:
             if self._closed:
                 raise StopAsyncIteration
             if self._error is not None:
-                raise self._error
+                raise self._error.with_traceback(None)
             if self._reader is not None:
                 raise LocalProtocolError("a listener has one reader at a time")
             self._reader = asyncio.get_running_loop().create_future()

@@ -255,8 +255,8 @@ class PersistentClient:
         return await Client.connect(self._config, await self._own_identity())
 
     async def _own_identity(self) -> LoadedIdentity | None:
-        """Return our keys; None for plain TCP, which has none."""
-        if self._identity is not None or self._config.network != "tls":
+        """Return our keys; None for bare plain TCP, which has none."""
+        if self._identity is not None or not self._config.needs_identity:
             return self._identity
         if self._files is None:
             await self._load()

@@ -94,7 +94,7 @@ class IncomingStream:
         """
         while not self._parts:
             if self._error is not None:
-                raise self._error
+                raise self._error.with_traceback(None)
             if self._ended:
                 raise StopAsyncIteration
             if self._reader is not None:

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from rpc25519_tools import CallContext, Client, Registry, Server
+from rpc25519_tools import (
+    CallContext,
+    Client,
+    IncomingStream,
+    Registry,
+    Server,
+)
 from rpc25519_tools.blocking import BlockingClient, BlockingServer
 from rpc25519_tools.blocking.client import _Link
 from rpc25519_tools.blocking.loop import current_loop, run
@@ -247,6 +253,26 @@ async def test_a_handler_on_another_loop_is_refused_too(certs: Path) -> None:
         async with await Client.connect(config) as client:
             with pytest.raises(RemoteCallError, match="inside an async handler"):
                 await client.call("block")
+        await asyncio.to_thread(beside.close)
+
+
+async def test_a_handler_without_a_deadline_is_refused_as_well(certs: Path) -> None:
+    registry = Registry()
+
+    @registry.upload("block")
+    async def block(context: CallContext, parts: IncomingStream) -> bytes:
+        assert context.until_s is None
+        return bytes(beside.call("echo", timeout_s=0.1).payload)
+
+    async with Server(config_of(certs), registry) as server:
+        config = config_of(certs, server.address)
+        beside = await asyncio.to_thread(BlockingClient, config)
+        async with (
+            await Client.connect(config) as client,
+            client.upload("block") as upload,
+        ):
+            with pytest.raises(RemoteCallError, match="inside an async handler"):
+                await upload.reply()
         await asyncio.to_thread(beside.close)
 
 

@@ -393,15 +393,20 @@ def test_a_stream_that_misses_a_part_takes_no_more() -> None:
         core.next_part(call_id, now_ns=1, payload=b"")
 
 
-def test_taking_back_what_is_no_part_changes_nothing() -> None:
+def test_an_opening_that_is_taken_back_was_never_there() -> None:
     core = new_core()
     opening = start(core, CallKind.UPLOAD)
     core.take_back(opening)
-    assert (
-        core.next_part(opening.header.call_id, now_ns=1, payload=b"").header.stream_part
-        == 1
-    )
+    assert not core.open_calls
+    assert core.cancel(opening.header.call_id, now_ns=1) is None
+    core.take_back(opening)
+
+
+def test_taking_back_a_cancel_changes_nothing() -> None:
+    core = new_core()
+    opening = start(core, CallKind.UPLOAD)
     cancel = core.cancel(opening.header.call_id, now_ns=1)
     assert cancel is not None
     core.take_back(cancel)
     core.take_back(opening)
+    assert not core.open_calls

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -451,9 +451,14 @@ async def test_a_deadline_ends_the_whole_chain(net: Net, way: str) -> None:
         await net.client(far) as relaying,
         net.pair(Relay(relaying).registry()) as (_, client),
     ):
-        with pytest.raises(DeadlineError):
-            await client.call(way, b"", timeout_s=0.1)
-        await until(lambda: inner.cancelled == 1, what="the far handler's end")
+        timeout_s = 0.1
+        while not inner.left_s:  # a busy machine may not come to it in time
+            with pytest.raises(DeadlineError):
+                await client.call(way, b"", timeout_s=timeout_s)
+            timeout_s *= 2
+        await until(
+            lambda: inner.cancelled == len(inner.left_s), what="the far handler's end"
+        )
         await far.wait_until_idle()
 
 
@@ -634,6 +639,9 @@ _steps = st.one_of(
 
 
 @settings(deadline=None)
+@example(
+    steps=[("add", -1), ("add", 0), ("add", -1), ("pass", 0)], again=[], stops=False
+)
 @given(
     steps=st.lists(_steps, max_size=40),
     again=st.lists(st.none() | _delays, max_size=5),
@@ -669,7 +677,8 @@ def test_deadlines_pass_exactly_when_they_should(
                 deadlines.discard(number)
             case _:
                 expired.clear()
-                before = dict(waiting)
+                # What was too late when it was added has no place in the order.
+                before = {key: s for key, s in waiting.items() if s > loop.now_s}
                 loop.advance(loop.now_s + number, late=what == "pass late")
                 assert all(until_s > loop.now_s for until_s in waiting.values())
                 if what == "pass":

@@ -4,13 +4,18 @@ import asyncio
 import contextlib
 import itertools
 import random
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from rpc25519_tools.errors import (
+    CallCancelledError,
     ConnectionLostError,
     DeadlineError,
     RemoteCallError,
@@ -113,6 +118,62 @@ async def test_answers_to_what_comes_together_leave_together(
         peer.send(request(name))
         await until(lambda: len(peer.messages) == 9)
         assert len(writes) == 4
+
+
+@pytest.mark.parametrize("network", ["tcp", "tls"])
+async def test_what_is_sent_before_a_client_is_cut_off_leaves(
+    certs: Path, network: Literal["tcp", "tls"]
+) -> None:
+    registry = services()
+
+    @registry.call("go away")
+    async def go_away(context: CallContext) -> None:
+        await server.push(context.remote_address, "the last word")
+        server.disconnect(context.remote_address)
+
+    async with Net(network, certs).pair(registry) as (server, client):
+        with client.listen() as listener:
+            calls = [client.call(name) for name in ("echo", "go away", "echo")]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(results[0], Message)
+            assert isinstance(results[1], ConnectionLostError)
+            message = await anext(listener)
+            assert message.header.service_name == "the last word"
+
+
+async def test_calls_that_never_left_are_not_cancelled_at_the_server(
+    memory: Net,
+) -> None:
+    """Or their cancels would pile up without bound, where the server reads nothing."""
+    async with raw_server(memory, compression="none") as (peer, client):
+        peer.transport.pause_reading()
+        before = 0
+        while client.transport.unsent_len <= 2 * WRITE_HIGH_WATER_LEN:
+            await client.send_one_way("note", bytes(16_000))
+            before += 1
+        unsent_len = client.transport.unsent_len
+        calls = [client.call("echo", timeout_s=0.05) for _ in range(20)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(one) for one in results} == {DeadlineError}
+        waiting = asyncio.create_task(client.call("echo", timeout_s=10))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        stream = client.upload("collect", b"part 0")
+        opening = asyncio.create_task(stream.begin())
+        await asyncio.sleep(0.01)
+        stream.cancel()
+        with pytest.raises(CallCancelledError):
+            await opening
+        assert client.transport.unsent_len == unsent_len
+        peer.transport.resume_reading()
+        call = asyncio.create_task(client.call("echo", timeout_s=10))
+        await until(lambda: len(peer.messages) == before + 1)
+        assert peer.messages[before].header.call_type == CallType.RPC
+        call.cancel()
+        await until(lambda: len(peer.messages) == before + 2)
+        assert peer.messages[-1].header.call_type == CallType.CANCEL_PREVIOUS
 
 
 # Codecs.
@@ -431,6 +492,39 @@ async def test_what_waits_behind_the_last_message_fails(
         assert len((await calls[0]).payload) == 100_000
         with pytest.raises(ConnectionLostError, match="the peer closed"):
             await calls[1]
+
+
+async def test_an_error_keeps_nothing_of_the_calls_that_it_ended(memory: Net) -> None:
+    async with memory.pair(services()) as (server, client):
+        listener = client.listen()
+        server.disconnect(server.clients[0].remote_address)
+        await until(lambda: client.is_down)
+        lengths = set()
+        for _ in range(20):
+            for failing in (client.call("echo", bytes(100)), anext(listener)):
+                with pytest.raises(ConnectionLostError) as caught:
+                    await failing
+                lengths.add(len(list(traceback.walk_tb(caught.tb))))
+        assert max(lengths) < 10
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="no task begins at once there")
+async def test_a_loop_may_begin_all_its_tasks_at_once(net: Net) -> None:
+    registry = services()
+
+    @registry.call("stop")
+    async def stop(context: CallContext) -> bytes:
+        await server.stop()
+        return b"stopped"
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
+    async with net.pair(registry) as (server, client):
+        for length in (0, 100_000, 3_000_000):
+            payload = random.Random(length).randbytes(length)
+            assert (await client.call("echo", payload)).payload == payload
+        assert (await client.call("stop")).payload == b"stopped"
+        await until(lambda: client.is_down)
 
 
 # Closing.

@@ -7,7 +7,7 @@ import time
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import (
@@ -184,6 +184,7 @@ async def test_a_stream_may_have_a_deadline(net: Net) -> None:
         await asyncio.wait_for(ended.wait(), 5)
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 5), st.floats(0.001, 0.02), st.booleans()), max_size=20

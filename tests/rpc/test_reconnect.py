@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -483,11 +483,23 @@ def protected_certs(directory: Path, *names: str, days: int | None = None) -> Pa
     return certs_dir
 
 
-async def test_a_pass_phrase_is_asked_for_once(tmp_path: Path) -> None:
-    net, asked = Net("tls", protected_certs(tmp_path, "node", "client")), Asked()
+def key_file(directory: Path) -> str:
+    path = directory / "psk.bin"
+    path.write_bytes(bytes(32))
+    return str(path)
+
+
+@pytest.mark.parametrize("network", ["tls", "tcp"])
+async def test_a_pass_phrase_is_asked_for_once(
+    tmp_path: Path, network: Literal["tls", "tcp"]
+) -> None:
+    """Also where the keys are needed for a pre-shared key's tunnel alone."""
+    net, asked = Net(network, protected_certs(tmp_path, "node", "client")), Asked()
+    key_path = key_file(tmp_path) if network == "tcp" else None
+    psk: dict[str, Any] = {"pre_shared_key_path": key_path}
     async with (
-        net.server(Counting().registry(), passphrase=Asked()) as server,
-        persistent(net, server.address, passphrase=asked) as client,
+        net.server(Counting().registry(), passphrase=Asked(), **psk) as server,
+        persistent(net, server.address, passphrase=asked, **psk) as client,
     ):
         for count in range(1, 4):
             assert (await client.call("double", b"a")).payload == b"aa"

@@ -1,14 +1,18 @@
 """The library works on uvloop, whose transports are no subclasses of asyncio's."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from rpc25519_tools.errors import ConnectionLostError, DeadlineError
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.wire.message import Message
 from tests.conftest import ASYNC_TEST_TIMEOUT_S
 from tests.rpc.nets import Net
+from tests.rpc.test_calls import services
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -31,4 +35,50 @@ def test_calls_and_large_messages_pass(network: str, certs: Path) -> None:
             assert len(await asyncio.gather(*calls)) == 30
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(run(), ASYNC_TEST_TIMEOUT_S))
+
+
+def test_calls_whose_time_is_over_already_harm_no_others(certs: Path) -> None:
+    """The timer that uvloop makes for the past cannot tell its time."""
+
+    async def run() -> None:
+        async with Net("tcp", certs).pair(services()) as (_, client):
+            for _ in range(3):
+                late = [client.call("echo", b"", timeout_s=-1.0) for _ in range(2)]
+                calls = [client.call("echo", b"", timeout_s=5.0) for _ in range(2)]
+                results = await asyncio.gather(*late, *calls, return_exceptions=True)
+                assert [type(one) for one in results] == [DeadlineError] * 2 + [
+                    Message
+                ] * 2
+                given_up = asyncio.ensure_future(client.call("echo", timeout_s=1e-4))
+                await asyncio.sleep(0)
+                given_up.cancel()
+                await asyncio.wait([given_up])
+                assert (await client.call("echo", b"e")).payload == b"e"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(run(), ASYNC_TEST_TIMEOUT_S))
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_ctrl_c_during_a_handler_still_ends_the_program(
+    certs: Path, later: bool
+) -> None:
+    registry = Registry()
+
+    @registry.call("interrupted")
+    async def interrupted(context: CallContext) -> None:
+        if later:
+            await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    async def run() -> None:
+        async with Net("tcp", certs).pair(registry) as (_, client):
+            with contextlib.suppress(ConnectionLostError):
+                await client.call("interrupted")
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(asyncio.wait_for(run(), ASYNC_TEST_TIMEOUT_S))
