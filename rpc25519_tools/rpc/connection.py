@@ -486,7 +486,7 @@ class Connection:
         async def wait_for_pace(pace: Pace) -> None:
             """Wait until a part may go; who asks first goes first."""
             async with pacing:
-                while delay_s := pace.delay_s(self._loop.time()):
+                if delay_s := pace.delay_s(self._loop.time()):
                     await asyncio.sleep(delay_s)
 
         async def send_part(
