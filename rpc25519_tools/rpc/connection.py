@@ -485,6 +485,13 @@ class Connection:
         running = self._running[call]
         turn = running.turn = Turn(self._send_turns)
         pace = None if call.request.backpressure else Pace()
+        pacing = asyncio.Lock()
+
+        async def wait_for_pace(pace: Pace) -> None:
+            """Wait until a part may go; who asks first goes first."""
+            async with pacing:
+                if delay_s := pace.delay_s(self._loop.time()):
+                    await asyncio.sleep(delay_s)
 
         async def send_part(
             payload: Buffer,
@@ -492,8 +499,9 @@ class Connection:
             last: bool,  # noqa: FBT001  # the signature of SendPart
             compress: bool,  # noqa: FBT001
         ) -> None:
-            if pace is not None and (delay_s := pace.delay_s(self._loop.time())):
-                await asyncio.sleep(delay_s)
+            if pace is not None:
+                await wait_for_pace(pace)
+            # Nothing is waited for from here on until the part is counted.
             part = self._core.part(
                 call,
                 now_ns=now_ns(),

@@ -9,12 +9,12 @@ to it goes no faster than such a program can be expected to read.
 from collections import deque
 from typing import Final
 
-#: How many parts may be ahead of the reader. Some room is left below Go's 100.
-_AHEAD_COUNT: Final = 64
+#: How many parts may be ahead of the reader. The rest of Go's 100 is for one that is
+#: held up, as Go's client is at the beginning, while its new file is synced.
+_AHEAD_COUNT: Final = 8
 #: What a reader that checks and stores its parts takes, in bytes a second. Go's own
-#: client takes some 700 million on two idle cores, and over plain TCP it can be sent
-#: more than that.
-_READER_RATE: Final = 300_000_000
+#: client takes some 700 million on two idle cores, far less on busy ones or a disk.
+_READER_RATE: Final = 150_000_000
 #: What it takes for a part however short, in seconds.
 _PART_S: Final = 100e-6
 

@@ -157,3 +157,27 @@ async def test_a_stream_that_waits_for_its_pace_can_be_cancelled(
         cancel = replace(opening.header, call_type=CallType.CANCEL_PREVIOUS)
         peer.send(Message(header=cancel))
         await asyncio.wait_for(over.wait(), 10)
+
+
+async def test_parts_that_wait_together_go_one_by_one_and_in_order(
+    memory: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_PART_S", 0.001)
+    registry = services()
+
+    async def burst(context: CallContext, out: OutgoingStream) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(PART_COUNT):
+                group.create_task(out.send(b"%d" % number))
+
+    registry.add_download("burst", burst)
+    async with memory.server(registry), raw_client(memory) as peer:
+        opening = request(CallKind.DOWNLOAD, "burst", created_ns=None, deadline_ns=None)
+        begin_s = asyncio.get_running_loop().time()
+        peer.send(opening)
+        await until(lambda: len(parts_of(peer)) == PART_COUNT)
+        took_s = asyncio.get_running_loop().time() - begin_s
+        assert [bytes(one.payload) for one in parts_of(peer)] == [
+            b"%d" % number for number in range(PART_COUNT)
+        ]
+        assert took_s >= (PART_COUNT - pace._AHEAD_COUNT) * 0.001
