@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from ._errors import error_line, exit_code_for
+from ._streams import fill_closed_streams
 
 # The words of Go's strconv.ParseBool.
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
@@ -65,6 +66,7 @@ class InterruptibleCommand(click.Command):
         """Run as a program; see `click.Command.main`."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        fill_closed_streams()
         try:
             try:
                 result = super().main(args, prog_name, complete_var, False, **extra)

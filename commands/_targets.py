@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ._streams import require_open
+
 if TYPE_CHECKING:
     from rpc25519_tools.files.sink import Sink
     from rpc25519_tools.files.source import SourceFile
@@ -20,6 +22,8 @@ async def open_source(path: str) -> "SourceFile":
     from rpc25519_tools.files.source import open_local_source
     from rpc25519_tools.files.workers import AbandonableThread
 
+    if path == "-":
+        require_open(0)
     thread = AbandonableThread()
     try:
         return await thread.run(open_local_source, path)
@@ -56,6 +60,7 @@ def sink_opener(out: str | None, name: str, *, clobber: bool) -> "Callable[[], S
     from rpc25519_tools.files.sink import PlainSink
 
     if out == "-":
+        require_open(1)
         return lambda: PlainSink(os.dup(sys.stdout.fileno()), "standard output")
     path = name if out is None else out
     if out is not None and (os.path.isdir(out) or out.endswith("/")):
