@@ -22,9 +22,8 @@ from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.client_stream import ClientStream
-from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 
 T = TypeVar("T")
 

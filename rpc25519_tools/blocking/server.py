@@ -11,9 +11,9 @@ from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import DEFAULT_KEY_NAME, Server, ServerObserver
-from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import NO_ARGS
 
 
 class BlockingServer:

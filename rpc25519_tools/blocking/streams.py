@@ -16,9 +16,9 @@ from rpc25519_tools.errors import DeadlineError
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.deadlines import require_limit
 from rpc25519_tools.rpc.pushes import PushListener
-from rpc25519_tools.rpc.streams import NO_ARGS, Part
+from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 
 
 class BlockingStream:

@@ -32,14 +32,14 @@ from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
-from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, Part
+from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import TlsSettings, connect
 from rpc25519_tools.transport.psk import PskTransport, safe_codec
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 
 _NS_PER_S: Final = 1_000_000_000
 #: Random bytes that are fetched at a time.

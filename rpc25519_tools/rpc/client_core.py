@@ -6,7 +6,7 @@ waits, reads no clock and draws no randomness of its own.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -23,14 +23,12 @@ from rpc25519_tools.rpc.calls import (
     serial_numbers,
 )
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import CallType, Header, Message
+from rpc25519_tools.wire.message import NO_ARGS, CallType, Header, Message
 from rpc25519_tools.wire.outgoing import (
     has_short_name,
     require_sendable,
     sendable_payload,
 )
-
-_NO_ARGS: Final[Mapping[str, str]] = {}
 
 
 class ReplyReceived(msgspec.Struct, frozen=True):
@@ -122,7 +120,7 @@ class ClientCore:
         *,
         now_ns: int,
         payload: Buffer = b"",
-        args: Mapping[str, str] = _NO_ARGS,
+        args: Mapping[str, str] = NO_ARGS,
         subject: str = "",
         deadline_ns: int | None = None,
         call_id: str = "",
@@ -184,7 +182,7 @@ class ClientCore:
         *,
         now_ns: int,
         payload: Buffer,
-        args: Mapping[str, str] = _NO_ARGS,
+        args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
         compress: bool = True,
     ) -> Message:

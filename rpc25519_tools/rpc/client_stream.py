@@ -12,9 +12,9 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.driver import now_ns
-from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream
+from rpc25519_tools.rpc.streams import IncomingStream
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 
 
 class StreamOwner(Protocol):

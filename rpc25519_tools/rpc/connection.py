@@ -45,7 +45,6 @@ from rpc25519_tools.rpc.pace import Pace
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server_core import OpenCall, ServerCore
 from rpc25519_tools.rpc.streams import (
-    NO_ARGS,
     IncomingStream,
     OutgoingStream,
     Part,
@@ -54,7 +53,7 @@ from rpc25519_tools.rpc.turns import SendTurns, Turn
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message, header_len
+from rpc25519_tools.wire.message import NO_ARGS, Message, header_len
 from rpc25519_tools.wire.outgoing import payload_len
 
 _log = logging.getLogger(__name__)

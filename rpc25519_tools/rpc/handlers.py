@@ -19,8 +19,9 @@ import msgspec
 
 from rpc25519_tools.errors import CallCancelledError, ConfigError
 from rpc25519_tools.rpc.context import CallContext
-from rpc25519_tools.rpc.streams import NO_ARGS, IncomingStream, OutgoingStream, Part
+from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import NO_ARGS
 
 #: Plain handlers that can run at a time; more wait for a thread.
 MAX_THREADS: Final = 64

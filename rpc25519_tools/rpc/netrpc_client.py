@@ -16,10 +16,9 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.rpc.calls import EXPIRED, CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
-from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire import records
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 from rpc25519_tools.wire.netrpc import (
     NetRequest,
     decode_response,

@@ -30,9 +30,8 @@ from rpc25519_tools.rpc.client import Client, load_own_identity
 from rpc25519_tools.rpc.context import time_left_s
 from rpc25519_tools.rpc.deadlines import require_limit
 from rpc25519_tools.rpc.known import shared_store
-from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 
 T = TypeVar("T")
 

@@ -24,7 +24,6 @@ from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
-from rpc25519_tools.rpc.streams import NO_ARGS
 from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
@@ -34,6 +33,7 @@ from rpc25519_tools.transport.psk import (
     is_proven,
 )
 from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import NO_ARGS
 
 _log = logging.getLogger(__name__)
 

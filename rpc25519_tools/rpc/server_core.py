@@ -24,10 +24,8 @@ from rpc25519_tools.rpc.calls import (
 )
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import CallType, Header, Message, header_len
+from rpc25519_tools.wire.message import NO_ARGS, CallType, Header, Message, header_len
 from rpc25519_tools.wire.outgoing import require_sendable, sendable_payload
-
-_NO_ARGS: Final[Mapping[str, str]] = {}
 
 _KINDS: Final[Mapping[int, CallKind]] = {kind.value: kind for kind in CallKind}
 
@@ -209,7 +207,7 @@ class ServerCore:
         *,
         now_ns: int,
         payload: Buffer,
-        args: Mapping[str, str] = _NO_ARGS,
+        args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
         compress: bool = True,
     ) -> Message:
@@ -267,7 +265,7 @@ class ServerCore:
         *,
         now_ns: int,
         payload: Buffer = b"",
-        args: Mapping[str, str] = _NO_ARGS,
+        args: Mapping[str, str] = NO_ARGS,
         call_id: str = "",
         compress: bool = True,
     ) -> Message:
@@ -300,7 +298,7 @@ class ServerCore:
         *,
         now_ns: int,
         payload: Buffer = b"",
-        args: Mapping[str, str] = _NO_ARGS,
+        args: Mapping[str, str] = NO_ARGS,
         error: str = "",
         subject: str | None = None,
         compress: bool = True,
@@ -318,7 +316,7 @@ class ServerCore:
         request: Header,
         now_ns: int,
         payload: Buffer = b"",
-        args: Mapping[str, str] = _NO_ARGS,
+        args: Mapping[str, str] = NO_ARGS,
         error: str = "",
         subject: str | None = None,
         *,
@@ -354,6 +352,6 @@ class ServerCore:
             recipient=request.sender,
             subject=text,
             service_name=name,
-            args=_NO_ARGS if header_len(request) > _ECHOED_LEN else request.args,
+            args=NO_ARGS if header_len(request) > _ECHOED_LEN else request.args,
         )
         return Message(header=header)

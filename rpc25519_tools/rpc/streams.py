@@ -7,7 +7,6 @@ stops reading, and the sender on the other side has to wait.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
 from typing import Final, Self, TypeAlias
 
 import msgspec
@@ -16,7 +15,7 @@ from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc.driver import Driver
 from rpc25519_tools.rpc.turns import Turn
 from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import Message
+from rpc25519_tools.wire.message import NO_ARGS, Message
 
 #: The connection stops reading while a stream holds more than this for its reader,
 #: and goes on when it holds less than half of it.
@@ -24,8 +23,6 @@ _HIGH_WATER_LEN: Final = 6 << 20
 
 #: What a part takes beside its payload and arguments.
 _PART_COST: Final = 1024
-
-NO_ARGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Part(msgspec.Struct, frozen=True):
