@@ -26,7 +26,7 @@ from tests.helpers import until
 from tests.rpc.memory import Plan
 from tests.rpc.nets import Net, Seen, is_backed_up, raw_client
 from tests.rpc.test_calls import parts_of, services
-from tests.rpc.test_handlers import released_view
+from tests.rpc.test_handler_results import released_view
 
 PART_LEN = MIB // 4
 #: More than any kernel keeps for a connection.
