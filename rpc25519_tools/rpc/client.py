@@ -34,8 +34,8 @@ from rpc25519_tools.rpc.netrpc_client import MAX_ERROR_LEN, NetRpc, error_of
 from rpc25519_tools.rpc.pushes import Pushes, PushListener
 from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.rpc.tunnels import load_tunnel
-from rpc25519_tools.transport.base import Receiver, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect
+from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect
 from rpc25519_tools.transport.psk import PskTransport, safe_codec
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
 from rpc25519_tools.wire.greenpack import Buffer

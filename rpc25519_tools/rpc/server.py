@@ -25,8 +25,8 @@ from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.tunnels import load_tunnel
-from rpc25519_tools.transport.base import Receiver, Transport
-from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
+from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import Listener, listen
 from rpc25519_tools.transport.psk import (
     PskTransport,
     TunnelSettings,

@@ -10,9 +10,11 @@ All methods are called on the event loop's thread.
 import select
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.greenpack import Buffer
 
@@ -180,6 +182,22 @@ class PeerCheck(Protocol):
 
     def proven(self, peer: PeerIdentity, host: str) -> None:
         """Judge again, now that the handshake is done and the peer has the key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """Who we are and whether we check the peer; plain TCP has none.
+
+    Attributes:
+        identity: our keys.
+        verify: False checks nothing about the peer.
+        peer_check: asked about each peer whose certificate is good; never without
+            ``verify``.
+    """
+
+    identity: LoadedIdentity
+    verify: bool = True
+    peer_check: PeerCheck | None = None
 
 
 #: Called when a connection is fully open; returns who takes its bytes.

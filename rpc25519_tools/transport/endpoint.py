@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from typing import Final
 
 from rpc25519_tools.config import Address
@@ -19,12 +18,11 @@ from rpc25519_tools.errors import (
     ConnectFailedError,
     DeadlineError,
 )
-from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     Accept,
-    PeerCheck,
     Receiver,
+    TlsSettings,
     Transport,
     format_address,
 )
@@ -46,22 +44,6 @@ _BATCH: Final = 128
 
 #: Attempts to find one free port for both IPv4 and IPv6; each takes two.
 _PORT_ATTEMPTS: Final = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsSettings:
-    """Who we are and whether we check the peer; no settings at all mean plain TCP.
-
-    Attributes:
-        identity: our keys.
-        verify: False checks nothing about the peer.
-        peer_check: asked about each peer whose certificate is good; never without
-            ``verify``.
-    """
-
-    identity: LoadedIdentity
-    verify: bool = True
-    peer_check: PeerCheck | None = None
 
 
 def _require_plain(tls: TlsSettings | None, *, http_connect: bool) -> None:

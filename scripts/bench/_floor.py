@@ -27,8 +27,8 @@ from OpenSSL import SSL
 
 from rpc25519_tools.config import parse_address
 from rpc25519_tools.identity.store import load_identity
-from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
+from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect, listen
 from rpc25519_tools.transport.tls import Side, tls_context
 from rpc25519_tools.transport.tls_records import records_of
 

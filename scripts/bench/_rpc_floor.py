@@ -13,8 +13,8 @@ from _rpc_peers import Latencies, Step, pump
 
 from rpc25519_tools.config import parse_address
 from rpc25519_tools.identity.store import load_identity
-from rpc25519_tools.transport.base import Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
+from rpc25519_tools.transport.base import TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect, listen
 
 #: A call's payload is sent on as soon as so much of it is there, as a file's part is.
 _PIECE_LEN = 1 << 20

@@ -7,8 +7,8 @@ from typing import Final
 from rpc25519_tools.config import parse_address
 from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.rpc.tunnels import load_tunnel
-from rpc25519_tools.transport.base import Receiver, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect
+from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.attacks.floods import Tunnelled, Who, frame_of
 

@@ -22,8 +22,8 @@ from typing import Self
 from rpc25519_tools.config import Address, parse_address
 from rpc25519_tools.files.parts import ARG_PART_SUM
 from rpc25519_tools.identity.store import LoadedIdentity
-from rpc25519_tools.transport.base import CHUNK_LEN, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
+from rpc25519_tools.transport.base import CHUNK_LEN, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect, listen
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.constants import MAGIC
 from rpc25519_tools.wire.digest import digest_text

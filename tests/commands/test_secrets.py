@@ -36,7 +36,7 @@ from rpc25519_tools.identity.keyfile import (
     encode_private_key,
 )
 from rpc25519_tools.identity.store import load_identity
-from rpc25519_tools.transport.endpoint import TlsSettings
+from rpc25519_tools.transport.base import TlsSettings
 from tests.helpers import issue_certs, wait_until
 from tests.identity.samples import TINY_KDF
 

@@ -41,8 +41,8 @@ from rpc25519_tools.files.upload import upload_file
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.tunnels import load_tunnel
-from rpc25519_tools.transport.base import Receiver, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect
+from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.framing import encode_frame
 from rpc25519_tools.wire.handshake import encode_handshake

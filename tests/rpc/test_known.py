@@ -33,8 +33,8 @@ from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.reconnect import PersistentClient
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
-from rpc25519_tools.transport.base import Receiver, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
+from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect, listen
 from rpc25519_tools.transport.tls import TlsTransport
 from tests.helpers import until
 from tests.rpc.nets import Seen

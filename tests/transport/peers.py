@@ -22,8 +22,8 @@ from rpc25519_tools.identity.authority import mint_authority, mint_certificate
 from rpc25519_tools.identity.certificate import USAGES, Usage
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
-from rpc25519_tools.transport.base import Receiver, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
+from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
+from rpc25519_tools.transport.endpoint import connect, listen
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

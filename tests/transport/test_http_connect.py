@@ -22,8 +22,13 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits, Startups
-from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN, Receiver, Transport
-from rpc25519_tools.transport.endpoint import TlsSettings, connect, listen
+from rpc25519_tools.transport.base import (
+    WRITE_HIGH_WATER_LEN,
+    Receiver,
+    TlsSettings,
+    Transport,
+)
+from rpc25519_tools.transport.endpoint import connect, listen
 from rpc25519_tools.transport.http_connect import (
     ANSWER,
     MAX_HEAD_LEN,
