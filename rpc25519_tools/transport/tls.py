@@ -385,6 +385,7 @@ class TlsTransport(TcpTransport):
     def _shake_hands(self) -> None:
         try:
             self._ssl.do_handshake()
+            self._require_judged()
             if self._peer_check is not None and self._peer is not None:
                 self._peer_check.proven(self._peer, self._host())
         except SSL.WantReadError:
@@ -402,6 +403,20 @@ class TlsTransport(TcpTransport):
         self._end_handshake()
         self._send_encrypted()
         self._receiver = self._accept(self)
+
+    def _require_judged(self) -> None:
+        """Insist that somebody's certificate was judged, where we check at all.
+
+        OpenSSL sees to that by itself. If ever it did not, by a setting of its own or a
+        defect, everybody would be let in as nobody.
+
+        Raises:
+            PeerNotTrustedError: there was none.
+        """
+        if self._authorities is not None and self._peer is None:
+            raise PeerNotTrustedError(
+                f"TLS has let the {self._other()} in without a certificate"
+            )
 
     def _end_handshake(self) -> None:
         self._handshaking = False
