@@ -124,7 +124,9 @@ class Driver:
         )
         self._turns = asyncio.Semaphore(1) if turns is None else turns
         self._received_len = 0
-        #: What the transport holds of a message before it can hand it on.
+        #: What has come of a message that the transport cannot hand on yet.
+        self._arrived_len = 0
+        #: What the transport holds for it.
         self._arriving_len = 0
         self._held_len = 0
         #: Bytes that readers of streams have taken, and calls have done with, so far.
@@ -191,7 +193,7 @@ class Driver:
     @property
     def moved_len(self) -> int:
         """All bytes received and sent so far."""
-        return self._received_len + self.sent_len
+        return self._received_len + self._arrived_len + self.sent_len
 
     @property
     def is_mid_message(self) -> bool:
@@ -214,7 +216,7 @@ class Driver:
         self.last_received_s = self._loop.time()
         self.has_received = True
         self._received_len += count
-        self._arriving_len = 0
+        self._arriving_len = self._arrived_len = 0
         if self._close_error is not None:
             return
         try:
@@ -227,7 +229,7 @@ class Driver:
     def arriving(self, count: int, held_len: int) -> None:
         """Count what the transport holds; the connection is not idle."""
         self.last_received_s = self._loop.time()
-        self._received_len += count
+        self._arrived_len += count
         if held_len != self._arriving_len:
             self._arriving_len = held_len
             self._recount()
