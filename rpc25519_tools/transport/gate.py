@@ -27,15 +27,9 @@ from typing import Final
 
 from rpc25519_tools.limits import Limits, Startups
 
-#: Addresses whose failures, or whose refusals, are remembered at a time.
+#: Addresses whose failures are remembered at a time.
 _REMEMBERED: Final = 4096
 _MINUTE_S: Final = 60.0
-#: One line for each address in so many seconds.
-REPORT_INTERVAL_S: Final = 10.0
-#: And so many lines for all addresses in the same time.
-_MOST_REPORTS: Final = 50
-#: Stands for all addresses that have no line of their own.
-OTHERS: Final = "other addresses"
 
 _IPV6_SITE_BITS: Final = 64
 
@@ -294,16 +288,10 @@ class Gate:
             ticket.unproven = False
             self._unproven.remove(ticket)
 
-    def fail(self, ticket: Ticket, now: float) -> bool:
-        """Note that a peer has failed to show who it is; its connection goes on.
-
-        Returns:
-            False where its address was shut out for its failures already.
-        """
+    def fail(self, ticket: Ticket, now: float) -> None:
+        """Note that a peer has failed to show who it is; its connection goes on."""
         self.prove(ticket)  # it is no candidate for dropping any more
-        had_too_many = self._failures.are_too_many(ticket.site, now)
         self._failures.add(ticket.site, now)
-        return not had_too_many
 
     def leave(self, ticket: Ticket) -> None:
         """Note that a connection has ended; once for each ticket."""
@@ -314,64 +302,3 @@ class Gate:
             self._of_site[ticket.site] = left
         else:
             del self._of_site[ticket.site]
-
-
-@dataclass(slots=True)
-class _Told:
-    """When an address first had a line, how many, and what it did beyond those."""
-
-    since: float
-    lines: int = 1
-    reason: str = ""
-    count: int = 0
-
-
-class RefusalLog:
-    """Turns a flood of refusals into a few lines.
-
-    The first refusals of an address are told at once; what follows within
-    REPORT_INTERVAL_S is counted, and told by ``due``.
-
-    Args:
-        at_once: how many are told at once.
-    """
-
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
-        self._told: OrderedDict[str, _Told] = OrderedDict()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether ``due`` need not be called any more."""
-        return not self._told
-
-    def note(self, site: str, reason: str, now: float) -> bool:
-        """Note a refusal; return whether it is to be told at once."""
-        told = self._told.get(site)
-        if told is None and len(self._told) >= _MOST_REPORTS:
-            site = OTHERS
-            told = self._told.get(site)
-        if told is None:
-            self._told[site] = _Told(now)
-            if site != OTHERS:
-                return True
-            told = self._told[site]
-        elif told.lines < self._at_once and site != OTHERS:
-            told.lines += 1
-            return True
-        told.reason = reason
-        told.count += 1
-        return False
-
-    def due(self, now: float) -> list[tuple[str, str]]:
-        """Return the addresses and texts of what was counted and is to be told now."""
-        lines = []
-        for site, told in list(self._told.items()):
-            if now - told.since < REPORT_INTERVAL_S:
-                break  # the others are younger
-            del self._told[site]
-            if told.count:
-                lines.append((site, f"{told.count} more times: {told.reason}"))
-                # Again quiet for a while, whatever else comes.
-                self._told[site] = _Told(now, lines=self._at_once)
-        return lines

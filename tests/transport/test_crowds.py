@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -59,6 +60,41 @@ async def test_who_has_failed_and_does_not_hang_up_takes_no_place(
         client.transport.abort()
         for _, writer in ends:
             writer.close()
+
+
+async def fail_from(address: str, hosts: list[str]) -> None:
+    """Send what is no handshake, once from each host; wait for the answers."""
+    host, port = address.rsplit(":", 1)
+    for local in hosts:
+        reader, writer = await asyncio.open_connection(
+            host, int(port), local_addr=(local, 0)
+        )
+        writer.write(b"\xff" * 64)
+        await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("with_tls", [True, False])
+@pytest.mark.parametrize(
+    ("hosts", "most"),
+    [
+        (["127.0.0.1"] * 30, 10),
+        pytest.param(
+            [f"127.0.0.{n}" for n in range(2, 102)],
+            50,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="one address"),
+        ),
+    ],
+    ids=["one address", "many"],
+)
+async def test_failures_are_a_few_lines_even_where_they_are_not_limited(
+    with_tls: bool, hosts: list[str], most: int
+) -> None:
+    tls, tunnel = (SERVER, None) if with_tls else (None, settings(SERVER))
+    limits = Limits(max_failures_per_minute=0)
+    async with tunnel_listener(tls=tls, tunnel=tunnel, limits=limits) as found:
+        await fail_from(found.address, hosts)
+        assert len(found.failures) == most
 
 
 async def test_who_has_been_answered_in_tls_outlives_silent_ones() -> None:
