@@ -153,6 +153,10 @@ class Driver:
         self.last_received_s = self._loop.time()
         #: When a message other than a keep-alive was last queued, on the same clock.
         self.last_sent_s = self.last_received_s
+        #: What had left the process when somebody last asked when anything moved, and
+        #: when the peer was seen to take some of it.
+        self._seen_sent_len = 0
+        self._taken_s = self.last_received_s
         #: Whether anything has come from the peer.
         self.has_received = False
         self._account = None if memory is None else memory.open(self)
@@ -194,6 +198,17 @@ class Driver:
     def moved_len(self) -> int:
         """All bytes received and sent so far."""
         return self._received_len + self._arrived_len + self.sent_len
+
+    def moved_s(self) -> float:
+        """Return when anything last moved, as far as is known, on the loop's clock.
+
+        That a peer takes what waits for it is noticed by asking.
+        """
+        sent_len = self.sent_len
+        if self.unsent_len and sent_len > self._seen_sent_len:
+            self._taken_s = self._loop.time()
+        self._seen_sent_len = sent_len
+        return max(self.last_received_s, self.last_sent_s, self._taken_s)
 
     @property
     def is_mid_message(self) -> bool:

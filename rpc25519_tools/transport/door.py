@@ -22,7 +22,8 @@ from rpc25519_tools.transport.base import (
     Transport,
     format_address,
 )
-from rpc25519_tools.transport.gate import Admission, Gate, Ticket
+from rpc25519_tools.transport.crowds import Ticket
+from rpc25519_tools.transport.gate import Admission, Gate
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.psk import (
     TUNNEL_TIMEOUT_S,
@@ -50,6 +51,7 @@ _MOST_FAILED: Final = 256
 _FAILURES_AT_ONCE: Final = 10
 
 _TOO_MANY_HANDSHAKES: Final = "too many clients in their handshake"
+_FULL: Final = "the server is full, and this client was idle"
 _TOO_MANY_SILENT: Final = "too many clients that have not sent anything yet"
 
 
@@ -96,7 +98,7 @@ class Door:
         self._accept = accept
         self._failed = failed
         self._loop = asyncio.get_running_loop()
-        self._gate = Gate(limits, secrets.randbelow, self._has_begun)
+        self._gate = Gate(limits, secrets.randbelow)
         self._refusals = RefusalLog()
         self._failures = RefusalLog(_FAILURES_AT_ONCE)
         self._report_timer: asyncio.TimerHandle | None = None
@@ -132,11 +134,16 @@ class Door:
         connection.set_protocol(made)
         made.connection_made(connection)
 
-    def prove(self, transport: Transport) -> None:
-        """Learn that a peer has shown who it is, or that it speaks the protocol."""
+    def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
+        """Learn that a peer speaks the protocol.
+
+        Args:
+            transport: its connection.
+            idle_since: returns when the peer last did something, on the loop's clock.
+        """
         ticket = self._tickets.get(transport)
         if ticket is not None:
-            self._gate.prove(ticket)
+            self._gate.seat(ticket, idle_since, self._loop.time())
 
     def use_tunnel(self, tunnel: TunnelSettings | None) -> None:
         """Open the tunnels of connections to come with these settings, if any."""
@@ -161,8 +168,11 @@ class Door:
         def opened(transport: Transport) -> Receiver:
             if self._tunnel is not None:
                 return self._dig(ticket, transport, self._tunnel)
-            if self._handshake:
+            if transport.peer is not None:
                 self._gate.prove(ticket)
+            elif self._handshake:
+                now = self._loop.time()
+                self._gate.seat(ticket, lambda: now, now)
             return self._accept(transport)
 
         def failed(error: Exception, address: str) -> None:
@@ -186,6 +196,8 @@ class Door:
             made.handshake_timer = self._loop.call_later(
                 self._timeout_s, self._expire, ticket, made
             )
+        if isinstance(made, TlsTransport):
+            made.answered = lambda: self._gate.begin(ticket)
         return made
 
     def _dig(
@@ -203,6 +215,8 @@ class Door:
             made.when_proven(proven)
             if below.peer is not None:
                 self._gate.prove(ticket)
+            else:
+                self._gate.begin(ticket)
             return self._accept(transport)
 
         def proven() -> None:
@@ -231,14 +245,6 @@ class Door:
         )
         self._tunnels[ticket] = made
         return made
-
-    def _has_begun(self, ticket: Ticket) -> bool:
-        """Tell whether a client has begun a handshake, and been answered."""
-        tunnel = self._tunnels.get(ticket)
-        if tunnel is not None:
-            return tunnel.is_open
-        made = self._transports[ticket]
-        return isinstance(made, TlsTransport) and made.has_answered
 
     def _note_failure(
         self, ticket: Ticket, error: Exception, address: str, *, tried: bool
@@ -280,6 +286,8 @@ class Door:
                 if tunnel.is_open
                 else HandshakeError(_TOO_MANY_HANDSHAKES)
             )
+        elif ticket.idle_since is not None:
+            made.end_with(CrowdedOutError(_FULL))
         elif isinstance(made, TlsTransport | HttpConnectTransport):
             made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
         else:

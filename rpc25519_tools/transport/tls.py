@@ -210,6 +210,8 @@ class TlsTransport(TcpTransport):
         #: Bytes that have come until the handshake was done.
         self._received_len = 0
         self.handshake_timer: asyncio.TimerHandle | None = None
+        #: Called once, when a server has answered a client's first message.
+        self.answered: Callable[[], None] | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
@@ -223,11 +225,6 @@ class TlsTransport(TcpTransport):
     def peer(self) -> PeerIdentity | None:
         """The identity in the peer's verified certificate."""
         return self._peer
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether the peer's first message was in order, so that there is a suite."""
-        return self._ssl.get_cipher_name() is not None
 
     @property
     def security(self) -> str:
@@ -390,6 +387,7 @@ class TlsTransport(TcpTransport):
                 self._peer_check.proven(self._peer, self._host())
         except SSL.WantReadError:
             self._send_encrypted()
+            self._tell_answered()
             return
         except (SSL.Error, ValueError, PeerNotTrustedError) as exc:
             self._end_handshake()
@@ -403,6 +401,12 @@ class TlsTransport(TcpTransport):
         self._end_handshake()
         self._send_encrypted()
         self._receiver = self._accept(self)
+
+    def _tell_answered(self) -> None:
+        """Tell, once, that the first message was in order: there is a suite by then."""
+        if self.answered is not None and self._ssl.get_cipher_name() is not None:
+            answered, self.answered = self.answered, None
+            answered()
 
     def _require_judged(self) -> None:
         """Insist that somebody's certificate was judged, where we check at all.
