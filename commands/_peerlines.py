@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from rpc25519_tools.transport.gate import REPORT_INTERVAL_S, RefusalLog, site_of
+from rpc25519_tools.transport.gate import site_of
+from rpc25519_tools.transport.refusal_log import REPORT_INTERVAL_S, RefusalLog
 
 #: Lines of one peer in REPORT_INTERVAL_S, before its others are counted only.
 LINES_AT_ONCE = 10

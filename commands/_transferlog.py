@@ -74,7 +74,7 @@ class ServerLog:
         """Log the end of a connection, if it is unusual or everything is wanted."""
         address = transport.remote_address
         line = f"{_who(address, transport.peer)} disconnected: {reason}"
-        crowded = transport in self._silent and isinstance(reason, CrowdedOutError)
+        crowded = isinstance(reason, CrowdedOutError)
         self._silent.discard(transport)
         if self._verbose:
             self._line(line)

@@ -103,7 +103,10 @@ class ConnectionLostError(TransportError):
 
 
 class CrowdedOutError(ConnectionLostError):
-    """A server ended the connection for others; its client had not said anything."""
+    """A server ended the connection to make room for others.
+
+    Its client had not shown who it is, and had not said anything, or nothing of late.
+    """
 
 
 class DeadlineError(TransportError, TimeoutError):

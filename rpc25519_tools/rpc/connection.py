@@ -198,6 +198,13 @@ class Connection:
         """Return the tasks of all running calls."""
         return [running.its_task for running in self._running.values()]
 
+    def idle_since(self) -> float:
+        """Return when the client last did something; now, where it waits for us.
+
+        In seconds, on the loop's clock.
+        """
+        return self._loop.time() if self._is_busy() else self.driver.moved_s()
+
     async def push(
         self,
         service_name: str,

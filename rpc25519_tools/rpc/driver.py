@@ -124,7 +124,9 @@ class Driver:
         )
         self._turns = asyncio.Semaphore(1) if turns is None else turns
         self._received_len = 0
-        #: What the transport holds of a message before it can hand it on.
+        #: What has come of a message that the transport cannot hand on yet.
+        self._arrived_len = 0
+        #: What the transport holds for it.
         self._arriving_len = 0
         self._held_len = 0
         #: Bytes that readers of streams have taken, and calls have done with, so far.
@@ -151,6 +153,10 @@ class Driver:
         self.last_received_s = self._loop.time()
         #: When a message other than a keep-alive was last queued, on the same clock.
         self.last_sent_s = self.last_received_s
+        #: What had left the process when somebody last asked when anything moved, and
+        #: when the peer was seen to take some of it.
+        self._seen_sent_len = 0
+        self._taken_s = self.last_received_s
         #: Whether anything has come from the peer.
         self.has_received = False
         self._account = None if memory is None else memory.open(self)
@@ -191,7 +197,18 @@ class Driver:
     @property
     def moved_len(self) -> int:
         """All bytes received and sent so far."""
-        return self._received_len + self.sent_len
+        return self._received_len + self._arrived_len + self.sent_len
+
+    def moved_s(self) -> float:
+        """Return when anything last moved, as far as is known, on the loop's clock.
+
+        That a peer takes what waits for it is noticed by asking.
+        """
+        sent_len = self.sent_len
+        if self.unsent_len and sent_len > self._seen_sent_len:
+            self._taken_s = self._loop.time()
+        self._seen_sent_len = sent_len
+        return max(self.last_received_s, self.last_sent_s, self._taken_s)
 
     @property
     def is_mid_message(self) -> bool:
@@ -214,7 +231,7 @@ class Driver:
         self.last_received_s = self._loop.time()
         self.has_received = True
         self._received_len += count
-        self._arriving_len = 0
+        self._arriving_len = self._arrived_len = 0
         if self._close_error is not None:
             return
         try:
@@ -227,7 +244,7 @@ class Driver:
     def arriving(self, count: int, held_len: int) -> None:
         """Count what the transport holds; the connection is not idle."""
         self.last_received_s = self._loop.time()
-        self._received_len += count
+        self._arrived_len += count
         if held_len != self._arriving_len:
             self._arriving_len = held_len
             self._recount()

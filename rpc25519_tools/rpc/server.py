@@ -417,7 +417,7 @@ class Server:
         """Note that a client has sent its first message."""
         transport, heard = connection.driver.transport, self._heard
         if self._listener is not None:
-            self._listener.prove(transport)
+            self._listener.heard(transport, connection.idle_since)
         if heard is not None:
             _safely(lambda: heard(transport))
 

@@ -104,7 +104,8 @@ class Receiver(Protocol):
         """Learn that bytes came that are of no use before others have come, too.
 
         Args:
-            count: how many.
+            count: how many; ``buffer_updated`` will tell of them again, when they are
+                of use.
             held_len: bytes of memory that are taken until then, all in all; the next
                 ``buffer_updated`` means that they are free again.
         """

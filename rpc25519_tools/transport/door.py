@@ -22,13 +22,8 @@ from rpc25519_tools.transport.base import (
     Transport,
     format_address,
 )
-from rpc25519_tools.transport.gate import (
-    REPORT_INTERVAL_S,
-    Admission,
-    Gate,
-    RefusalLog,
-    Ticket,
-)
+from rpc25519_tools.transport.crowds import Ticket
+from rpc25519_tools.transport.gate import Admission, Gate
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.psk import (
     TUNNEL_TIMEOUT_S,
@@ -36,6 +31,7 @@ from rpc25519_tools.transport.psk import (
     TunnelSettings,
     open_tunnel,
 )
+from rpc25519_tools.transport.refusal_log import REPORT_INTERVAL_S, RefusalLog
 from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport
@@ -50,8 +46,12 @@ Make: TypeAlias = Callable[[Accept, Failed], TcpTransport]
 #: that they can read why. They make room for nobody: beyond this many, or a quarter of
 #: all, the oldest ends at once.
 _MOST_FAILED: Final = 256
+#: Failed handshakes of one address that are told one by one, before others are counted
+#: only (see RefusalLog).
+_FAILURES_AT_ONCE: Final = 10
 
 _TOO_MANY_HANDSHAKES: Final = "too many clients in their handshake"
+_FULL: Final = "the server is full, and this client was idle"
 _TOO_MANY_SILENT: Final = "too many clients that have not sent anything yet"
 
 
@@ -98,8 +98,9 @@ class Door:
         self._accept = accept
         self._failed = failed
         self._loop = asyncio.get_running_loop()
-        self._gate = Gate(limits, secrets.randbelow, self._has_begun)
+        self._gate = Gate(limits, secrets.randbelow)
         self._refusals = RefusalLog()
+        self._failures = RefusalLog(_FAILURES_AT_ONCE)
         self._report_timer: asyncio.TimerHandle | None = None
         self._transports: dict[Ticket, TcpTransport] = {}
         self._tickets: dict[Transport, Ticket] = {}
@@ -125,7 +126,7 @@ class Door:
         if not isinstance(admission, Admission):
             connection.abort()
             error = HandshakeError(admission.reason)
-            self._refuse(admission.site, error, format_address(peer))
+            self._tell(self._refusals, admission.site, error, format_address(peer))
             return
         for ticket in admission.dropped:
             self._drop(ticket)
@@ -133,11 +134,16 @@ class Door:
         connection.set_protocol(made)
         made.connection_made(connection)
 
-    def prove(self, transport: Transport) -> None:
-        """Learn that a peer has shown who it is, or that it speaks the protocol."""
+    def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
+        """Learn that a peer speaks the protocol.
+
+        Args:
+            transport: its connection.
+            idle_since: returns when the peer last did something, on the loop's clock.
+        """
         ticket = self._tickets.get(transport)
         if ticket is not None:
-            self._gate.prove(ticket)
+            self._gate.seat(ticket, idle_since, self._loop.time())
 
     def use_tunnel(self, tunnel: TunnelSettings | None) -> None:
         """Open the tunnels of connections to come with these settings, if any."""
@@ -162,8 +168,11 @@ class Door:
         def opened(transport: Transport) -> Receiver:
             if self._tunnel is not None:
                 return self._dig(ticket, transport, self._tunnel)
-            if self._handshake:
+            if transport.peer is not None:
                 self._gate.prove(ticket)
+            elif self._handshake:
+                now = self._loop.time()
+                self._gate.seat(ticket, lambda: now, now)
             return self._accept(transport)
 
         def failed(error: Exception, address: str) -> None:
@@ -187,6 +196,8 @@ class Door:
             made.handshake_timer = self._loop.call_later(
                 self._timeout_s, self._expire, ticket, made
             )
+        if isinstance(made, TlsTransport):
+            made.answered = lambda: self._gate.begin(ticket)
         return made
 
     def _dig(
@@ -204,6 +215,8 @@ class Door:
             made.when_proven(proven)
             if below.peer is not None:
                 self._gate.prove(ticket)
+            else:
+                self._gate.begin(ticket)
             return self._accept(transport)
 
         def proven() -> None:
@@ -233,30 +246,20 @@ class Door:
         self._tunnels[ticket] = made
         return made
 
-    def _has_begun(self, ticket: Ticket) -> bool:
-        """Tell whether a client has begun a handshake, and been answered."""
-        tunnel = self._tunnels.get(ticket)
-        if tunnel is not None:
-            return tunnel.is_open
-        made = self._transports[ticket]
-        return isinstance(made, TlsTransport) and made.has_answered
-
     def _note_failure(
         self, ticket: Ticket, error: Exception, address: str, *, tried: bool
     ) -> None:
         """Count a handshake that came to nothing, and tell of it.
 
         Silence is no attempt, and costs us nothing: who only looks whether we listen,
-        or loses a connection to others, is not refused for it later. Of those that were
-        let in before their address had failed too often, only how many is told.
+        or loses a connection to others, is not refused for it later.
         """
-        is_counted = tried and ticket in self._transports
-        if is_counted:
+        if tried and ticket in self._transports:
             self._end_soon(ticket)
-        if is_counted and self._gate.fail(ticket, self._loop.time()):
-            self._failed(error, address)
+            self._gate.fail(ticket, self._loop.time())
+            self._tell(self._failures, ticket.site, error, address)
         else:
-            self._refuse(ticket.site, error, address)
+            self._tell(self._refusals, ticket.site, error, address)
 
     def _end_soon(self, ticket: Ticket) -> None:
         """Let a connection that has failed end in order, unless too many do."""
@@ -283,21 +286,25 @@ class Door:
                 if tunnel.is_open
                 else HandshakeError(_TOO_MANY_HANDSHAKES)
             )
+        elif ticket.idle_since is not None:
+            made.end_with(CrowdedOutError(_FULL))
         elif isinstance(made, TlsTransport | HttpConnectTransport):
             made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
         else:
             made.end_with(CrowdedOutError(_TOO_MANY_SILENT))
 
-    def _refuse(self, site: str, error: Exception, address: str) -> None:
-        """Tell of a refusal, unless its address has had one of late."""
-        if self._refusals.note(site, str(error), self._loop.time()):
+    def _tell(self, log: RefusalLog, site: str, error: Exception, address: str) -> None:
+        """Tell of a client that is not let in, unless there were too many of late."""
+        if log.note(site, str(error), self._loop.time()):
             self._failed(error, address)
         if self._report_timer is None and not self._closed:
             self._report_timer = self._loop.call_later(REPORT_INTERVAL_S, self._report)
 
     def _report(self) -> None:
         self._report_timer = None
-        for site, text in self._refusals.due(self._loop.time()):
-            self._failed(HandshakeError(text), site)
-        if not self._refusals.is_empty and not self._closed:
+        logs = (self._failures, self._refusals)
+        for log in logs:
+            for site, text in log.due(self._loop.time()):
+                self._failed(HandshakeError(text), site)
+        if not self._closed and not all(log.is_empty for log in logs):
             self._report_timer = self._loop.call_later(REPORT_INTERVAL_S, self._report)

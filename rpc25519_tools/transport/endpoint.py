@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from rpc25519_tools.config import Address
@@ -205,9 +206,15 @@ class Listener:
         """Return the descriptors of the listening sockets."""
         return [sock.fileno() for sock in self._server.sockets]
 
-    def prove(self, transport: Transport) -> None:
-        """Learn that a client over plain TCP has sent a whole message."""
-        self._door.prove(transport)
+    def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
+        """Learn that a client has sent a whole message.
+
+        Args:
+            transport: its connection.
+            idle_since: returns when it last did something, on the loop's clock; asked
+                where it has not shown who it is, and others want its place.
+        """
+        self._door.heard(transport, idle_since)
 
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""

@@ -1,41 +1,61 @@
 """Who may connect: decided before a connection has cost more than its socket (sans-IO).
 
-The gate knows every connection of a server by a ticket. A ticket is unproven until its
-peer has shown who it is. When a new connection comes, in this order:
+The gate knows every connection of a server by a ticket, and what its peer has shown:
+nothing yet (silent), that it has begun a handshake, that it speaks the protocol where
+nobody has to say who he is (nameless), or who it is (known). When a new connection
+comes, in this order:
 
 1. its address has failed too often in this minute: it is refused;
-2. there are too many connections from its address, or in all: an unproven one of the
-   same address, or of the address that has most of them, makes room. Without any, the
-   new one is refused;
-3. there are many unproven ones: one of them is dropped with the chance that sshd's
-   MaxStartups (sshd_config(5)) gives it.
+2. there are too many from its address: one of these makes room;
+3. there are many silent ones and handshakes: one of them is dropped with the chance
+   that sshd's MaxStartups (sshd_config(5)) gives it;
+4. there are too many in all: one of the address that has most connections whose peers
+   have not shown who they are makes room. Where none can, the next such address is
+   asked, and so on for a few of them.
 
-sshd drops the newcomer. Here the oldest one of the address with most unproven
-connections goes: whoever opens thousands and says nothing has the oldest, and loses
-them, while a client that goes on with its handshake is through before it is its turn.
-Where it is not, on a line or machine that is slow, it still comes after those of its
-address that have not begun one.
+Where nobody makes room, the new one is refused.
+
+sshd drops the newcomer. Here others go, the first that there are of:
+
+- where more than a quarter of the places that there are for silent ones and handshakes
+  have silent ones: the oldest of the silent ones. Below that they are safe: each must
+  have had the time to be listened to. So a flood of silent ones, even one that comes
+  from thousands of addresses, costs nobody a handshake that has begun;
+- the nameless one that has been idle longest, if that is a second or more: it has sent
+  nothing, and does not wait for us;
+- the oldest handshake;
+- the oldest silent one.
+
+Of silent ones and handshakes, where it is not for one address alone, those of the
+address that has most of the kind go first: whoever opens thousands loses them.
+
+Nobody who has shown who he is ever goes, and no nameless one that is busy. Who is
+nameless, idle and comes from the address that has most may lose its place, but only
+when the server is full, in all or for that address.
 
 Memory is bounded by the number of connections and by _REMEMBERED addresses.
 """
 
+import functools
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from rpc25519_tools.limits import Limits, Startups
+from rpc25519_tools.transport.crowds import Crowd, Idlers, Ranking, Standing, Ticket
 
-#: Addresses whose failures, or whose refusals, are remembered at a time.
+#: Addresses whose failures are remembered at a time.
 _REMEMBERED: Final = 4096
 _MINUTE_S: Final = 60.0
-#: One line for each address in so many seconds.
-REPORT_INTERVAL_S: Final = 10.0
-#: And so many lines for all addresses in the same time.
-_MOST_REPORTS: Final = 50
-#: Stands for all addresses that have no line of their own.
-OTHERS: Final = "other addresses"
+#: The part of all places for unproven ones that silent ones have to themselves.
+_SILENT_SHARE: Final = 4
+#: Addresses that are asked for one that makes room.
+_MOST_ASKED: Final = 8
+#: When none of them had any, nobody is asked for so many seconds.
+_ASK_AGAIN_S: Final = 0.1
 
 _IPV6_SITE_BITS: Final = 64
 
@@ -47,12 +67,15 @@ def site_of(host: str) -> str:
         host: an address as the socket has it, maybe with an IPv6 scope; other text,
             such as that of a socket that is gone, stands for itself.
     """
+    return host if ":" not in host else _ipv6_site(host)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _ipv6_site(host: str) -> str:
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError:
         return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     bits = int(address) >> 128 - _IPV6_SITE_BITS << 128 - _IPV6_SITE_BITS
@@ -74,19 +97,6 @@ def is_drop_due(startups: Startups, unproven: int, draw: Callable[[int], int]) -
     beyond, span = unproven - startups.start, startups.full - startups.start
     percent = startups.rate + (100 - startups.rate) * beyond // span
     return draw(100) < percent
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One connection that was let in.
-
-    Attributes:
-        site: its address, as ``site_of`` writes it.
-        unproven: whether its peer has yet to show who it is.
-    """
-
-    site: str
-    unproven: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,83 +123,6 @@ class Refusal:
 
     site: str
     reason: str
-
-
-class _OfSite:
-    """The unproven tickets of one address, the oldest first.
-
-    Those that have begun a handshake are set apart when it would be their turn, which
-    happens once to each.
-    """
-
-    def __init__(self) -> None:
-        self._silent: OrderedDict[Ticket, None] = OrderedDict()
-        self._begun: OrderedDict[Ticket, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._silent) + len(self._begun)
-
-    def add(self, ticket: Ticket) -> None:
-        self._silent[ticket] = None
-
-    def remove(self, ticket: Ticket) -> None:
-        del (self._silent if ticket in self._silent else self._begun)[ticket]
-
-    def oldest(self, has_begun: Callable[[Ticket], bool]) -> Ticket:
-        while self._silent:
-            ticket = next(iter(self._silent))
-            if not has_begun(ticket):
-                return ticket
-            del self._silent[ticket]
-            self._begun[ticket] = None
-        return next(iter(self._begun))
-
-
-class _Unproven:
-    """Unproven tickets by address; finds the address that has most of them.
-
-    Every operation takes the same time, however many there are: they are done when
-    there are far too many.
-    """
-
-    def __init__(self, has_begun: Callable[[Ticket], bool]) -> None:
-        self.count = 0
-        self._has_begun = has_begun
-        self._by_site: dict[str, _OfSite] = {}
-        #: At index n the addresses that have n tickets, in the order they came there.
-        self._with_count: list[OrderedDict[str, None]] = [OrderedDict()]
-
-    def add(self, ticket: Ticket) -> None:
-        tickets = self._by_site.setdefault(ticket.site, _OfSite())
-        tickets.add(ticket)
-        self.count += 1
-        count = len(tickets)
-        if count == len(self._with_count):
-            self._with_count.append(OrderedDict())
-        self._with_count[count - 1].pop(ticket.site, None)
-        self._with_count[count][ticket.site] = None
-
-    def remove(self, ticket: Ticket) -> None:
-        tickets = self._by_site[ticket.site]
-        count = len(tickets)
-        tickets.remove(ticket)
-        self.count -= 1
-        del self._with_count[count][ticket.site]
-        if tickets:
-            self._with_count[count - 1][ticket.site] = None
-        else:
-            del self._by_site[ticket.site]
-        while len(self._with_count) > 1 and not self._with_count[-1]:
-            self._with_count.pop()
-
-    def oldest_of(self, site: str) -> Ticket | None:
-        tickets = self._by_site.get(site)
-        return tickets.oldest(self._has_begun) if tickets else None
-
-    def oldest_of_most(self) -> Ticket | None:
-        if not self.count:
-            return None
-        return self.oldest_of(next(iter(self._with_count[-1])))
 
 
 class _Failures:
@@ -231,22 +164,25 @@ class Gate:
     Args:
         limits: how many.
         draw: see ``is_drop_due``.
-        has_begun: tells whether an unproven peer has begun its handshake, and been
-            answered: it is dropped after those of its address that have not.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        draw: Callable[[int], int],
-        has_begun: Callable[[Ticket], bool] = lambda _: False,
-    ) -> None:
+    def __init__(self, limits: Limits, draw: Callable[[int], int]) -> None:
         self._limits = limits
         self._draw = draw
-        self._unproven = _Unproven(has_begun)
+        self._silent = Crowd()
+        self._begun = Crowd()
+        self._idlers = Idlers()
+        #: Addresses of those whose peers have not shown who they are.
+        self._nobodies = Ranking()
         self._failures = _Failures(limits.max_failures_per_minute)
         self._total = 0
         self._of_site: dict[str, int] = {}
+        full = limits.max_startups.full
+        self._most_silent = min(full, limits.max_connections) // _SILENT_SHARE
+        self._most_silent_of_site = (
+            min(full, limits.max_connections_per_address) // _SILENT_SHARE
+        )
+        self._ask_again_s = 0.0
 
     @property
     def total(self) -> int:
@@ -255,8 +191,8 @@ class Gate:
 
     @property
     def unproven(self) -> int:
-        """How many of them are unproven."""
-        return self._unproven.count
+        """How many of them are silent, or in their handshake."""
+        return self._silent.count + self._begun.count
 
     def admit(self, host: str, now: float) -> Admission | Refusal:
         """Decide about a new connection.
@@ -268,16 +204,22 @@ class Gate:
         site, limits = site_of(host), self._limits
         if self._failures.are_too_many(site, now):
             return Refusal(site, "too many failed handshakes from its address")
-        drop_due = is_drop_due(limits.max_startups, self._unproven.count, self._draw)
+        drop_due = is_drop_due(limits.max_startups, self.unproven, self._draw)
         dropped = []
         if self._of_site.get(site, 0) >= limits.max_connections_per_address:
-            victim = self._unproven.oldest_of(site)
+            victim = self._first_of(site, now)
             if victim is None:
                 return Refusal(site, "too many connections from its address")
+            drop_due = drop_due and not victim.unproven
             self.leave(victim)
             dropped.append(victim)
-        elif self._total >= limits.max_connections or drop_due:
-            victim = self._unproven.oldest_of_most()
+        if drop_due:
+            victim = self._first_unproven()
+            assert victim is not None  # or it would not be due
+            self.leave(victim)
+            dropped.append(victim)
+        if self._total >= limits.max_connections:
+            victim = self._first_of_all(now)
             if victim is None:
                 return Refusal(site, "too many connections")
             self.leave(victim)
@@ -285,29 +227,48 @@ class Gate:
         ticket = Ticket(site)
         self._total += 1
         self._of_site[site] = self._of_site.get(site, 0) + 1
-        self._unproven.add(ticket)
+        self._silent.add(ticket)
+        self._nobodies.add(site)
         return Admission(ticket, tuple(dropped))
+
+    def begin(self, ticket: Ticket) -> None:
+        """Note that a silent peer has begun its handshake, and been answered."""
+        if ticket.standing is Standing.SILENT:
+            self._silent.remove(ticket)
+            ticket.standing = Standing.BEGUN
+            self._begun.add(ticket)
+
+    def seat(self, ticket: Ticket, idle_since: Callable[[], float], now: float) -> None:
+        """Note that a peer speaks the protocol where it need not say who it is.
+
+        Args:
+            ticket: its ticket.
+            idle_since: see Ticket; takes the place of what was given before.
+            now: a clock that never goes back, in seconds.
+        """
+        if ticket.standing in (Standing.KNOWN, Standing.GONE):
+            return
+        ticket.idle_since = idle_since
+        if ticket.standing is not Standing.NAMELESS:
+            self._take_out(ticket, Standing.NAMELESS)
+            self._idlers.add(ticket, now)
 
     def prove(self, ticket: Ticket) -> None:
         """Note that a peer has shown who it is; doing so again changes nothing."""
-        if ticket.unproven:
-            ticket.unproven = False
-            self._unproven.remove(ticket)
+        if ticket.standing not in (Standing.KNOWN, Standing.GONE):
+            self._take_out(ticket, Standing.KNOWN)
+            self._nobodies.remove(ticket.site)
 
-    def fail(self, ticket: Ticket, now: float) -> bool:
-        """Note that a peer has failed to show who it is; its connection goes on.
-
-        Returns:
-            False where its address was shut out for its failures already.
-        """
+    def fail(self, ticket: Ticket, now: float) -> None:
+        """Note that a peer has failed to show who it is; its connection goes on."""
         self.prove(ticket)  # it is no candidate for dropping any more
-        had_too_many = self._failures.are_too_many(ticket.site, now)
         self._failures.add(ticket.site, now)
-        return not had_too_many
 
     def leave(self, ticket: Ticket) -> None:
         """Note that a connection has ended; once for each ticket."""
-        self.prove(ticket)
+        if ticket.standing is not Standing.KNOWN:
+            self._nobodies.remove(ticket.site)
+        self._take_out(ticket, Standing.GONE)
         self._total -= 1
         left = self._of_site[ticket.site] - 1
         if left:
@@ -315,63 +276,42 @@ class Gate:
         else:
             del self._of_site[ticket.site]
 
+    # Inside.
 
-@dataclass(slots=True)
-class _Told:
-    """When an address first had a line, how many, and what it did beyond those."""
+    def _take_out(self, ticket: Ticket, standing: Standing) -> None:
+        """Take a ticket from those of its standing; it has another one from now on."""
+        before, ticket.standing = ticket.standing, standing
+        if before is Standing.SILENT:
+            self._silent.remove(ticket)
+        elif before is Standing.BEGUN:
+            self._begun.remove(ticket)
+        elif before is Standing.NAMELESS:
+            self._idlers.remove(ticket)
 
-    since: float
-    lines: int = 1
-    reason: str = ""
-    count: int = 0
+    def _first_unproven(self) -> Ticket | None:
+        """Return the silent one, or the handshake, that goes first."""
+        if self._silent.count > self._most_silent:
+            return self._silent.oldest_of_most()
+        return self._begun.oldest_of_most() or self._silent.oldest_of_most()
 
+    def _first_of(self, site: str, now: float) -> Ticket | None:
+        """Return the connection of an address that goes first, if any may."""
+        if self._silent.count_of(site) > self._most_silent_of_site:
+            return self._silent.oldest_of(site)
+        return (
+            self._idlers.longest_of(site, now)
+            or self._begun.oldest_of(site)
+            or self._silent.oldest_of(site)
+        )
 
-class RefusalLog:
-    """Turns a flood of refusals into a few lines.
-
-    The first refusals of an address are told at once; what follows within
-    REPORT_INTERVAL_S is counted, and told by ``due``.
-
-    Args:
-        at_once: how many are told at once.
-    """
-
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
-        self._told: OrderedDict[str, _Told] = OrderedDict()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether ``due`` need not be called any more."""
-        return not self._told
-
-    def note(self, site: str, reason: str, now: float) -> bool:
-        """Note a refusal; return whether it is to be told at once."""
-        told = self._told.get(site)
-        if told is None and len(self._told) >= _MOST_REPORTS:
-            site = OTHERS
-            told = self._told.get(site)
-        if told is None:
-            self._told[site] = _Told(now)
-            if site != OTHERS:
-                return True
-            told = self._told[site]
-        elif told.lines < self._at_once and site != OTHERS:
-            told.lines += 1
-            return True
-        told.reason = reason
-        told.count += 1
-        return False
-
-    def due(self, now: float) -> list[tuple[str, str]]:
-        """Return the addresses and texts of what was counted and is to be told now."""
-        lines = []
-        for site, told in list(self._told.items()):
-            if now - told.since < REPORT_INTERVAL_S:
-                break  # the others are younger
-            del self._told[site]
-            if told.count:
-                lines.append((site, f"{told.count} more times: {told.reason}"))
-                # Again quiet for a while, whatever else comes.
-                self._told[site] = _Told(now, lines=self._at_once)
-        return lines
+    def _first_of_all(self, now: float) -> Ticket | None:
+        """Return the connection that goes first, if any may."""
+        if self._silent.count > self._most_silent:
+            return self._silent.oldest_of_most()
+        if now >= self._ask_again_s:
+            for site in islice(self._nobodies, _MOST_ASKED):
+                ticket = self._first_of(site, now)
+                if ticket is not None:
+                    return ticket
+            self._ask_again_s = now + _ASK_AGAIN_S
+        return None

@@ -497,6 +497,8 @@ class PskTransport:
         assert self._opener is not None
         held_len = self._opener.held_len
         if held_len and self._receiver is not None:
+            # What came in front of it has been delivered, and counted there.
+            count = min(count, self._opener.partial_len)
             self._receiver.arriving(count, 0 if self._share is not None else held_len)
 
     def _free(self) -> None:

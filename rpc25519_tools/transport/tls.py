@@ -210,6 +210,8 @@ class TlsTransport(TcpTransport):
         #: Bytes that have come until the handshake was done.
         self._received_len = 0
         self.handshake_timer: asyncio.TimerHandle | None = None
+        #: Called once, when a server has answered a client's first message.
+        self.answered: Callable[[], None] | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
@@ -223,11 +225,6 @@ class TlsTransport(TcpTransport):
     def peer(self) -> PeerIdentity | None:
         """The identity in the peer's verified certificate."""
         return self._peer
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether the peer's first message was in order, so that there is a suite."""
-        return self._ssl.get_cipher_name() is not None
 
     @property
     def security(self) -> str:
@@ -385,10 +382,12 @@ class TlsTransport(TcpTransport):
     def _shake_hands(self) -> None:
         try:
             self._ssl.do_handshake()
+            self._require_judged()
             if self._peer_check is not None and self._peer is not None:
                 self._peer_check.proven(self._peer, self._host())
         except SSL.WantReadError:
             self._send_encrypted()
+            self._tell_answered()
             return
         except (SSL.Error, ValueError, PeerNotTrustedError) as exc:
             self._end_handshake()
@@ -402,6 +401,26 @@ class TlsTransport(TcpTransport):
         self._end_handshake()
         self._send_encrypted()
         self._receiver = self._accept(self)
+
+    def _tell_answered(self) -> None:
+        """Tell, once, that the first message was in order: there is a suite by then."""
+        if self.answered is not None and self._ssl.get_cipher_name() is not None:
+            answered, self.answered = self.answered, None
+            answered()
+
+    def _require_judged(self) -> None:
+        """Insist that somebody's certificate was judged, where we check at all.
+
+        OpenSSL sees to that by itself. If ever it did not, by a setting of its own or a
+        defect, everybody would be let in as nobody.
+
+        Raises:
+            PeerNotTrustedError: there was none.
+        """
+        if self._authorities is not None and self._peer is None:
+            raise PeerNotTrustedError(
+                f"TLS has let the {self._other()} in without a certificate"
+            )
 
     def _end_handshake(self) -> None:
         self._handshaking = False

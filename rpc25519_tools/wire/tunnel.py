@@ -258,6 +258,11 @@ class Opener:
         """Bytes of memory for an envelope that has not come to its end yet."""
         return 0 if self._body is None else len(self._body)
 
+    @property
+    def partial_len(self) -> int:
+        """Bytes that have come of an envelope that is not whole yet."""
+        return len(self._length) + (0 if self._body is None else self._filled)
+
     def give_up(self) -> None:
         """Hold nothing any more, and refuse what still comes."""
         self._failed = True

@@ -44,7 +44,7 @@ def test_what_is_counted_is_told_at_the_end() -> None:
 
 def test_what_is_counted_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_peerlines, "REPORT_INTERVAL_S", 0.01)
-    monkeypatch.setattr("rpc25519_tools.transport.gate.REPORT_INTERVAL_S", 0.01)
+    monkeypatch.setattr("rpc25519_tools.transport.refusal_log.REPORT_INTERVAL_S", 0.01)
     said: list[str] = []
     lines = PeerLines(said.append)
     for _ in range(LINES_AT_ONCE + 3):

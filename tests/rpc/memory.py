@@ -224,7 +224,7 @@ class MemoryNetwork:
         self.accept = accept
         return self
 
-    def prove(self, transport: Transport) -> None:
+    def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         pass
 
     def close(self) -> None:

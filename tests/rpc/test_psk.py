@@ -13,11 +13,14 @@ from rpc25519_tools.blocking.server import BlockingServer
 from rpc25519_tools.config import Config, parse_address
 from rpc25519_tools.errors import (
     ConfigError,
+    ConnectionLostError,
     DecryptionError,
     HandshakeError,
     KeyFileError,
 )
 from rpc25519_tools.limits import Limits
+from rpc25519_tools.rpc import memory
+from rpc25519_tools.rpc import server as rpc_server
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.reconnect import PersistentClient
@@ -277,6 +280,46 @@ async def test_half_sealed_messages_wait_where_memory_is_short(
             assert (await client.call("echo", b"x")).payload == b"x"
         assert server.memory.held_count == 0
         assert server.memory.total_len == 0
+
+
+async def test_what_moves_in_a_tunnel_is_counted_once(net: Net, key_path: str) -> None:
+    """Counted twice, a peer could go at half the pace that is asked of others."""
+    registry, _ = services()
+    async with net.pair(registry, pre_shared_key_path=key_path) as (server, client):
+        assert (await client.call("echo", b"x")).payload == b"x"
+        (connection,) = server._connections
+        driver = connection.driver
+        before_len = driver.moved_len
+        below, wire = sealed_by(client, 10 * MIB)
+        below.write([wire[: 6 * MIB]])
+        await until(lambda: driver.moved_len - before_len >= 6 * MIB - 64)
+        assert driver.moved_len - before_len <= 6 * MIB
+        below.write([wire[6 * MIB :]])
+        await until(lambda: not driver.is_mid_message)
+        received_len = driver.moved_len - driver.sent_len
+        assert len(wire) - 1024 < received_len - before_len < len(wire) + 1024
+
+
+async def test_a_peer_that_stops_in_the_middle_is_noticed_in_a_tunnel_too(
+    net: Net, key_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "STALLED_S", 0.5)
+    monkeypatch.setattr(rpc_server, "_MEMORY_LOOK_S", 0.1)
+    registry, _ = services()
+    limits = Limits(max_memory_len=16 * MIB)
+    async with (
+        net.server(registry, pre_shared_key_path=key_path, limits=limits) as server,
+        await net.client(server, pre_shared_key_path=key_path) as stopped,
+        await net.client(server, pre_shared_key_path=key_path) as other,
+    ):
+        below, wire = sealed_by(stopped, 20 * MIB)
+        below.write([wire[: 17 * MIB]])
+        await until(lambda: server.memory.total_len > 16 * MIB)
+        below, wire = sealed_by(other, MIB)
+        below.write([wire])
+        with pytest.raises(ConnectionLostError):
+            await stopped.call("echo", b"x", timeout_s=10)
+        assert (await other.call("echo", b"x")).payload == b"x"
 
 
 async def test_clients_that_connect_again_use_the_key(net: Net, key_path: str) -> None:

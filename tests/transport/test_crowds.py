@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -24,11 +25,30 @@ LIMITS = Limits(max_startups=Startups(5, 100, 5))
 CROWD = 40
 
 
+#: Where a crowd comes from; most systems have one loopback address, Linux has many.
+ONE = ["127.0.0.1"] * CROWD
+MANY = [f"127.0.0.{number}" for number in range(2, CROWD + 2)]
+from_one_or_many = pytest.mark.parametrize(
+    "hosts",
+    [
+        ONE,
+        pytest.param(
+            MANY,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="one address"),
+        ),
+    ],
+    ids=["one address", "many"],
+)
+
+
 @contextlib.asynccontextmanager
-async def crowd(address: str) -> AsyncIterator[None]:
+async def crowd(address: str, hosts: list[str]) -> AsyncIterator[None]:
     """Be many that say nothing, until all but some of them have been dropped."""
     host, port = address.rsplit(":", 1)
-    ends = [await asyncio.open_connection(host, int(port)) for _ in range(CROWD)]
+    ends = [
+        await asyncio.open_connection(host, int(port), local_addr=(local, 0))
+        for local in hosts
+    ]
     try:
         await until(lambda: sum(reader.at_eof() for reader, _ in ends) >= CROWD - 5)
         yield
@@ -61,7 +81,45 @@ async def test_who_has_failed_and_does_not_hang_up_takes_no_place(
             writer.close()
 
 
-async def test_who_has_been_answered_in_tls_outlives_silent_ones() -> None:
+async def fail_from(address: str, hosts: list[str]) -> None:
+    """Send what is no handshake, once from each host; wait for the answers."""
+    host, port = address.rsplit(":", 1)
+    for local in hosts:
+        reader, writer = await asyncio.open_connection(
+            host, int(port), local_addr=(local, 0)
+        )
+        writer.write(b"\xff" * 64)
+        await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("with_tls", [True, False])
+@pytest.mark.parametrize(
+    ("hosts", "most"),
+    [
+        (["127.0.0.1"] * 30, 10),
+        pytest.param(
+            [f"127.0.0.{n}" for n in range(2, 102)],
+            50,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="one address"),
+        ),
+    ],
+    ids=["one address", "many"],
+)
+async def test_failures_are_a_few_lines_even_where_they_are_not_limited(
+    with_tls: bool, hosts: list[str], most: int
+) -> None:
+    tls, tunnel = (SERVER, None) if with_tls else (None, settings(SERVER))
+    limits = Limits(max_failures_per_minute=0)
+    async with tunnel_listener(tls=tls, tunnel=tunnel, limits=limits) as found:
+        await fail_from(found.address, hosts)
+        assert len(found.failures) == most
+
+
+@from_one_or_many
+async def test_who_has_been_answered_in_tls_outlives_silent_ones(
+    hosts: list[str],
+) -> None:
     tls = SSL.Connection(tls_context(CLIENT, side="client", verify=False), None)
     tls.set_connect_state()
     async with tunnel_listener(tls=SERVER, tunnel=None, limits=LIMITS) as found:
@@ -75,18 +133,19 @@ async def test_who_has_been_answered_in_tls_outlives_silent_ones() -> None:
                 with contextlib.suppress(SSL.WantReadError):
                     writer.write(tls.bio_read(65_536))
                 tls.bio_write(await reader.read(65_536))
-        async with crowd(found.address):
+        async with crowd(found.address, hosts):
             assert not found.accepted
             writer.write(tls.bio_read(65_536))  # the rest of the handshake
             await until(lambda: found.accepted)
         writer.close()
 
 
-async def test_who_has_opened_a_tunnel_outlives_silent_ones() -> None:
+@from_one_or_many
+async def test_who_has_opened_a_tunnel_outlives_silent_ones(hosts: list[str]) -> None:
     tunnel = settings(SERVER)
     async with tunnel_listener(tls=None, tunnel=tunnel, limits=LIMITS) as found:
         client = await tunnel_dial(found.address, tls=None, tunnel=settings(CLIENT))
-        async with crowd(found.address):
+        async with crowd(found.address, hosts):
             client.transport.write([frame(b"at last")])
             await until(lambda: found.accepted[0].data)
         assert not client.lost

@@ -19,6 +19,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
+from rpc25519_tools.transport.tls import TlsTransport, tls_context
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.framing import FrameDecoder
 from tests.helpers import until
@@ -159,6 +160,34 @@ async def test_a_side_that_does_not_verify_takes_a_stranger(
         assert (listened.transport.peer is not None) == (verified == "client")
         dialling.transport.write([b"hello"])
         await until(lambda: listened.data == b"hello")
+
+
+async def test_who_was_never_judged_is_not_let_in_whatever_openssl_says(
+    authority: Authority,
+) -> None:
+    """Its settings alone would let anybody in who has no certificate."""
+    server, client = authority.identity("server"), authority.identity("client")
+    found = Listening()
+    lenient = tls_context(server, side="server", verify=False)
+
+    def accepting() -> TlsTransport:
+        return TlsTransport(
+            lenient,
+            authorities=server.authorities,
+            side="server",
+            accept=found.accept,
+            failed=found.fail,
+        )
+
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(accepting, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with dialled(f"127.0.0.1:{port}", client) as ours:
+        await until(lambda: found.outcomes)
+        assert "without a certificate" in str(found.failure)
+        assert isinstance(found.failure, PeerNotTrustedError)
+        await until(lambda: ours.lost)
+    listener.close()
 
 
 # Strangers.
