@@ -155,7 +155,7 @@ def _reason(verdict: "Verdict") -> str:
 
 def _authenticates(config: "Config") -> bool:
     """Tell whether clients must prove who they are, in TLS or behind the psk."""
-    in_tls = config.network == "tls" and config.verify_peer
+    in_tls = config.uses_tls and config.verify_peer
     return in_tls or config.pre_shared_key_path is not None
 
 

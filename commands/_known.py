@@ -21,7 +21,7 @@ def known_keys_options(default_name: str) -> Callable[[_F], _F]:
     """Add ``--known-keys`` and ``--no-known-keys``.
 
     The command gets one parameter, ``known_keys_path``: what Config has of that name.
-    It must also have ``tcp``, ``skip_verify`` and ``psk_path``.
+    It must also have ``network``, ``skip_verify`` and ``psk_path``.
 
     Args:
         default_name: the list in the current directory that is used if it is there.
@@ -58,11 +58,11 @@ def known_keys_options(default_name: str) -> Callable[[_F], _F]:
 
 
 def _require_proof(
-    *, tcp: bool, skip_verify: bool, psk_path: str | None, **_: object
+    *, network: str, skip_verify: bool, psk_path: str | None, **_: object
 ) -> None:
     """Refuse a list where no peer shows a key that could be looked up in it."""
-    if psk_path is None and (tcp or skip_verify):
-        option = "-tcp" if tcp else "-skip-verify"
+    if psk_path is None and (network == "tcp" or skip_verify):
+        option = "-tcp" if network == "tcp" else "-skip-verify"
         raise click.UsageError(
             f"--known-keys does not work with {option}, which shows no keys; with "
             "-psk it does"

@@ -1,5 +1,6 @@
 """Options that several commands share: one decorator per subject."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -82,8 +83,21 @@ def identity_options(default_key: str) -> Callable[[_F], _F]:
 
 
 def transport_options(command: _F) -> _F:
-    """Add how to connect and to compress: ``-tcp``, ``-press`` and ``-big``."""
+    """Add how to connect and to compress: ``-tcp``, ``-q``, ``-press`` and ``-big``.
+
+    The command gets ``press``, ``big``, and ``network`` as Config has it.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, tcp: bool, quic: bool, **kwargs: Any) -> Any:
+        if tcp and quic:
+            raise click.UsageError("-tcp and -q exclude each other")
+        network = "tcp" if tcp else "quic" if quic else "tls"
+        return command(*args, network=network, **kwargs)
+
+    options: Any = wrapped
     for option in (
+        click.option("-q", "--quic", is_flag=True, help="QUIC, which is over UDP."),
         click.option(
             "--big",
             is_flag=True,
@@ -104,8 +118,8 @@ def transport_options(command: _F) -> _F:
             help="Plain TCP: nothing is encrypted and nobody is authenticated.",
         ),
     ):
-        command = option(command)
-    return command
+        options = option(options)
+    return options  # type: ignore[no-any-return]  # as functools.wraps made it
 
 
 def _complete_codec(

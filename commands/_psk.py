@@ -54,9 +54,9 @@ def warn_unprotected(config: "Config", talk: "Talk", *, plain: str, skip: str) -
         skip: the warning for ``-skip-verify``.
     """
     if config.pre_shared_key_path is not None:
-        if config.network == "tls" and not config.verify_peer:
+        if config.uses_tls and not config.verify_peer:
             talk.warn("-skip-verify: only the handshake of -psk checks the peer")
-    elif config.network == "tcp":
+    elif not config.uses_tls:
         talk.warn(plain)
     elif not config.verify_peer:
         talk.warn(skip)

@@ -21,7 +21,7 @@ from ._psk import codec_in_use, psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
-    from rpc25519_tools.config import Config
+    from rpc25519_tools.config import Config, Network
     from rpc25519_tools.files.parts import TransferSummary
     from rpc25519_tools.rpc.client import Client
 
@@ -129,7 +129,7 @@ def cli(
     calls: int,
     wait: str,
     hostport: str,
-    tcp: bool,
+    network: "Network",
     press: str,
     big: bool,
     key_name: str,
@@ -165,7 +165,7 @@ def cli(
         local = parse_address(hostport, default_port=0)
         config = Config(
             address=parse_address(address),
-            network="tcp" if tcp else "tls",
+            network=network,
             key_name=key_name,
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
@@ -252,7 +252,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                     raise
                 client.transport.abort()
                 hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
-                if config.network == "tls":
+                if config.uses_tls:
                     hint = "perhaps it does not let our key in, or uses -psk"
                 if config.pre_shared_key_path is not None:
                     hint = "perhaps it has another pre-shared key"

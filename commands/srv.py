@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Coroutine
 
-    from rpc25519_tools.config import Config
+    from rpc25519_tools.config import Config, Network
     from rpc25519_tools.identity.access import AccessPolicy
     from rpc25519_tools.limits import Limits
     from rpc25519_tools.rpc.registry import Registry
@@ -132,7 +132,7 @@ def srv(
     no_echo_service: bool,
     no_clobber: bool,
     access: AccessOptions,
-    tcp: bool,
+    network: "Network",
     press: str,
     big: bool,
     key_name: str,
@@ -148,7 +148,7 @@ def srv(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Serve files and echo calls over TLS 1.3 with client certificates.
+    """Serve files and echo calls over TLS 1.3 or QUIC with client certificates.
 
     Nothing is given out or written unless -serve or -readfile says where. Clients
     need a certificate of the authority in ca.crt; -access says what each may do.
@@ -164,7 +164,7 @@ def srv(
         codec_from_name(press)
         config = Config(
             address=parse_address(address, default_port=None),
-            network="tcp" if tcp else "tls",
+            network=network,
             key_name=key_name,
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
@@ -354,7 +354,7 @@ def _offer(config: "Config", job: _Job) -> str:
         )
         if wanted
     ]
-    how = "plain TCP" if config.network == "tcp" else "TLS 1.3"
+    how = {"tcp": "plain TCP", "quic": "QUIC", "tls": "TLS 1.3"}[config.network]
     if config.pre_shared_key_path is not None:
         how += " with a pre-shared key"
     return f"{how}; {', '.join(offers) or 'nothing on offer'}"

@@ -120,7 +120,7 @@ def parse_duration(text: str) -> float:
 
 
 #: The transports that a Config can name.
-Network = Literal["tls", "tcp"]
+Network = Literal["tls", "tcp", "quic"]
 
 
 _AN_ADDRESS: Final = "an Address, such as parse_address makes from a text"
@@ -140,6 +140,7 @@ _KINDS: Final[dict[str, tuple[Any, str]]] = {
     "compression": (str, "text"),
     "http_connect": (bool, "True or False"),
     "local_address": (Address | None, f"None, or {_AN_ADDRESS}"),
+    "no_share_port_quic": (bool, "True or False"),
     "connect_timeout_s": (int | float, _SECONDS),
     "call_timeout_s": (int | float, _SECONDS),
     "read_timeout_s": (int | float, _SECONDS),
@@ -166,8 +167,8 @@ class Config:
 
     Attributes:
         address: where a client dials to, or a server listens.
-        network: ``tls``, or ``tcp`` for plain TCP, which protects nothing unless
-            there is a pre-shared key.
+        network: ``tls``; ``quic``, with the same guarantees over UDP; or ``tcp`` for
+            plain TCP, which protects nothing unless there is a pre-shared key.
         key_name: which pair in ``certs_dir`` is ours, NAME.crt and NAME.key; empty
             means ``client`` for a client and ``node`` for a server.
         certs_dir: the directory with our pair and with ca.crt.
@@ -186,7 +187,11 @@ class Config:
             a client's first message, then follows the client, unless it is ``none``.
         http_connect: begin with HTTP's CONNECT, as the other side then must do too;
             for plain TCP only.
-        local_address: where a client dials from; None leaves it to the system.
+        local_address: where a client dials from; None leaves it to the system. With
+            ``quic`` it may be where this process serves, or where others of its
+            clients dial from: they share the UDP port.
+        no_share_port_quic: True gives each QUIC client and server a UDP port of its
+            own; an address that is in use is an error then.
         connect_timeout_s: limit for connecting and the handshake.
         call_timeout_s: limit for one call when the caller names none.
         read_timeout_s: a connection on which nothing at all arrives for this long is
@@ -221,6 +226,7 @@ class Config:
     compression: str = "s2"
     http_connect: bool = False
     local_address: Address | None = None
+    no_share_port_quic: bool = False
     connect_timeout_s: float = 10.0
     call_timeout_s: float = 10.0
     read_timeout_s: float = 0.0
@@ -241,8 +247,10 @@ class Config:
         """
         _require_kinds(self)
         _require_key_name(self.key_name)
-        if self.network not in ("tls", "tcp"):
-            raise ConfigError(f"unknown network {self.network!r}: use tls or tcp")
+        if self.network not in ("tls", "tcp", "quic"):
+            raise ConfigError(
+                f"unknown network {self.network!r}: use tls, tcp or quic"
+            )
         if self.compression not in COMPRESSIONS:
             raise ConfigError(
                 f"unknown compression {self.compression!r}; choose from "
@@ -277,9 +285,14 @@ class Config:
                 )
 
     @property
+    def uses_tls(self) -> bool:
+        """Whether the network encrypts, and shows certificates: TLS and QUIC do."""
+        return self.network != "tcp"
+
+    @property
     def needs_identity(self) -> bool:
         """Whether our certificate and its key are needed: all but bare plain TCP."""
-        return self.network == "tls" or self.pre_shared_key_path is not None
+        return self.uses_tls or self.pre_shared_key_path is not None
 
 
 def _require_kinds(config: Config) -> None:

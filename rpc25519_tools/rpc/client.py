@@ -136,7 +136,7 @@ class Client:
         if config.needs_identity:
             if identity is None:
                 identity = await asyncio.to_thread(load_own_identity, config)
-            if config.network == "tls":
+            if config.uses_tls:
                 tls = TlsSettings(
                     identity=identity, verify=config.verify_peer, peer_check=known
                 )
@@ -156,6 +156,8 @@ class Client:
                 local=config.local_address,
                 http_connect=config.http_connect,
                 tunnel=tunnel,
+                quic=config.network == "quic",
+                share_port=not config.no_share_port_quic,
             )
             made[0]._known = known
             made[0]._show_key()

@@ -36,7 +36,7 @@ def known_guard(config: Config, role: PeerRole) -> "KnownGuard | None":
     None where no list is to be used, or where no peer proves who it is: that takes TLS
     that verifies, or a pre-shared-key tunnel.
     """
-    proves = config.network == "tls" and config.verify_peer
+    proves = config.uses_tls and config.verify_peer
     proves = proves or config.pre_shared_key_path is not None
     if config.known_keys_path is None or not proves:
         return None

@@ -189,7 +189,7 @@ class Server:
                     config.passphrase,
                 )
                 warn_of_end(identity)
-            if config.network == "tls":
+            if config.uses_tls:
                 tls = self._tls(identity)
             self._tunnel = await load_tunnel(
                 config.pre_shared_key_path, identity, self._known
@@ -204,6 +204,8 @@ class Server:
             limits=config.limits,
             http_connect=config.http_connect,
             tunnel=self._tunnel,
+            quic=config.network == "quic",
+            share_port=not config.no_share_port_quic,
         )
         if self._known is not None:
             self._known.watch(lambda: [one.driver for one in self._connections])
@@ -236,7 +238,7 @@ class Server:
             raise LocalProtocolError("this server does not run")
         if not self._config.needs_identity:
             raise ConfigError("there is no identity on plain TCP")
-        tls = self._tls(identity) if self._config.network == "tls" else None
+        tls = self._tls(identity) if self._config.uses_tls else None
         if self._tunnel is not None:
             self._tunnel = replace(self._tunnel, identity=identity)
         self._listener.use(tls, self._tunnel)
