@@ -248,9 +248,7 @@ class Config:
         _require_kinds(self)
         _require_key_name(self.key_name)
         if self.network not in ("tls", "tcp", "quic"):
-            raise ConfigError(
-                f"unknown network {self.network!r}: use tls, tcp or quic"
-            )
+            raise ConfigError(f"unknown network {self.network!r}: use tls, tcp or quic")
         if self.compression not in COMPRESSIONS:
             raise ConfigError(
                 f"unknown compression {self.compression!r}; choose from "

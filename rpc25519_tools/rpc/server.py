@@ -204,8 +204,6 @@ class Server:
             limits=config.limits,
             http_connect=config.http_connect,
             tunnel=self._tunnel,
-            quic=config.network == "quic",
-            share_port=not config.no_share_port_quic,
         )
         if self._known is not None:
             self._known.watch(lambda: [one.driver for one in self._connections])

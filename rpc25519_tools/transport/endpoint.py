@@ -164,9 +164,7 @@ class _Attempt:
         #: The tunnel, if its handshake has begun.
         self.tunnels: list[PskTransport] = []
 
-    def over_tcp(
-        self, tls: TlsSettings | None, *, http_connect: bool
-    ) -> TcpTransport:
+    def over_tcp(self, tls: TlsSettings | None, *, http_connect: bool) -> TcpTransport:
         """Return what asyncio connects."""
         self._below = made = self._stream_transport(tls, http_connect=http_connect)
         return made

@@ -58,7 +58,7 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
     RemoteProtocolError,
 )
-from rpc25519_tools.identity.certificate import PeerIdentity, verify_peer
+from rpc25519_tools.identity.certificate import MALFORMED, PeerIdentity, verify_peer
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.transport.base import TlsSettings
 from rpc25519_tools.transport.quic_mtu import BASE_LEN, PathMtu
@@ -243,7 +243,10 @@ class _Connection(QuicConnection):
             self._handshake_len += len(input_data)
             if self._handshake_len > _MOST_HANDSHAKE_LEN:
                 raise tls.AlertDecodeError("too long a handshake")
-            plain(input_data, output_buf)
+            try:
+                plain(input_data, output_buf)
+            except MALFORMED:  # from the certificate's library
+                raise tls.AlertDecodeError("a message that cannot be read") from None
             self._check_peer()
 
         context.handle_message = handle_message  # type: ignore[method-assign]
