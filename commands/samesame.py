@@ -27,7 +27,7 @@ RETRY_S = 0.2
     default="127.0.0.1:8445",
     show_default=True,
     metavar="HOST:PORT",
-    help="Our own address, to serve on.",
+    help="Our own address, to serve on and to call from: one UDP port.",
 )
 @click.option(
     "-s",
@@ -98,9 +98,9 @@ def samesame(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Serve on our own address and call a partner that does the same.
+    """Be server and client on one UDP port, and call a partner that is the same.
 
-    Start one with, and one without -r, in either order. Each waits for the other,
+    Both speak QUIC. Start one with, and one without -r, in either order. Each waits for the other,
     makes its calls, answers the other's, and ends with a summary.
     """
     with reporting_errors("samesame"):
@@ -119,6 +119,7 @@ def samesame(
         wait_s = parse_duration(wait)
         as_client = Config(
             address=parse_address(partner_address),
+            network="quic",
             key_name=client_key,
             certs_dir=certs_dir,
             passphrase=passphrase_source(passphrase_file),
@@ -128,7 +129,7 @@ def samesame(
         warn_unprotected(
             as_client,
             talk,
-            plain="plain TCP: nothing is protected, and the partner is not checked",
+            plain="nothing is protected",
             skip="-skip-verify: the partner is not checked; it can be anybody",
         )
         as_server = replace(
@@ -155,7 +156,9 @@ async def _meet(
     verbose: bool,
 ) -> None:
     import asyncio
+    from dataclasses import replace
 
+    from rpc25519_tools.config import parse_address
     from rpc25519_tools.errors import DeadlineError
     from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, echo_call
     from rpc25519_tools.rpc.context import CallContext
@@ -183,6 +186,8 @@ async def _meet(
     await server.start(keys[1])
     try:
         click.echo(f"samesame: listening on {server.address}")
+        # From the port that we serve on.
+        as_client = replace(as_client, local_address=parse_address(server.address))
         for number in range(1, sends + 1):
             reply = await _call_partner(as_client, keys[0], number, wait_s)
             click.echo(f"reply to call {number}: {printable(reply)}")
@@ -206,7 +211,7 @@ async def _call_partner(
     """Make one call on a new connection; wait for the partner to be there."""
     import asyncio
 
-    from rpc25519_tools.errors import ConnectFailedError
+    from rpc25519_tools.errors import ConnectFailedError, DeadlineError
     from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, ECHO_REQUEST
     from rpc25519_tools.rpc.client import Client
 
@@ -216,7 +221,7 @@ async def _call_partner(
     while client is None:
         try:
             client = await Client.connect(config, key)
-        except ConnectFailedError:
+        except (ConnectFailedError, DeadlineError):
             if loop.time() > give_up_at:
                 raise
             await asyncio.sleep(RETRY_S)

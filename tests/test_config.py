@@ -210,7 +210,7 @@ def test_an_address_has_a_host_and_a_port(host: Any, port: Any) -> None:
 NO_TIMES: tuple[object, ...] = ("5", None, b"5", [1])
 WRONG_VALUES: dict[str, tuple[object, ...]] = {
     "address": ("127.0.0.1:80", None, ("h", 1)),
-    "network": (None, 5, b"tcp", "quic"),
+    "network": (None, 5, b"tcp", "udp"),
     "key_name": (None, 5, "../x", "a/b", "..", ".", "a\\b", "a\0"),
     "certs_dir": (None, 5, b"certs"),
     "passphrase": (b"secret", "secret", 5),
@@ -220,6 +220,7 @@ WRONG_VALUES: dict[str, tuple[object, ...]] = {
     "compression": (None, 5, "gzip"),
     "http_connect": (None, 1),
     "local_address": ("1.2.3.4", 5),
+    "no_share_port_quic": (None, 1),
     "limits": (None, {}),
     "reload_passphrase": (b"secret",),
     **{

@@ -139,7 +139,7 @@ async def mistakes(client: Client, config: Config) -> None:
     await client.call("echo", args={"k": 1})  # type: ignore[dict-item]
     await client.call("echo", timeout_s="5")  # type: ignore[arg-type]
     Config(address="127.0.0.1:1")  # type: ignore[arg-type]
-    Config(address=config.address, network="quic")  # type: ignore[arg-type]
+    Config(address=config.address, network="udp")  # type: ignore[arg-type]
     Server(config, None)  # type: ignore[arg-type]
     Reply(payload=5)  # type: ignore[arg-type]
     services.call(echo)  # type: ignore[arg-type]
