@@ -100,8 +100,8 @@ def samesame(
 ) -> None:
     """Be server and client on one UDP port, and call a partner that is the same.
 
-    Both speak QUIC. Start one with, and one without -r, in either order. Each waits for the other,
-    makes its calls, answers the other's, and ends with a summary.
+    Both speak QUIC. Start one with, and one without -r, in either order. Each waits
+    for the other, makes its calls, answers the other's, and ends with a summary.
     """
     with reporting_errors("samesame"):
         from dataclasses import replace

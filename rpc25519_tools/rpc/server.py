@@ -26,7 +26,8 @@ from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.tunnels import load_tunnel
 from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
-from rpc25519_tools.transport.endpoint import Listener, listen
+from rpc25519_tools.transport.door import Listening
+from rpc25519_tools.transport.endpoint import listen
 from rpc25519_tools.transport.psk import (
     PskTransport,
     TunnelSettings,
@@ -103,7 +104,7 @@ class Server:
         self._reveal_errors = reveal_errors
         self._grace_s = grace_s
         self._access = access
-        self._listener: Listener | None = None
+        self._listener: Listening | None = None
         self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, Connection] = {}
@@ -204,6 +205,8 @@ class Server:
             limits=config.limits,
             http_connect=config.http_connect,
             tunnel=self._tunnel,
+            quic=config.network == "quic",
+            share_port=not config.no_share_port_quic,
         )
         if self._known is not None:
             self._known.watch(lambda: [one.driver for one in self._connections])

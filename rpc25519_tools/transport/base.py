@@ -7,6 +7,7 @@ copying them. Nothing above this module asks which transport it is on.
 All methods are called on the event loop's thread.
 """
 
+import asyncio
 import select
 import threading
 from collections.abc import Callable, Sequence
@@ -161,6 +162,32 @@ class Transport(Protocol):
 
     def abort(self) -> None:
         """Close at once and drop what is queued."""
+
+
+class Arriving(Transport, Protocol):
+    """A server's transport, as its door sees it until it is open."""
+
+    #: Whether there is a handshake; else it is open at once.
+    shakes_hands: bool
+    #: Ends a handshake that takes too long.
+    handshake_timer: asyncio.TimerHandle | None
+    #: Called when the peer's first message was in order.
+    answered: Callable[[], None] | None
+    #: Called when the connection is over.
+    gone: Callable[[], None] | None
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer has sent anything, from where it says it is."""
+
+    def fail_handshake(self, error: Exception) -> None:
+        """Give up on a handshake, if it is not done."""
+
+    def end_with(self, error: Exception) -> None:
+        """Close at once, and tell the receiver why."""
+
+    def give_up(self) -> None:
+        """Close at once, whether or not there is a connection yet."""
 
 
 class PeerCheck(Protocol):

@@ -7,7 +7,7 @@ of TLS has been set up for it by then.
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Final, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 from rpc25519_tools.errors import (
     ConnectionLostError,
@@ -18,13 +18,14 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import (
     Accept,
+    Arriving,
     Receiver,
+    TlsSettings,
     Transport,
     format_address,
 )
 from rpc25519_tools.transport.crowds import Ticket
 from rpc25519_tools.transport.gate import Admission, Gate
-from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.psk import (
     TUNNEL_TIMEOUT_S,
     PskTransport,
@@ -34,13 +35,14 @@ from rpc25519_tools.transport.psk import (
 from rpc25519_tools.transport.refusal_log import REPORT_INTERVAL_S, RefusalLog
 from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import TcpTransport
-from rpc25519_tools.transport.tls import TlsTransport
 from rpc25519_tools.transport.unproven import UnprovenMemory
 
 #: Called with the reason and the client's address.
 Failed: TypeAlias = Callable[[Exception, str], None]
 #: Makes a transport of what it shall call when it is open and when that has failed.
 Make: TypeAlias = Callable[[Accept, Failed], TcpTransport]
+#: The same, of a connection that is none of asyncio's.
+A = TypeVar("A", bound=Arriving)
 
 #: Connections whose handshake has failed, and that wait until their clients hang up, so
 #: that they can read why. They make room for nobody: beyond this many, or a quarter of
@@ -53,6 +55,29 @@ _FAILURES_AT_ONCE: Final = 10
 _TOO_MANY_HANDSHAKES: Final = "too many clients in their handshake"
 _FULL: Final = "the server is full, and this client was idle"
 _TOO_MANY_SILENT: Final = "too many clients that have not sent anything yet"
+
+
+class Listening(Protocol):
+    """Listening sockets with their door."""
+
+    #: Where clients can dial to, such as ``127.0.0.1:8443``.
+    address: str
+
+    def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
+        """Begin handshakes with these settings from now on.
+
+        Open connections, and handshakes that run, keep theirs. There must be TLS, and a
+        tunnel, where there was one before, and nowhere else.
+        """
+
+    def filenos(self) -> list[int]:
+        """Return the descriptors of the listening sockets."""
+
+    def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
+        """Learn that a client has sent a whole message; see ``Door.heard``."""
+
+    def close(self) -> None:
+        """Take no more connections and end running handshakes; open ones go on."""
 
 
 class _Newcomer(asyncio.Protocol):
@@ -102,13 +127,13 @@ class Door:
         self._refusals = RefusalLog()
         self._failures = RefusalLog(_FAILURES_AT_ONCE)
         self._report_timer: asyncio.TimerHandle | None = None
-        self._transports: dict[Ticket, TcpTransport] = {}
+        self._transports: dict[Ticket, Arriving] = {}
         self._tickets: dict[Transport, Ticket] = {}
         self._seen = SeenHandshakes()
         #: Tunnels whose client has not shown yet that it has its keys.
         self._tunnels: dict[Ticket, PskTransport] = {}
         #: Connections that have failed and are about to end, the oldest first.
-        self._ending: dict[Ticket, TcpTransport] = {}
+        self._ending: dict[Ticket, Arriving] = {}
         self._most_ending = min(_MOST_FAILED, max(1, limits.max_connections // 4))
         self._closed = False
 
@@ -122,17 +147,44 @@ class Door:
         if self._closed or not isinstance(peer, tuple):
             connection.abort()  # it is gone already, say
             return
-        admission = self._gate.admit(peer[0], self._loop.time())
-        if not isinstance(admission, Admission):
+        ticket = self._admit(peer)
+        if ticket is None:
             connection.abort()
-            error = HandshakeError(admission.reason)
-            self._tell(self._refusals, admission.site, error, format_address(peer))
             return
-        for ticket in admission.dropped:
-            self._drop(ticket)
-        made = self._start(admission.ticket)
+        made = self._start(ticket, self._make)
         connection.set_protocol(made)
         made.connection_made(connection)
+
+    def let_in(
+        self, peer: tuple[Any, ...], make: Callable[[Accept, Failed], A]
+    ) -> A | None:
+        """Return the transport of a connection that asyncio knows nothing of.
+
+        Args:
+            peer: the address that it comes from.
+            make: makes its transport.
+
+        Returns:
+            None where it must not come in.
+        """
+        ticket = None if self._closed else self._admit(peer)
+        return None if ticket is None else self._start(ticket, make)
+
+    @property
+    def unproven(self) -> int:
+        """How many clients have not shown who they are."""
+        return self._gate.unproven
+
+    def _admit(self, peer: tuple[Any, ...]) -> Ticket | None:
+        """Ask the gate, and drop whoever has to make room."""
+        admission = self._gate.admit(peer[0], self._loop.time())
+        if not isinstance(admission, Admission):
+            error = HandshakeError(admission.reason)
+            self._tell(self._refusals, admission.site, error, format_address(peer))
+            return None
+        for ticket in admission.dropped:
+            self._drop(ticket)
+        return admission.ticket
 
     def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         """Learn that a peer speaks the protocol.
@@ -162,7 +214,7 @@ class Door:
 
     # Inside.
 
-    def _start(self, ticket: Ticket) -> TcpTransport:
+    def _start(self, ticket: Ticket, make: Callable[[Accept, Failed], A]) -> A:
         """Make the transport of a connection that may come in."""
 
         def opened(transport: Transport) -> Receiver:
@@ -176,9 +228,7 @@ class Door:
             return self._accept(transport)
 
         def failed(error: Exception, address: str) -> None:
-            tried = isinstance(made, TlsTransport | HttpConnectTransport) and (
-                made.has_received
-            )
+            tried = made.shakes_hands and made.has_received
             self._note_failure(ticket, error, address, tried=tried)
 
         def gone() -> None:
@@ -188,15 +238,14 @@ class Door:
             if self._transports.pop(ticket, None) is not None:
                 self._gate.leave(ticket)
 
-        made = self._make(opened, failed)
+        made = make(opened, failed)
         made.gone = gone
         self._transports[ticket] = made
         self._tickets[made] = ticket
-        if isinstance(made, TlsTransport | HttpConnectTransport):
+        if made.shakes_hands:
             made.handshake_timer = self._loop.call_later(
                 self._timeout_s, self._expire, ticket, made
             )
-        if isinstance(made, TlsTransport):
             made.answered = lambda: self._gate.begin(ticket)
         return made
 
@@ -268,9 +317,7 @@ class Door:
             oldest = next(iter(self._ending))
             self._ending.pop(oldest).give_up()
 
-    def _expire(
-        self, ticket: Ticket, made: TlsTransport | HttpConnectTransport
-    ) -> None:
+    def _expire(self, ticket: Ticket, made: Arriving) -> None:
         reason = f"no {self._handshake} within {self._timeout_s:g} s"
         if self._transports.pop(ticket, None) is not None:
             self._gate.leave(ticket)
@@ -288,7 +335,7 @@ class Door:
             )
         elif ticket.idle_since is not None:
             made.end_with(CrowdedOutError(_FULL))
-        elif isinstance(made, TlsTransport | HttpConnectTransport):
+        elif made.shakes_hands:
             made.fail_handshake(HandshakeError(_TOO_MANY_HANDSHAKES))
         else:
             made.end_with(CrowdedOutError(_TOO_MANY_SILENT))

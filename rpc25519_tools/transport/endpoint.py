@@ -27,7 +27,7 @@ from rpc25519_tools.transport.base import (
     Transport,
     format_address,
 )
-from rpc25519_tools.transport.door import Door, Failed
+from rpc25519_tools.transport.door import Door, Failed, Listening
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
@@ -292,7 +292,9 @@ async def listen(
     limits: Limits | None = None,
     http_connect: bool = False,
     tunnel: TunnelSettings | None = None,
-) -> Listener:
+    quic: bool = False,
+    share_port: bool = True,
+) -> Listening:
     """Listen, and hand each open, authenticated connection to ``accept``.
 
     Args:
@@ -306,6 +308,9 @@ async def listen(
             prove who it is, or for its HTTP head; None means the usual ones.
         http_connect: require HTTP CONNECT of each client, on plain TCP.
         tunnel: require a pre-shared-key tunnel inside all that.
+        quic: QUIC instead of TLS over TCP; ``tls`` must be given.
+        share_port: whether QUIC may use a UDP port that clients of this process have
+            open already, and they ours.
 
     Raises:
         ConfigError: both TLS and HTTP CONNECT are asked for.
@@ -313,7 +318,7 @@ async def listen(
     """
     _require_plain(tls, http_connect=http_connect)
     handshake = "HTTP CONNECT" if http_connect else "TLS handshake" if tls else ""
-    maker = _TlsMaker(tls) if tls is not None else None
+    maker = _TlsMaker(tls) if tls is not None and not quic else None
     door = Door(
         maker or (_make_http_connect if http_connect else _make_plain),
         handshake=handshake,
@@ -323,6 +328,12 @@ async def listen(
         tunnel=tunnel,
     )
     try:
+        if quic:
+            assert tls is not None
+            # See _Attempt.over_quic.
+            from rpc25519_tools.transport import quic_endpoint  # noqa: PLC0415
+
+            return await quic_endpoint.listen(door, address, tls, share=share_port)
         server = await _listening(door, address)
         for sock in server.sockets:
             _set_backlog(sock.fileno())

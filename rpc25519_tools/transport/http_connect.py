@@ -227,6 +227,8 @@ class HttpConnectTransport(TcpTransport):
             that; the connection is closed by then.
     """
 
+    shakes_hands = True
+
     def __init__(
         self,
         *,
@@ -239,7 +241,6 @@ class HttpConnectTransport(TcpTransport):
         self._failed = failed
         self._reader = HeadReader(side)
         self._state = _State.HEAD_AWAITED
-        self.handshake_timer: asyncio.TimerHandle | None = None
         self._open_timer: asyncio.TimerHandle | None = None
 
     @property

@@ -49,6 +49,8 @@ class QuicTransport:
     """
 
     network = "udp"
+    #: It has a handshake.
+    shakes_hands = True
 
     def __init__(
         self,
@@ -85,6 +87,8 @@ class QuicTransport:
         self._goodbyes_left = _MOST_GOODBYES
         self._ids: set[bytes] = set()
         self.handshake_timer: asyncio.TimerHandle | None = None
+        #: Called once, when a server has answered a client's first message.
+        self.answered: Callable[[], None] | None = None
         #: Called when the connection is over.
         self.gone: Callable[[], None] | None = None
 
@@ -104,11 +108,6 @@ class QuicTransport:
     def has_received(self) -> bool:
         """Whether the peer has sent something from where it says it is."""
         return self._engine.knows_address
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether the peer's first message was in order."""
-        return self._engine.has_received
 
     @property
     def unsent_len(self) -> int:
@@ -225,6 +224,9 @@ class QuicTransport:
         engine = self._engine
         if engine.take_ids():
             self._bind()
+        if self.answered is not None and engine.knows_address:
+            answered, self.answered = self.answered, None
+            answered()
         if engine.is_open and not self._opened and not engine.is_closed:
             self._opened = True
             if self.handshake_timer is not None:

@@ -1,12 +1,20 @@
 """Dialling and listening over QUIC."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from rpc25519_tools.config import Address
-from rpc25519_tools.transport.base import Accept, TlsSettings, format_address
+from rpc25519_tools.transport.base import (
+    Accept,
+    TlsSettings,
+    Transport,
+    format_address,
+)
+from rpc25519_tools.transport.door import Door
+from rpc25519_tools.transport.psk import TunnelSettings
 from rpc25519_tools.transport.quic import QuicTransport
 from rpc25519_tools.transport.quic_engine import (
     Doorman,
@@ -25,20 +33,17 @@ MakeQuic: TypeAlias = Callable[[Accept, Failed], QuicTransport]
 #: Handshakes from addresses that are not known to be true. Beyond these, a client first
 #: has to show that it can receive what is sent to its address: a round trip more.
 _MOST_UNCHECKED: Final = 32
+#: Attempts to find one free port for both IPv4 and IPv6.
+_PORT_ATTEMPTS: Final = 20
 
 
-async def resolve(address: Address, *, passive: bool) -> tuple[int, Endpoint]:
-    """Return the family and the socket address of a host and port.
-
-    Raises:
-        OSError: the name does not resolve.
-    """
-    host = address.host or ("" if passive else "127.0.0.1")
+async def _resolve(address: Address, family: int = 0) -> tuple[int, Endpoint]:
+    """Return the family and the socket address of a host and port."""
     found = await asyncio.get_running_loop().getaddrinfo(
-        host or None,
+        address.host or ("::1" if family == socket.AF_INET6 else "127.0.0.1"),
         address.port,
+        family=family,
         type=socket.SOCK_DGRAM,
-        flags=socket.AI_PASSIVE if passive else 0,
     )
     family, _, _, _, endpoint = found[0]
     return family, endpoint
@@ -66,11 +71,12 @@ async def dial(
     Raises:
         OSError: the name does not resolve, or the local address cannot be had.
     """
-    family, endpoint = await resolve(address, passive=False)
-    if local is None:
-        own: Endpoint = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
-    else:
-        _, own = await resolve(local, passive=True)
+    family, endpoint = await _resolve(address)
+    own: Endpoint = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
+    if local is not None and local.host:
+        _, own = await _resolve(local, family)
+    elif local is not None:
+        own = (own[0], local.port)
     port = open_port(family, own, destination_of, share=share)
     engine = QuicEngine("client", settings, peer_host=address.host or "127.0.0.1")
     made = QuicTransport(
@@ -83,6 +89,87 @@ async def dial(
     )
     made.connect()
     return made
+
+
+class QuicListening:
+    """A server's sockets and its door; made by ``listen``."""
+
+    def __init__(self, listeners: list["QuicListener"], door: Door) -> None:
+        self._listeners = listeners
+        self._door = door
+        self.address = listeners[0].address
+
+    def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
+        """Begin handshakes with these settings from now on.
+
+        Open connections, and handshakes that run, keep theirs.
+        """
+        assert tls is not None
+        for one in self._listeners:
+            one.use(tls)
+        self._door.use_tunnel(tunnel)
+
+    def filenos(self) -> list[int]:
+        """Return the descriptors of the sockets, which connections use as well."""
+        return [one.fileno() for one in self._listeners]
+
+    def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
+        """Learn that a client has sent a whole message; see ``Door.heard``."""
+        self._door.heard(transport, idle_since)
+
+    def close(self) -> None:
+        """Take no more connections and end running handshakes; open ones go on."""
+        for one in self._listeners:
+            one.close()
+        self._door.close()
+
+
+async def listen(
+    door: Door, address: Address, tls: TlsSettings, *, share: bool
+) -> QuicListening:
+    """Listen at an address: at several sockets where it means IPv4 and IPv6.
+
+    Raises:
+        OSError: the name does not resolve, or the address cannot be had.
+    """
+    places = await _places(address)
+    for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+        opened: list[UdpPort] = []
+        number = address.port
+        try:
+            for family, endpoint in places:
+                own = (endpoint[0], number or endpoint[1], *endpoint[2:])
+                opened.append(open_port(family, own, destination_of, share=share).use())
+                number = opened[0].address[1]
+            if any(port.has_listener for port in opened):
+                raise OSError(errno.EADDRINUSE, "another server listens there")
+        except OSError:
+            for port in opened:
+                port.release()
+            if address.port or not attempts_left or len(places) == 1:
+                raise
+            continue  # the others have to get the number that the first has got
+        made = [
+            QuicListener(port, tls, let_in=door.let_in, unproven=lambda: door.unproven)
+            for port in opened
+        ]
+        for port in opened:
+            port.release()
+        return QuicListening(made, door)
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _places(address: Address) -> list[tuple[int, Endpoint]]:
+    """Return families and socket addresses of a host to listen at."""
+    found = await asyncio.get_running_loop().getaddrinfo(
+        address.host or None,
+        address.port,
+        type=socket.SOCK_DGRAM,
+        flags=socket.AI_PASSIVE,
+    )
+    return list(
+        dict.fromkeys((family, endpoint) for family, _, _, _, endpoint in found)
+    )
 
 
 class QuicListener:

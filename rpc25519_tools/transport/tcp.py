@@ -59,6 +59,8 @@ class TcpTransport(asyncio.BufferedProtocol):
     """
 
     network = "tcp"
+    #: Whether there is a handshake; else it is open at once.
+    shakes_hands = False
 
     def __init__(self, accept: Accept) -> None:
         self._accept = accept
@@ -70,6 +72,9 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._linger_timer: asyncio.TimerHandle | None = None
         #: Called when the socket is closed.
         self.gone: Callable[[], None] | None = None
+        self.handshake_timer: asyncio.TimerHandle | None = None
+        #: Called once, when a server has answered a client's first message.
+        self.answered: Callable[[], None] | None = None
         self.local_address = ""
         self.remote_address = ""
 
@@ -88,6 +93,11 @@ class TcpTransport(asyncio.BufferedProtocol):
         assert self._socket_transport is not None
         number: int = self._socket_transport.get_extra_info("socket").fileno()
         return number
+
+    @property
+    def has_received(self) -> bool:
+        """False: what comes is handed on at once."""
+        return False
 
     # Called by asyncio.
 
@@ -208,6 +218,9 @@ class TcpTransport(asyncio.BufferedProtocol):
         """Close at once, whether or not there is a socket yet."""
         if self._socket_transport is not None:
             self.abort()
+
+    def fail_handshake(self, error: Exception) -> None:
+        """There is no handshake."""
 
     def end_with(self, error: Exception) -> None:
         """Close at once, and tell the receiver why."""

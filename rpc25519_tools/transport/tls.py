@@ -182,6 +182,8 @@ class TlsTransport(TcpTransport):
             the connection comes from.
     """
 
+    shakes_hands = True
+
     def __init__(
         self,
         context: SSL.Context,
@@ -205,13 +207,9 @@ class TlsTransport(TcpTransport):
         self._peer: PeerIdentity | None = None
         self._refusal: PeerNotTrustedError | None = None
         self._handshaking = True
-        #: Whether the peer has sent anything.
-        self.has_received = False
+        self._has_received = False
         #: Bytes that have come until the handshake was done.
         self._received_len = 0
-        self.handshake_timer: asyncio.TimerHandle | None = None
-        #: Called once, when a server has answered a client's first message.
-        self.answered: Callable[[], None] | None = None
         self._scratch = memoryview(scratch_buffer())
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
@@ -225,6 +223,11 @@ class TlsTransport(TcpTransport):
     def peer(self) -> PeerIdentity | None:
         """The identity in the peer's verified certificate."""
         return self._peer
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer has sent anything."""
+        return self._has_received
 
     @property
     def security(self) -> str:
@@ -277,7 +280,7 @@ class TlsTransport(TcpTransport):
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what came, straight into the receiver's memory."""
         if self._handshaking:
-            self.has_received = True
+            self._has_received = True
             self._received_len += nbytes
         # OpenSSL keeps as much memory for each connection as it was ever fed at a time.
         for start in range(0, nbytes, _FEED_LEN):

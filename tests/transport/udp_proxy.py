@@ -119,7 +119,7 @@ class UdpProxy:
         if back is not None:
             self._forward(data, lambda: _send(back, data, None))
             return
-        self._loop.create_task(self._open_back(client, data))
+        self._opening = self._loop.create_task(self._open_back(client, data))
 
     async def _open_back(self, client: Endpoint, data: bytes) -> None:
         def from_server(answer: bytes, _: Endpoint) -> None:
