@@ -298,6 +298,8 @@ class QuicTransport:
                 break
             for size in self._port.send(self, datagrams):
                 engine.too_long(size, now)
+            if not self._unsent:
+                break  # that was all that may go now
         else:
             self._pump_soon()
         if engine.take_ids():
