@@ -218,8 +218,15 @@ class Porch:
         if sent:
             self._enter(caller)
             return
+        try:
+            self._watch.add(fileno)
+        except OSError as exc:  # the system lets nobody watch over so many
+            del self._callers[ticket]
+            sock.close()
+            reason = HandshakeError(f"it could not be watched: {exc.strerror}")
+            self._host.turned_away(ticket, address, reason)
+            return
         self._waiting[fileno] = caller
-        self._watch.add(fileno)
         if self._timer is None:
             self._timer = self._loop.call_later(self._patience_s, self._look)
 

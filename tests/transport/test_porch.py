@@ -217,6 +217,19 @@ async def test_a_client_that_is_gone_when_it_is_let_in_leaves_nothing() -> None:
         assert ours.fileno() == -1
 
 
+async def test_who_cannot_be_watched_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with serving(tls=True) as served:
+        monkeypatch.setattr(served.door._porch._watch, "add", fail)
+        async with served.silent(1) as (reader,):
+            assert await reader.read() == b""
+        (reason,) = map(str, served.found.failures)
+        assert reason == "it could not be watched: No space left on device"
+        assert served.door._gate.total == 0
+
+
 @pytest.mark.parametrize("tls", [True, False])
 async def test_nobody_waits_when_the_listener_has_closed(tls: bool) -> None:
     limits = Limits(max_startups=Startups(1, 1, 100))
