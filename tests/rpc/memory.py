@@ -200,6 +200,8 @@ class MemoryNetwork:
         local: Address | None = None,
         http_connect: bool = False,
         tunnel: object = None,
+        quic: bool = False,
+        share_port: bool = True,
     ) -> Transport:
         return self.dial(accept)
 
@@ -220,6 +222,8 @@ class MemoryNetwork:
         limits: Limits,
         http_connect: bool = False,
         tunnel: object = None,
+        quic: bool = False,
+        share_port: bool = True,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self
