@@ -267,6 +267,10 @@ class PskTransport:
         """Return the socket's descriptor, -1 where there is none."""
         return self._below.fileno()
 
+    def has_hung_up(self) -> bool:
+        """Tell whether the peer sends nothing more."""
+        return self._below.has_hung_up()
+
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Seal the frames in ``buffers``, however they are cut, and queue them."""
         if self._over:

@@ -68,6 +68,9 @@ class MemoryTransport:
     def fileno(self) -> int:
         return -1
 
+    def has_hung_up(self) -> bool:
+        return False
+
     def write(self, buffers: Sequence[Buffer]) -> None:
         if self._closing:
             return
