@@ -32,7 +32,7 @@ from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.listening import Acceptor, open_listening
 from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
-from rpc25519_tools.transport.tls import TlsTransport, tls_context
+from rpc25519_tools.transport.tls import TlsTransport, client_context, tls_context
 
 #: Connections that are accepted before the loop looks at what the others have sent. Far
 #: fewer than may be unproven, or a flood would push out whoever came in with it.
@@ -172,7 +172,7 @@ class _Attempt:
             )
         if tls is None:
             return TcpTransport(self._announce)
-        context = tls_context(tls.identity, side="client", verify=tls.verify)
+        context = client_context(tls.identity, verify=tls.verify)
         return TlsTransport(
             context,
             authorities=tls.identity.authorities if tls.verify else None,
