@@ -126,6 +126,10 @@ class Door:
         """The descriptors of connections that are not open yet."""
         return self._porch.filenos
 
+    def leave_to_parent(self) -> None:
+        """Close the sockets of those connections, and touch the loop no more."""
+        self._porch.leave_to_parent()
+
     def arrive(self, sock: socket.socket, address: SocketAddress) -> None:
         """Take a new connection, or close it."""
         sent = what_came(sock)
