@@ -311,6 +311,14 @@ class Server:
         listening = self._listener.filenos() if self._listener is not None else []
         return listening + [one.driver.transport.fileno() for one in self._connections]
 
+    def leave_to_parent(self) -> None:
+        """Close our copies of all sockets that have no transport, in a forked child.
+
+        The loop must not run any more.
+        """
+        if self._listener is not None:
+            self._listener.leave_to_parent()
+
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""
         self._stopping = True

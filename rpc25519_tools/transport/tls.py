@@ -88,6 +88,8 @@ _HOLD_FROM_LEN: Final = 64 * 1024
 
 #: Most encrypted bytes given to OpenSSL at a time; four records.
 _FEED_LEN: Final = 64 * 1024
+#: The same until the handshake is done: a hostile peer must not make it keep more.
+_HANDSHAKE_FEED_LEN: Final = 16 * 1024
 #: Most bytes encrypted before the kernel gets them.
 _SEAL_LEN: Final = 128 * 1024
 #: Most bytes of a handshake, from the first to the last. Certificates take a kilobyte
@@ -296,25 +298,26 @@ class TlsTransport(TcpTransport):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what came, straight into the receiver's memory."""
-        if self._handshaking:
-            self._has_received = True
-            self._received_len += nbytes
+        self._has_received = True
         # OpenSSL keeps as much memory for each connection as it was ever fed at a time.
-        for start in range(0, nbytes, _FEED_LEN):
-            if self._closing:
-                return
-            self._records.feed(self._scratch[start : min(start + _FEED_LEN, nbytes)])
+        start = 0
+        while start < nbytes and not self._closing:
+            room_len = _HANDSHAKE_FEED_LEN if self._handshaking else _FEED_LEN
+            end = min(start + room_len, nbytes)
+            self._records.feed(self._scratch[start:end])
             if self._handshaking:
+                self._received_len += end - start
                 self._shake_hands()
             if not self._handshaking:
                 self._decrypt()
-        if self._handshaking and self._received_len > _MOST_HANDSHAKE_LEN:
-            self.fail_handshake(
-                HandshakeError(
-                    f"the {self._other()}'s handshake has more than "
-                    f"{_MOST_HANDSHAKE_LEN} bytes"
+            elif self._received_len > _MOST_HANDSHAKE_LEN:
+                self.fail_handshake(
+                    HandshakeError(
+                        f"the {self._other()}'s handshake has more than "
+                        f"{_MOST_HANDSHAKE_LEN} bytes"
+                    )
                 )
-            )
+            start = end
 
     def resume_writing(self) -> None:
         """Encrypt and send more."""

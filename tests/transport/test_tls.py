@@ -21,6 +21,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
+from rpc25519_tools.transport.tls_records import FastRecords
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.framing import FrameDecoder
 from tests.helpers import until
@@ -397,6 +398,35 @@ async def test_a_client_that_leaves_during_the_handshake_is_noted(
             await until(lambda: ours.lost)
         await until(lambda: found.outcomes)
         assert "hung up without TLS handshake" in str(found.failure)
+
+
+async def test_openssl_gets_no_more_of_a_handshake_than_it_may_have(
+    node: LoadedIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps a first message until that is whole, however much it announces."""
+    fed: list[int] = []
+    feed = FastRecords.feed
+
+    def counted(records: FastRecords, encrypted: memoryview) -> None:
+        fed.append(len(encrypted))
+        feed(records, encrypted)
+
+    monkeypatch.setattr(FastRecords, "feed", counted)
+    body = b"\x01" + (120_000).to_bytes(3, "big") + bytes(100_000)
+    records = b"".join(
+        b"\x16\x03\x01" + len(body[start : start + 16_384]).to_bytes(2, "big")
+        + body[start : start + 16_384]
+        for start in range(0, len(body), 16_384)
+    )  # fmt: skip
+    async with listening(node) as found:
+        host, port = found.address.rsplit(":", 1)
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(records)
+        await until(lambda: found.outcomes)
+        assert "more than 32768 bytes" in str(found.failure)
+        assert max(fed) <= 16 * 1024
+        assert sum(fed) <= 48 * 1024
+        writer.close()
 
 
 async def test_handshakes_under_way_end_with_the_listener(
