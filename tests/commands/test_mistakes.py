@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -490,6 +491,37 @@ def test_tls_client_of_a_tcp_server(plain: SrvProcess, certs: Path, home: Path) 
     assert "does it use plain TCP? then give -tcp" in line
     plain.wait_for("(bad magic)")
     run("cli", "-s", plain.address, "-tcp", cwd=home).succeed()
+
+
+def cutting_after(listening: socket.socket, server_address: str, count: int) -> None:
+    """Pass one connection on, and end it after so many bytes of the server's."""
+    host, port = server_address.rsplit(":", 1)
+    ours, _ = listening.accept()
+    with ours, socket.create_connection((host, int(port))) as theirs:
+        theirs.sendall(ours.recv(65_536))
+        while count > 0 and (data := theirs.recv(count)):
+            ours.sendall(data)
+            count -= len(data)
+
+
+@pytest.mark.parametrize(
+    ("count", "code", "has_hint"),
+    [(0, TRUST, True), (4, TRUST, True), (5, NETWORK, False), (100, NETWORK, False)],
+)
+def test_line_that_breaks_during_the_handshake(
+    srv: SrvProcess, certs: Path, home: Path, count: int, code: int, has_hint: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        proxy = threading.Thread(
+            target=cutting_after, args=(listening, srv.address, count)
+        )
+        proxy.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        outcome = run("cli", "-s", address, "-certs", str(certs), cwd=home)
+        proxy.join()
+    line = outcome.error(code)
+    assert "the server closed the connection during the TLS handshake" in line
+    assert ("-tcp" in line) == has_hint
 
 
 def test_tcp_client_of_a_tls_server(srv: SrvProcess, home: Path) -> None:
