@@ -23,6 +23,7 @@ from rpc25519_tools.identity.authority import (
     check_email,
     end_of_life,
     generate_key,
+    is_notably_shorter,
     mint_authority,
     mint_certificate,
     random_serial_number,
@@ -304,16 +305,14 @@ class _Issuer:
 
     def _leaf_end(self, ca: x509.Certificate) -> datetime:
         """Return the end of the leaf's life, which is never after its authority's."""
-        end = end_of_life(self._now, self._leaf_days())
-        authority_end = ca.not_valid_after_utc
-        if end <= authority_end:
-            return end
-        if self._order.days is not None:
+        wanted = end_of_life(self._now, self._leaf_days())
+        end = min(wanted, ca.not_valid_after_utc)
+        if self._order.days is not None and is_notably_shorter(end, wanted):
             self._warnings.append(
-                f"the certificate ends with its authority on {authority_end:%Y-%m-%d}"
+                f"the certificate ends with its authority on {end:%Y-%m-%d}"
                 f", before its {self._order.days} days are over"
             )
-        return authority_end
+        return end
 
     def _ca_copy(self, ca: x509.Certificate) -> list[Output]:
         """Plan the copy of ``ca.crt`` beside the key, unless it is there."""

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rpc25519_tools.errors import ConfigError, KeyFileError, PeerNotTrustedError
 from rpc25519_tools.identity.authority import (
     check_email,
+    is_notably_shorter,
     random_serial_number,
     tunnel_warning,
 )
@@ -236,14 +237,14 @@ class _Renewer:
         ca: x509.Certificate,
         key: Ed25519PrivateKey,
     ) -> x509.Certificate:
-        end, authority_end = self._end(old), ca.not_valid_after_utc
-        if authority_end < end:
-            end = authority_end
-            if self._renewal.days is not None or end <= old.not_valid_after_utc:
-                self._warnings.append(
-                    f"{printable(name)} ends with its authority on {end:%Y-%m-%d}; "
-                    "--ca renews that"
-                )
+        wanted = self._end(old)
+        end = min(wanted, ca.not_valid_after_utc)
+        told = self._renewal.days is not None or end <= old.not_valid_after_utc
+        if told and is_notably_shorter(end, wanted):
+            self._warnings.append(
+                f"{printable(name)} ends with its authority on {end:%Y-%m-%d}; "
+                "--ca renews that"
+            )
         path = self._path(name)
         with _naming(path):
             certificate = renew_certificate(

@@ -236,6 +236,9 @@ def test_a_certificate_ends_with_its_authority(order: Order) -> None:
     assert "before its 7 days are over" in told.warnings[0]
     inside = run(replace(order, name="y", days=6), now=later, seed=b"3")
     assert inside.warnings == ()
+    seconds_later = later + timedelta(seconds=5)
+    nearly = run(replace(order, name="z", days=6), now=seconds_later, seed=b"4")
+    assert nearly.warnings == ()
 
 
 def test_large_certificates_are_warned_about(order: Order) -> None:
