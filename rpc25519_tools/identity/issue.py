@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from rpc25519_tools.errors import KeyFileError, PeerNotTrustedError, UnsafePathError
+from rpc25519_tools.errors import KeyFileError, KeyNameError, PeerNotTrustedError
 from rpc25519_tools.identity.authority import (
     DEFAULT_DAYS,
     check_email,
@@ -127,7 +127,7 @@ def issue(
         kdf: the cost of protecting keys; None means the reference's.
 
     Raises:
-        UnsafePathError: a name is not a plain file name.
+        KeyNameError: a name is not a plain file name.
         LocalFileError: a file exists and may not be replaced, or cannot be written.
         KeyFileError: the existing authority is unusable, or a pass phrase is wrong.
         ConfigError: e-mail or life are out of range.
@@ -234,7 +234,7 @@ class _Issuer:
             planned += self._authority_files(b"", b"")
         if order.name is not None:
             if check_name(order.name) == CA_NAME:
-                raise UnsafePathError(f"the name {CA_NAME!r} is the authority's own")
+                raise KeyNameError(f"the name {CA_NAME!r} is the authority's own")
             check_email(order.email)
             end_of_life(self._now, self._leaf_days())
             planned += self._leaf_files(order.name, b"", b"")
@@ -242,7 +242,7 @@ class _Issuer:
             check_name(order.symmetric_name)
             path = order.private_dir / order.symmetric_name
             if path in {self._ca_key_path, self._ca_path}:
-                raise UnsafePathError(f"{path.name} is the authority's own file")
+                raise KeyNameError(f"{path.name} is the authority's own file")
             planned.append(self._output(path, b""))
         check_outputs(planned)
 

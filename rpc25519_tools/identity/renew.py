@@ -103,7 +103,7 @@ def renew(
         random_bytes: a cryptographic source, such as `os.urandom`.
 
     Raises:
-        UnsafePathError: a name is not a plain file name.
+        KeyNameError: a name is not a plain file name.
         LocalFileError: a file cannot be written.
         KeyFileError: there is no such certificate, it is another authority's, its key
             or the authority is unusable, or a pass phrase is wrong.

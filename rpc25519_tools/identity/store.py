@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rpc25519_tools.errors import (
     KeyFileError,
+    KeyNameError,
     LocalFileError,
     PassphraseError,
     PeerNotTrustedError,
-    UnsafePathError,
 )
 from rpc25519_tools.identity.certificate import (
     MAX_CERTIFICATE_BYTES,
@@ -102,21 +102,21 @@ def check_name(name: str) -> str:
     """Return `name` if it is a plain file name that stays in its directory.
 
     Raises:
-        UnsafePathError: it is empty, too long, begins with ``.`` or ``-``, or contains
+        KeyNameError: it is empty, too long, begins with ``.`` or ``-``, or contains
             a slash, a backslash or a control character.
     """
     shown = printable(name[:80])
     if not name:
-        raise UnsafePathError("a name must not be empty")
+        raise KeyNameError("a name must not be empty")
     if name[0] in ".-":
-        raise UnsafePathError(f"a name must not begin with {name[0]!r}: '{shown}'")
+        raise KeyNameError(f"a name must not begin with {name[0]!r}: '{shown}'")
     if "/" in name or "\\" in name or not name.isprintable():
-        raise UnsafePathError(
+        raise KeyNameError(
             f"a name is one plain file name, without '/' and control characters: "
             f"'{shown}' (choose the directory with its own option)"
         )
     if len(name.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
-        raise UnsafePathError(f"a name has at most {_MAX_NAME_BYTES} bytes: '{shown}'")
+        raise KeyNameError(f"a name has at most {_MAX_NAME_BYTES} bytes: '{shown}'")
     return name
 
 
@@ -207,7 +207,7 @@ def load_identity(
             file is protected, that file is not opened again.
 
     Raises:
-        UnsafePathError: the name is not a plain file name.
+        KeyNameError: the name is not a plain file name.
         PassphraseError: the pass phrase is wrong or missing.
         KeyFileError: anything else; the text says which file and what to do.
     """

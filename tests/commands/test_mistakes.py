@@ -255,7 +255,7 @@ def test_key_name_that_leads_elsewhere(certs: Path, home: Path, key: str) -> Non
 @pytest.mark.parametrize("name", ["", ".client", "-x", "x" * 300])
 def test_key_name_that_is_no_plain_name(certs: Path, home: Path, name: str) -> None:
     copied(certs, home)
-    line = run_here("cli", home, f"-k={name}").error(FILES)
+    line = run_here("cli", home, f"-k={name}").error(USAGE)
     assert "a name " in line
 
 

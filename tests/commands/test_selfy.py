@@ -137,16 +137,16 @@ def test_missing_email_is_filled_in_and_told() -> None:
         (("-k", "node", "-e", "a\nb@c"), 2),
         (("-k", "node", "-e", "a@b", "--san", "a b"), 2),
         (("-k", "n", "--passphrase-file", "-", "--ca-passphrase-file", "-"), 2),
-        (("-k", "../x"), 6),
-        (("-k", "a/b"), 6),
-        (("-k", ".."), 6),
-        (("-k", ""), 6),
-        (("-k", ".hidden"), 6),
-        (("-k", "-quiet"), 6),
-        (("-k", "a\x00b"), 6),
-        (("-k", "ca"), 6),
-        (("-gensym", "../x"), 6),
-        (("-gensym", "ca.key"), 6),
+        (("-k", "../x"), 2),
+        (("-k", "a/b"), 2),
+        (("-k", ".."), 2),
+        (("-k", ""), 2),
+        (("-k", ".hidden"), 2),
+        (("-k", "-quiet"), 2),
+        (("-k", "a\x00b"), 2),
+        (("-k", "ca"), 2),
+        (("-gensym", "../x"), 2),
+        (("-gensym", "ca.key"), 2),
         (("-v", "missing"), 4),
         (("-k", "node", "--passphrase-file", "missing"), 6),
     ],
@@ -167,7 +167,7 @@ def test_existing_keys_stay_without_force() -> None:
     result = run("-k", "node", "-e", "a@b", "-nopass", code=6)
     assert "certs/node.key exists; nothing was changed (--force" in result.stderr
     run("-ca", "-nopass", code=6)
-    run("-k", "other", "-gensym", "ca.crt", "-nopass", code=6)
+    run("-k", "other", "-gensym", "ca.crt", "-nopass", code=2)
     assert {path: Path(path).read_bytes() for path in tree()} == before
     run("-k", "node", "-e", "a@b", "-nopass", "--force")
     changed = [path for path in before if Path(path).read_bytes() != before[path]]

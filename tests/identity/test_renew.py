@@ -13,10 +13,10 @@ from cryptography import x509
 from rpc25519_tools.errors import (
     ConfigError,
     KeyFileError,
+    KeyNameError,
     LocalFileError,
     PassphraseError,
     Rpc25519Error,
-    UnsafePathError,
 )
 from rpc25519_tools.identity.issue import Order, Passphrases, issue
 from rpc25519_tools.identity.renew import Renewal, Renewed, renew
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     [
         ({"names": ()}, ConfigError, "nothing to renew"),
         ({"names": ("ca",)}, ConfigError, "with --ca"),
-        ({"names": ("../x",)}, UnsafePathError, "begin with"),
+        ({"names": ("../x",)}, KeyNameError, "begin with"),
         ({"names": ("a", "b"), "email": "a@b"}, ConfigError, "one certificate only"),
         ({"email": "é@b"}, ConfigError, "ASCII"),
         ({"days": 0}, ConfigError, "at least one day"),

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from rpc25519_tools.errors import (
     KeyFileError,
+    KeyNameError,
     LocalFileError,
     PassphraseError,
-    UnsafePathError,
 )
 from rpc25519_tools.identity import store
 from rpc25519_tools.identity.keyfile import encode_private_key
@@ -224,10 +224,10 @@ def test_no_permission_is_told(certs: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_names_that_are_no_plain_file_names_are_refused(
     name: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UnsafePathError) as info:
+    with pytest.raises(KeyNameError) as info:
         check_name(name)
     assert str(info.value).isprintable()
-    with pytest.raises(UnsafePathError):
+    with pytest.raises(KeyNameError):
         load_identity(tmp_path, name, None)
 
 
