@@ -47,7 +47,7 @@ EXIT_CODES: tuple[ExitCode, ...] = (
         code=2,
         name="usage",
         meaning="a wrong option, argument or setting; nothing was tried",
-        exceptions=(errors.ConfigError, click.UsageError),
+        exceptions=(errors.ConfigError, errors.KeyNameError, click.UsageError),
     ),
     ExitCode(
         code=141,

@@ -178,5 +178,5 @@ class UnsafePathError(LocalFileError):
     """A name would leave its directory, or is not a plain file name."""
 
 
-class KeyNameError(ConfigError, UnsafePathError):
+class KeyNameError(UnsafePathError):
     """The name of a key or secret is no plain file name, or is reserved."""
