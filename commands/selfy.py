@@ -17,7 +17,7 @@ from ._authority import (
     opening_authority,
     saying,
 )
-from ._errors import reporting_errors
+from ._errors import one_line, reporting_errors
 from ._gostyle import GoStyleGroup
 from ._options import version_option
 from ._output import Talk, printable
@@ -355,7 +355,7 @@ def _verify(path: Path, private_dir: Path, out_dir: Path, talk: Talk) -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    click.echo(printable(f"selfy: {text}"), err=True)
+    click.echo(f"selfy: {one_line(text)}", err=True)
     raise SystemExit(1)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rpc25519_tools.config import Config, parse_address
-from rpc25519_tools.errors import PeerNotTrustedError
+from rpc25519_tools.errors import PeerNotTrustedError, UnsafePathError
+from rpc25519_tools.files.download import default_local_name
 from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.identity.keyfile import (
     KdfParameters,
@@ -202,6 +203,44 @@ def test_control_characters_of_the_command_line_are_escaped(home: Path) -> None:
         outcome = run("cli", *args, cwd=home)
         assert len(outcome.lines) == 1, outcome.stderr
         assert outcome.lines[0].isprintable()
+
+
+LONG = "x" * 4000
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "code"),
+    [
+        ("cli", ["-tcp", "-s", LONG], NETWORK),
+        ("cli", ["-press", LONG], USAGE),
+        ("cli", [f"-{LONG}"], USAGE),
+        ("cli", [LONG], USAGE),
+        ("cli", ["-n", LONG], USAGE),
+        ("cli", ["-k", f"a/{LONG}"], USAGE),
+        ("cli", ["-certs", LONG], TRUST),
+        ("srv", ["-access", LONG], FILES),
+        ("selfy", ["-verify", LONG], FAILED),
+        ("rpc25519", ["known", "approve", LONG], USAGE),
+    ],
+)
+def test_long_words_are_shortened(
+    home: Path, program: str, args: list[str], code: int
+) -> None:
+    outcome = run(program, *args, cwd=home)
+    assert outcome.code == code
+    assert len(outcome.stderr) < 700
+    assert "xxx...xxx" in outcome.stderr
+
+
+def test_long_names_of_files_are_shortened(
+    srv: SrvProcess, certs: Path, home: Path
+) -> None:
+    with pytest.raises(UnsafePathError) as caught:
+        default_local_name(f"{LONG}/")
+    assert len(str(caught.value)) < 200
+    address = ["-s", srv.address, "-certs", str(certs)]
+    line = run("cli", *address, "-download", f"{LONG}/", cwd=home).error(FILES)
+    assert line == str(caught.value)
 
 
 # Keys and certificates
