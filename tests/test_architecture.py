@@ -53,13 +53,14 @@ IO_MODULES = {
 #: Modules outside the sans-IO core, as the linter's settings have them too.
 WITH_IO = {
     "identity.access_store": "reads the access file, and clocks",
-    "identity.issue": "writes what it has made, by way of identity.store",
+    "identity.issue": "writes what it has made, by way of identity.outputs",
     "identity.known_store": "reads and writes files, locks them, reads the clock",
     "identity.renew": "likewise",
     "identity.status": "names the type of what identity.store has loaded",
     "identity.watch": "looks at files, by way of identity.store",
     "identity.pre_shared_key": "reads a file, by way of identity.store",
-    "identity.store": "reads and writes files",
+    "identity.outputs": "writes files",
+    "identity.store": "reads files",
     "rpc.client": "",
     "rpc.client_stream": "",
     "rpc.connection": "",

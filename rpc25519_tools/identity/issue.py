@@ -4,7 +4,7 @@ One call does everything that was asked for, in an order that leaves nothing hal
 done: first everything that can be refused (names, existing files, a directory that
 cannot be written, a wrong pass phrase, an expired authority) is checked, then keys
 are made and protected in memory, which takes seconds, and only then are all files
-written, all or none (`store.write_outputs`).
+written, all or none (`outputs.write_outputs`).
 """
 
 import os
@@ -31,17 +31,15 @@ from rpc25519_tools.identity.authority import (
 )
 from rpc25519_tools.identity.certificate import check_dates, check_may_issue
 from rpc25519_tools.identity.keyfile import KdfParameters, encode_private_key
+from rpc25519_tools.identity.outputs import Output, check_outputs, write_outputs
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.identity.store import (
     CA_NAME,
-    Output,
     check_key_matches,
     check_name,
-    check_outputs,
     load_certificate,
     load_private_key,
     loose_permissions,
-    write_outputs,
 )
 
 SYMMETRIC_KEY_LEN = 32

@@ -44,8 +44,8 @@ from rpc25519_tools.identity.known_peers import (
     parse_list,
     removed,
 )
+from rpc25519_tools.identity.outputs import Output, reason_of, write_outputs
 from rpc25519_tools.identity.printable import printable
-from rpc25519_tools.identity.store import Output, reason_of, write_outputs
 
 _WRITE_BITS: Final = 0o222
 #: The times of files have the resolution of the kernel's clock, or of the file system

@@ -27,6 +27,7 @@ from rpc25519_tools.identity.authority import (
 from rpc25519_tools.identity.certificate import MAX_CERTIFICATE_BYTES, raw_public_key
 from rpc25519_tools.identity.issue import Passphrase, load_authority
 from rpc25519_tools.identity.keyfile import MAX_KEY_FILE_BYTES, describe_key_file
+from rpc25519_tools.identity.outputs import Output, check_outputs, write_outputs
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.identity.reissue import (
     check_renewable,
@@ -37,14 +38,11 @@ from rpc25519_tools.identity.reissue import (
 )
 from rpc25519_tools.identity.store import (
     CA_NAME,
-    Output,
     check_name,
-    check_outputs,
     load_authorities,
     load_certificate,
     loose_permissions,
     read_bounded,
-    write_outputs,
 )
 
 

@@ -29,7 +29,7 @@ from rpc25519_tools.identity.known_peers import (
     parse_list,
 )
 from rpc25519_tools.identity.known_store import KnownStore
-from rpc25519_tools.identity.store import Output, write_outputs
+from rpc25519_tools.identity.outputs import Output, write_outputs
 from tests.commands.hostile import without_root_powers
 from tests.identity.samples import DATA
 
