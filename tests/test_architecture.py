@@ -59,6 +59,7 @@ WITH_IO = {
     "identity.status": "names the type of what identity.store has loaded",
     "identity.watch": "looks at files, by way of identity.store",
     "identity.pre_shared_key": "reads a file, by way of identity.store",
+    "identity.list_file": "reads files, and the clock",
     "identity.outputs": "writes files",
     "identity.store": "reads files",
     "rpc.client": "",
