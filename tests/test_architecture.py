@@ -79,6 +79,7 @@ WITH_IO = {
     "rpc.pushes": "",
     "rpc.reconnect": "",
     "rpc.registry": "names the types of handlers",
+    "rpc.running": "",
     "rpc.server": "",
     "rpc.streams": "",
     "rpc.tunnels": "reads a file, by way of identity.store",

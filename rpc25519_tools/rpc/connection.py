@@ -7,11 +7,9 @@ goes on; a peer that breaks the protocol loses its connection.
 
 import asyncio
 import logging
-import sys
 import threading
-from collections.abc import Awaitable, Coroutine, Mapping
-from contextvars import Context, copy_context
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping
+from contextvars import copy_context
 from typing import Any, Final, Protocol
 
 from rpc25519_tools.config import Config
@@ -43,6 +41,7 @@ from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.pace import Pace
 from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.running import RunningCall, begin_task
 from rpc25519_tools.rpc.server_core import OpenCall, ServerCore
 from rpc25519_tools.rpc.streams import (
     IncomingStream,
@@ -108,43 +107,6 @@ class Owner(Protocol):
         """Drop a connection that is over."""
 
 
-@dataclass(slots=True)
-class _Running:
-    """A call that is running: its task and, for streams, what comes in.
-
-    A task that is cancelled before it has begun runs nothing at all, not even what
-    answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
-    and only its answer is on the way. ``cost`` is what the message that began it takes,
-    in bytes. ``sending`` counts the parts that are about to be sent, and ``turn`` is
-    taken by those who wait until they may make some.
-    """
-
-    incoming: IncomingStream | None
-    cancellation: Cancellation
-    until_s: float | None
-    cost: int
-    task: asyncio.Task[Any] | None = None
-    begun: bool = False
-    answering: bool = False
-    sending: int = 0
-    turn: Turn | None = None
-
-    @property
-    def its_task(self) -> asyncio.Task[Any]:
-        """The task, which is known before anything of the call runs."""
-        assert self.task is not None
-        return self.task
-
-    @property
-    def waits_for_client(self) -> bool:
-        """Whether the handler waits for the client to send a part, or to take one."""
-        return (
-            self.sending > 0
-            or (self.incoming is not None and self.incoming.is_waited_for)
-            or (self.turn is not None and self.turn.is_waiting)
-        )
-
-
 class Connection:
     """One client's connection.
 
@@ -157,7 +119,7 @@ class Connection:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
-        self._running: dict[OpenCall, _Running] = {}
+        self._running: dict[OpenCall, RunningCall] = {}
         self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
         self._held_len = 0
         self._holding = False
@@ -335,18 +297,20 @@ class Connection:
             call.expired = left_s <= 0
             self._deadlines.add(call, until_s)
         cost = len(opening.payload) + header_size + _CALL_COST
-        running = _Running(incoming, Cancellation(), until_s, cost)
+        running = RunningCall(incoming, Cancellation(), until_s, cost)
         self._running[call] = running
         self._change_held(cost)
         # In a context of its own: reading may go on in that of some handler.
         run = self._run(call, opening, running)
         try:
-            running.task = _begin(run, self._loop, self._context.copy())
+            running.task = begin_task(run, self._loop, self._context.copy())
         except KeyboardInterrupt as exc:
             # Not from here: uvloop would take it for a fault of the connection.
             self._loop.call_soon(_raise, exc)
 
-    async def _run(self, call: OpenCall, opening: Message, running: _Running) -> None:
+    async def _run(
+        self, call: OpenCall, opening: Message, running: RunningCall
+    ) -> None:
         """Run the handler of one call and send what it returns."""
         running.begun = True
         # Where it begins at once, nobody else has been told of it yet.
@@ -391,7 +355,7 @@ class Connection:
             self.driver.release_reading()
 
     def _handle(
-        self, call: OpenCall, opening: Message, running: _Running
+        self, call: OpenCall, opening: Message, running: RunningCall
     ) -> Awaitable[object]:
         """Return what runs the handler, to be awaited.
 
@@ -566,22 +530,6 @@ class Connection:
             subject=reply.subject,
             compress=reply.compress,
         )
-
-
-def _begin(
-    run: Coroutine[Any, Any, None],
-    loop: asyncio.AbstractEventLoop,
-    context: Context,
-) -> asyncio.Task[None]:
-    """Start a task: at once where asyncio can, else in the loop's next turn.
-
-    An answer that waits for nothing is then on its way before anything else is looked
-    at. The loop's own create_task would cost as much again as the task.
-    """
-    if sys.version_info >= (3, 12):
-        return asyncio.Task(run, loop=loop, context=context, eager_start=True)
-    else:  # noqa: RET505  # or mypy finds it unreachable
-        return asyncio.Task(run, loop=loop, context=context)
 
 
 def _raise(error: BaseException) -> None:
