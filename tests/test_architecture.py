@@ -68,6 +68,7 @@ WITH_IO = {
     "rpc.context": "reads the monotonic clock, and wakes threads",
     "rpc.deadlines": "",
     "rpc.driver": "",
+    "rpc.failures": "asks for the running task",
     "rpc.held": "asks a socket",
     "rpc.outbox": "",
     "rpc.identity_watch": "",

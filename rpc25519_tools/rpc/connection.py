@@ -7,7 +7,6 @@ goes on; a peer that breaks the protocol loses its connection.
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Mapping
 from contextvars import copy_context
 from typing import Any, Final, Protocol
@@ -21,7 +20,6 @@ from rpc25519_tools.errors import (
     HandlerError,
     IncompleteTransferError,
     LocalProtocolError,
-    Rpc25519Error,
     SecurityError,
 )
 from rpc25519_tools.identity.access import AccessPolicy
@@ -35,6 +33,13 @@ from rpc25519_tools.rpc.context import (
 )
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.failures import (
+    SHUTTING_DOWN,
+    described,
+    failure,
+    is_for_us,
+    why_stopped,
+)
 from rpc25519_tools.rpc.handlers import Reply, as_reply, words_of
 from rpc25519_tools.rpc.held import UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
@@ -61,12 +66,7 @@ _log = logging.getLogger(__name__)
 _CLEANUP_TIMEOUT_S: Final = 2.0
 #: What a running call takes beside the message that began it.
 _CALL_COST: Final = 2048
-#: Characters of an error's text that travel.
-_ERROR_LEN: Final = 2000
-#: What callers and handlers are told of a server that stops.
-SHUTTING_DOWN: Final = "the server is shutting down"
 _UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
-_CANCELLED_ITSELF: Final = "the handler was cancelled"
 
 
 class Owner(Protocol):
@@ -324,7 +324,7 @@ class Connection:
                 reason = self._why_failed(call, exc, running.task)
                 if reason is None:
                     raise
-                reply = _failure(opening, call.kind, reason)
+                reply = failure(opening, call.kind, reason)
             if incoming is not None:
                 incoming.discard()
             running.answering = True
@@ -390,7 +390,7 @@ class Connection:
                 return registry.calls[name](context)
             case CallKind.NET_RPC:
                 return methods.answer(
-                    registry.methods, context, lambda exc: self._describe(call, exc)
+                    registry.methods, context, lambda exc: self._described(call, exc)
                 )
             case CallKind.ONE_WAY:
                 return registry.one_ways[name](context)
@@ -411,31 +411,16 @@ class Connection:
         if isinstance(exc, asyncio.CancelledError):
             if self.driver.is_closed:
                 return None
-            return self._why_stopped(call, stopping=self._owner.stopping)
+            return why_stopped(call, stopping=self._owner.stopping)
         # Any fault of a handler ends here.
-        if isinstance(exc, Exception) or not _is_for_us(exc, task):
-            return self._describe(call, exc)
+        if isinstance(exc, Exception) or not is_for_us(exc, task):
+            return self._described(call, exc)
         return None
 
-    @staticmethod
-    def _why_stopped(call: OpenCall, *, stopping: bool) -> str:
-        if call.expired:
-            return EXPIRED
-        if call.cancelled:
-            return CANCELLED
-        return SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
-
-    def _describe(self, call: OpenCall, exc: BaseException) -> str:
-        """Return what a caller learns of an error; log what nobody foresaw."""
-        name, kind, words = call.request.service_name, type(exc).__name__, words_of(exc)
-        if isinstance(exc, Rpc25519Error):
-            if not isinstance(exc, DeadlineError | HandlerError | CallCancelledError):
-                _log.debug("handler of %r: %s", name, words)
-            return words[:_ERROR_LEN] or kind
-        _log.error("handler of %r failed", name, exc_info=exc)
-        if not self._owner.reveals_errors:
-            return f"internal error of the handler: {kind}"
-        return f"{kind}: {words}"[:_ERROR_LEN]
+    def _described(self, call: OpenCall, exc: BaseException) -> str:
+        return described(
+            exc, call.request.service_name, reveals=self._owner.reveals_errors
+        )
 
     def _require_allowed(self, context: CallContext, name: str) -> None:
         """Refuse a call that its client may not make."""
@@ -516,7 +501,7 @@ class Connection:
                 name = call.request.service_name
                 _log.error("the answer of %r cannot be sent", name, exc_info=exc)
                 text = f"the answer cannot be sent: {type(exc).__name__}"
-            message = self._reply_message(call, _failure(opening, call.kind, text))
+            message = self._reply_message(call, failure(opening, call.kind, text))
             if message is not None:
                 await self._send(message)
 
@@ -534,26 +519,3 @@ class Connection:
 
 def _raise(error: BaseException) -> None:
     raise error
-
-
-def _is_for_us(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Tell whether what came out of a handler is meant to end more than its call.
-
-    That is so for Ctrl-C, which arrives in the main thread wherever that happens to be,
-    and for a coroutine that is thrown away unfinished, which may not await any more.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return threading.current_thread() is threading.main_thread()
-    if isinstance(error, GeneratorExit) and task is not None:
-        try:
-            return asyncio.current_task() is not task
-        except RuntimeError:  # no event loop is running
-            return True
-    return False
-
-
-def _failure(opening: Message, kind: CallKind, error: str) -> Reply:
-    """Return the answer to a call that failed, in the form of its kind."""
-    if kind is CallKind.NET_RPC:
-        return methods.failed(opening.payload, error)
-    return Reply(error=error)
