@@ -30,7 +30,7 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net
-from tests.rpc.test_calls import echo, reply_of, services
+from tests.rpc.offers import echo, reply_of, services
 
 pytestmark = pytest.mark.usefixtures("no_thread_stays_busy")
 STREAMS = [CallKind.UPLOAD, CallKind.DOWNLOAD, CallKind.BISTREAM]

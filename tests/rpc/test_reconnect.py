@@ -43,7 +43,7 @@ from rpc25519_tools.rpc.server import Server
 from tests.helpers import issue_certs, until
 from tests.identity.samples import TINY_KDF
 from tests.rpc.nets import Net, Seen
-from tests.rpc.test_calls import Waiting
+from tests.rpc.offers import Waiting
 
 QUICK = Backoff(first_s=0.005, longest_s=0.02)
 
