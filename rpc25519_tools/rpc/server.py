@@ -18,8 +18,9 @@ from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.limits import format_size
-from rpc25519_tools.rpc.connection import SHUTTING_DOWN, Connection
+from rpc25519_tools.rpc.connection import Connection
 from rpc25519_tools.rpc.driver import UNPACKERS
+from rpc25519_tools.rpc.failures import SHUTTING_DOWN
 from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.memory import MemoryBudget

@@ -81,6 +81,8 @@ _VERDICTS: Final = {
     26: "its extended key usage does not allow this role",
 }
 
+#: Type, version and length (RFC 8446, 5.1).
+_RECORD_HEADER_LEN: Final = 5
 #: What is encrypted without further ado, in one record.
 _SHORT_LEN: Final = 16 * 1024
 #: Shorter output is copied, lest a slow peer hold a whole chunk for a few bytes.
@@ -335,13 +337,7 @@ class TlsTransport(TcpTransport):
         self._closing = True
         if self._handshaking:
             self._end_handshake()
-            self._failed(
-                HandshakeCutError(
-                    f"the {self._other()} closed the connection during the TLS "
-                    "handshake (does it use plain TCP? then give -tcp)"
-                ),
-                self.remote_address,
-            )
+            self._failed(self._cut_error(), self.remote_address)
         super().connection_lost(exc)
 
     # Called from above.
@@ -471,6 +467,14 @@ class TlsTransport(TcpTransport):
         if "did not return a certificate" in text:
             return PeerNotTrustedError("the client sent no certificate")
         return HandshakeError(f"TLS handshake failed: {text}")
+
+    def _cut_error(self) -> Exception:
+        """Tell a peer that knows no TLS from a line that broke."""
+        text = f"the {self._other()} closed the connection during the TLS handshake"
+        # What is no TLS has been refused as soon as there was a record's header.
+        if self._received_len >= _RECORD_HEADER_LEN:
+            return ConnectionLostError(text)
+        return HandshakeCutError(f"{text} (does it use plain TCP? then give -tcp)")
 
     def _decrypt(self) -> None:
         end = ReadEnd.FULL

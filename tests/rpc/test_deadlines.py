@@ -28,7 +28,7 @@ from tests.helpers import until, wait_until
 from tests.rpc.flows import recorded
 from tests.rpc.memory import Plan, RawPeer
 from tests.rpc.nets import Net, raw_client, raw_server
-from tests.rpc.test_calls import Waiting, echo, parts_of, services
+from tests.rpc.offers import Waiting, echo, parts_of, services
 
 EXPIRED = "context deadline exceeded"
 MS = 10**6
