@@ -210,7 +210,7 @@ class TlsTransport(TcpTransport):
         #: Bytes that have come until the handshake was done.
         self._received_len = 0
         self.handshake_timer: asyncio.TimerHandle | None = None
-        self._scratch = memoryview(scratch_buffer())
+        self._scratch = memoryview(scratch_buffer("tls"))
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
         if side == "client":
