@@ -105,9 +105,7 @@ class NetRpc:
             raise LocalProtocolError(
                 f"the name of a method must be text, not {service_method!r:.40}"
             )
-        packed = records.encode(
-            argument, type(argument) if argument_type is None else argument_type
-        )
+        packed = records.encode(argument, argument_type, struct_names=True)
         limit_s = self._caller.call_timeout_s if timeout_s is None else timeout_s
         async with self._turn:
             seq = self._caller.core.take_seqno()
