@@ -14,7 +14,7 @@ from rpc25519_tools.errors import (
     RemoteCallError,
     RemoteProtocolError,
 )
-from rpc25519_tools.rpc.calls import EXPIRED, CallKind
+from rpc25519_tools.rpc.calls import ENDED, EXPIRED, CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.wire import records
 from rpc25519_tools.wire.greenpack import Buffer
@@ -34,8 +34,9 @@ MAX_ERROR_LEN: Final = 2000
 
 def error_of(text: str, reply: Message) -> Exception:
     """Return the exception for an error text of the server's, and what came with it."""
-    if text == EXPIRED:
-        # Both sides watch the clock, and either may be the first to see it run out.
+    if text == EXPIRED or (text == ENDED and reply.header.deadline_ns is not None):
+        # Both sides watch the clock, and either may be the first to see it run out. A
+        # call that we had cancelled would not wait for its reply any more.
         return DeadlineError("the deadline passed at the server")
     return RemoteCallError(
         text[:MAX_ERROR_LEN],
