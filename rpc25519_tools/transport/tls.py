@@ -231,7 +231,7 @@ class TlsTransport(TcpTransport):
         self._has_received = False
         #: Bytes that have come until the handshake was done.
         self._received_len = 0
-        self._scratch = memoryview(scratch_buffer())
+        self._scratch = memoryview(scratch_buffer("tls"))
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
         if side == "client":

@@ -119,6 +119,38 @@ async def test_a_download_may_end_with_its_reply(memory: Net) -> None:
         await stream.reply()
 
 
+async def test_parts_come_before_the_error_that_ends_a_download(memory: Net) -> None:
+    async with (
+        raw_server(memory) as (peer, client),
+        client.download("d") as stream,
+    ):
+        await until(lambda: peer.messages)
+        opening = peer.messages[0].header
+        for number, call_type in enumerate(
+            (CallType.DOWNLOAD_BEGIN, CallType.DOWNLOAD_MORE, CallType.RPC_REPLY)
+        ):
+            is_reply = call_type is CallType.RPC_REPLY
+            header = Header(
+                call_type=call_type,
+                call_id=opening.call_id,
+                seqno=opening.seqno,
+                stream_part=0 if is_reply else number,
+            )
+            peer.send(
+                Message(
+                    header=header,
+                    payload=b"%d" % number,
+                    error="gone bad" if is_reply else "",
+                )
+            )
+        with pytest.raises(RemoteCallError, match="gone bad"):
+            await stream.reply()
+        parts = aiter(stream)
+        assert [(await anext(parts)).payload for _ in range(2)] == [b"0", b"1"]
+        with pytest.raises(RemoteCallError, match="gone bad"):
+            await anext(parts)
+
+
 async def test_pushes_and_late_replies_are_dropped(memory: Net) -> None:
     async with raw_server(memory) as (peer, client):
         for call_type in (CallType.ONE_WAY, CallType.RPC_REPLY, CallType.KEEP_ALIVE):
