@@ -41,6 +41,12 @@ def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(porch_module, "make_watch", make)
 
 
+@pytest.fixture(autouse=True)
+def _no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody make room before that is certain."""
+    monkeypatch.setattr("secrets.randbelow", lambda below: below - 1)
+
+
 class Served:
     """A listener, and what came of it."""
 
