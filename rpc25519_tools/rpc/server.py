@@ -29,9 +29,9 @@ from rpc25519_tools.transport.base import Receiver, Transport
 from rpc25519_tools.transport.endpoint import Listener, TlsSettings, listen
 from rpc25519_tools.transport.psk import (
     PskTransport,
-    TunnelSettings,
     is_proven,
 )
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
