@@ -129,7 +129,7 @@ class BlockingServer:
 
     def push(
         self,
-        address: str,
+        address: str | Transport,
         service_name: str,
         payload: Buffer = b"",
         *,
@@ -151,7 +151,9 @@ class BlockingServer:
             on=loop,
         )
 
-    def disconnect(self, address: str, reason: str = "the server hung up") -> None:
+    def disconnect(
+        self, address: str | Transport, reason: str = "the server hung up"
+    ) -> None:
         """End a client's connection at once; see ``Server.disconnect``."""
         server, loop = self._started()
 

@@ -406,6 +406,7 @@ class Connection:
             peer=transport.peer,
             local_address=transport.local_address,
             remote_address=transport.remote_address,
+            client=transport,
             until_s=running.until_s,
             cancellation=running.cancellation,
             access=self._owner.access,

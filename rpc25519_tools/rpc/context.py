@@ -19,6 +19,7 @@ from rpc25519_tools.errors import AccessDeniedError
 from rpc25519_tools.identity.access import AccessPolicy, Right, refusal
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import Header
 
@@ -141,7 +142,9 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
             also the first part of the stream.
         peer: who the peer proved to be; None where nothing was proved.
         local_address: our end of the connection, such as ``127.0.0.1:8443``.
-        remote_address: the peer's end; ``Server.push`` reaches this client by it.
+        remote_address: the peer's end; ``Server.push`` reaches this client by it, where
+            it is the only one there.
+        client: its connection, by which ``Server.push`` always reaches it.
         until_s: when the answer must be ready, on the clock of ``time.monotonic``;
             None for no limit.
         cancellation: tells plain handlers that nobody waits for them any more.
@@ -154,6 +157,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     peer: PeerIdentity | None
     local_address: str
     remote_address: str
+    client: Transport | None = None
     until_s: float | None = None
     cancellation: Cancellation = msgspec.field(default_factory=Cancellation)
     access: AccessPolicy | None = None

@@ -108,7 +108,7 @@ class Server:
         self._listener: Listening | None = None
         self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
-        self._by_address: dict[str, Connection] = {}
+        self._by_address: dict[str, list[Connection]] = {}
         self._started = False
         self._stopping = False
         self._identity_reloaded = identity_reloaded
@@ -264,7 +264,7 @@ class Server:
 
     async def push(
         self,
-        address: str,
+        address: str | Transport,
         service_name: str,
         payload: Buffer = b"",
         *,
@@ -277,7 +277,9 @@ class Server:
         Returns when the message is queued; waits while the client takes too little.
 
         Args:
-            address: the client's ``remote_address``, such as ``127.0.0.1:50000``.
+            address: the client's ``remote_address``, such as ``127.0.0.1:50000``. Over
+                QUIC several clients can share one; then it takes the client itself, as
+                in ``clients`` and ``CallContext.client``.
             service_name: what the message is about; clients see it in the header.
             payload: what to send.
             args: small named strings to send along.
@@ -285,27 +287,41 @@ class Server:
             compress: False sends this one message without compression.
 
         Raises:
-            NotConnectedError: no client is connected from there.
+            NotConnectedError: no client is connected from there, or several are.
             ConnectionLostError, SecurityError: it has just gone.
             LocalProtocolError: the message is too large.
         """
-        connection = self._by_address.get(address)
-        if connection is None:
-            raise NotConnectedError(f"no client is connected from {address}")
+        connection = self._client_at(address)
         await connection.push(
             service_name, payload, args=args, call_id=call_id, compress=compress
         )
 
-    def disconnect(self, address: str, reason: str = "the server hung up") -> None:
-        """End a client's connection at once.
+    def disconnect(
+        self, address: str | Transport, reason: str = "the server hung up"
+    ) -> None:
+        """End a client's connection at once; see ``push`` for its address.
 
         Raises:
-            NotConnectedError: no client is connected from there.
+            NotConnectedError: no client is connected from there, or several are.
         """
-        connection = self._by_address.get(address)
-        if connection is None:
-            raise NotConnectedError(f"no client is connected from {address}")
+        connection = self._client_at(address)
         connection.driver.abort(ConnectionLostError(reason))
+
+    def _client_at(self, address: str | Transport) -> Connection:
+        """Return the one client that is meant; nobody gets what is for another."""
+        if isinstance(address, str):
+            found, where = self._by_address.get(address, []), address
+        else:
+            where = address.remote_address
+            ours = self._by_address.get(where, [])
+            found = [one for one in ours if one.driver.transport is address]
+        if not found:
+            raise NotConnectedError(f"no client is connected from {where}")
+        if len(found) > 1:
+            raise NotConnectedError(
+                f"{len(found)} clients are connected from {where}: say which is meant"
+            )
+        return found[0]
 
     def filenos(self) -> list[int]:
         """Return the descriptors of all sockets, for who must let go of them."""
@@ -385,7 +401,7 @@ class Server:
     def _accept(self, transport: Transport) -> Receiver:
         connection = Connection(self, transport)
         self._connections.add(connection)
-        self._by_address[transport.remote_address] = connection
+        self._by_address.setdefault(transport.remote_address, []).append(connection)
         if self._stopping:
             # Its handshake took longer than we live; nobody else would close it.
             transport.abort()
@@ -437,8 +453,11 @@ class Server:
         """Drop a connection that is over."""
         self._connections.discard(connection)
         transport = connection.driver.transport
-        if self._by_address.get(transport.remote_address) is connection:
-            del self._by_address[transport.remote_address]
+        there = self._by_address.get(transport.remote_address, [])
+        if connection in there:
+            there.remove(connection)
+            if not there:
+                del self._by_address[transport.remote_address]
         if is_proven(transport):
             self._tell(lambda observer: observer.disconnected(transport, reason))
 
