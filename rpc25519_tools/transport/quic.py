@@ -86,6 +86,8 @@ class QuicTransport:
         self._goodbye: list[Datagram] = []
         self._goodbyes_left = _MOST_GOODBYES
         self._ids: set[bytes] = set()
+        self._released = False
+        self._counted_len = 0
         self.handshake_timer: asyncio.TimerHandle | None = None
         #: Called once, when a server has answered a client's first message.
         self.answered: Callable[[], None] | None = None
@@ -127,6 +129,7 @@ class QuicTransport:
     def connect(self) -> None:
         """Begin the handshake of a client."""
         self._engine.connect(self._endpoint, self._loop.time())
+        self._port.call(self)
         self._bind()
         self._pump()
 
@@ -136,7 +139,7 @@ class QuicTransport:
         if not self._engine.has_received:
             self._drop_silently()
             return
-        self._ids.add(destination_id)
+        self._engine.ids.add(destination_id)  # it uses that until it knows ours
         self._bind()
         self._after()
 
@@ -218,9 +221,10 @@ class QuicTransport:
     # Inside.
 
     def _bind(self) -> None:
-        fresh = self._engine.ids - self._ids
-        self._port.bind(fresh | self._ids, self)
-        self._ids |= fresh
+        ids = self._engine.ids
+        self._port.unbind(self._ids - ids)
+        self._port.bind(ids - self._ids, self)
+        self._ids = set(ids)
 
     def _after(self) -> None:
         """Do what the engine's new state asks for."""
@@ -232,6 +236,7 @@ class QuicTransport:
             answered()
         if engine.is_open and not self._opened and not engine.is_closed:
             self._opened = True
+            self._port.forget(self)
             if self.handshake_timer is not None:
                 self.handshake_timer.cancel()
             self._receiver = self._accept(self)
@@ -266,18 +271,27 @@ class QuicTransport:
                     break
             del arrived[:taken]
             owes = engine.consume(filled)
+            self._counted_len = 0
             self._receiver.buffer_updated(filled)
         if self._closing and arrived:
             owes = engine.consume(sum(map(len, arrived)))
             arrived.clear()
-        if arrived and self._receiver is not None:
-            held_len = sum(map(len, arrived))
-            if held_len > _MINOR_LEN:
-                self._receiver.arriving(0, held_len)
+        self._count_held()
         if owes:
             self._pump_soon()
         if engine.peer_ended and not arrived and not engine.is_closed:
             self._engine.close()
+
+    def _count_held(self) -> None:
+        """Tell how much is held for the receiver, and for want of what comes before."""
+        if self._receiver is None:
+            return
+        held_len = self._engine.gap_len + sum(map(len, self._engine.arrived))
+        if held_len <= _MINOR_LEN:
+            held_len = 0
+        if held_len != self._counted_len:
+            self._counted_len = held_len
+            self._receiver.arriving(0, held_len)
 
     def _pump_soon(self) -> None:
         if self._pump_handle is None and not self._over:
@@ -386,6 +400,8 @@ class QuicTransport:
         self._goodbye = engine.outgoing(self._loop.time())
         if self._goodbye:
             self._port.send(self, self._goodbye)
+        if not engine.knows_address:
+            self._goodbyes_left = 0  # it could be larger than what it answers
         at = engine.timer()
         if at is None or not self._goodbye:
             self._release()
@@ -421,5 +437,9 @@ class QuicTransport:
             self._port.send(self, self._goodbye)
 
     def _release(self) -> None:
+        if self._released:
+            return
+        self._released = True
         self._port.unbind(self._ids | self._engine.ids)
+        self._port.forget(self)
         self._port.release()

@@ -33,6 +33,10 @@ MakeQuic: TypeAlias = Callable[[Accept, Failed], QuicTransport]
 #: Handshakes from addresses that are not known to be true. Beyond these, a client first
 #: has to show that it can receive what is sent to its address: a round trip more.
 _MOST_UNCHECKED: Final = 32
+#: So many of those begin at a time, and so many more each second: what costs nothing to
+#: send must not keep us busy.
+_UNCHECKED_BURST: Final = 64
+_UNCHECKED_PER_S: Final = 100.0
 #: Attempts to find one free port for both IPv4 and IPv6.
 _PORT_ATTEMPTS: Final = 20
 
@@ -230,6 +234,8 @@ class QuicListener:
         self._doorman = Doorman()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._unchecked_left = float(_UNCHECKED_BURST)
+        self._unchecked_at = self._loop.time()
         self.address = format_address(port.address)
         port.listen(self._stranger)
 
@@ -260,10 +266,22 @@ class QuicListener:
             original_id = self._doorman.original_id(first, endpoint, now)
             if original_id is not None:  # else from before we started, say
                 self._begin(data, endpoint, first, original_id)
-        elif self._unproven() >= _MOST_UNCHECKED:
+        elif not self._may_begin_unchecked(now):
             self._port.send_alone(self._doorman.retry(first, endpoint, now), endpoint)
         else:
             self._begin(data, endpoint, first, first.destination_id)
+
+    def _may_begin_unchecked(self, now: float) -> bool:
+        """Return whether a client need not show first that its address is true."""
+        self._unchecked_left = min(
+            float(_UNCHECKED_BURST),
+            self._unchecked_left + (now - self._unchecked_at) * _UNCHECKED_PER_S,
+        )
+        self._unchecked_at = now
+        if self._unchecked_left < 1 or self._unproven() >= _MOST_UNCHECKED:
+            return False
+        self._unchecked_left -= 1
+        return True
 
     def _begin(
         self,

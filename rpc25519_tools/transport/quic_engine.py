@@ -33,7 +33,9 @@ from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     PING_FRAME_CAPACITY,
     QuicConnection,
+    QuicConnectionError,
     QuicConnectionState,
+    QuicReceiveContext,
 )
 from aioquic.quic.packet import (
     QuicErrorCode,
@@ -65,6 +67,7 @@ from rpc25519_tools.identity.certificate import MALFORMED, PeerIdentity, verify_
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.transport.base import TlsSettings
 from rpc25519_tools.transport.quic_mtu import BASE_LEN, PathMtu
+from rpc25519_tools.transport.quic_ranges import SortedRanges
 
 #: A socket's address: host and port, and two more numbers for IPv6.
 Endpoint = tuple[Any, ...]
@@ -78,12 +81,20 @@ ID_LEN: Final = 20
 _SERVER_NAME: Final = "localhost"
 #: The one stream of a connection.
 _STREAM: Final = 0
-#: What a peer may send beyond what has been consumed.
+#: What a peer may send beyond what has been consumed, at most.
 WINDOW_LEN: Final = 4 << 20
-#: A larger window is announced when it has grown by so much.
-_WINDOW_STEP: Final = WINDOW_LEN // 4
+#: The same at first; it grows with what is consumed. One packet with a gap before it
+#: can make us hold as much.
+FIRST_WINDOW_LEN: Final = 512 * 1024
 #: Most bytes of TLS messages from a peer; certificates take a kilobyte or two.
 _MOST_HANDSHAKE_LEN: Final = 32 * 1024
+#: Most pieces of a handshake, and of a stream, that lie apart from each other. A window
+#: of small datagrams of which each second one got lost has 1750.
+_MOST_CRYPTO_GAPS: Final = 64
+_MOST_GAPS: Final = 4096
+#: Shorter pieces are put together, since each object takes some 50 bytes by itself.
+_SHORT_LEN: Final = 1024
+_PIECE_LEN: Final = 16 * 1024
 #: A connection on which nothing arrives for so long is over, as with Go peers.
 IDLE_TIMEOUT_S: Final = 30.0
 #: Nothing in flight needs a larger window than the streams have.
@@ -186,8 +197,8 @@ def _configuration(settings: TlsSettings, side: Side) -> QuicConfiguration:
         connection_id_length=ID_LEN,
         idle_timeout=IDLE_TIMEOUT_S,
         initial_rtt=_INITIAL_RTT_S,
-        max_data=WINDOW_LEN,
-        max_stream_data=WINDOW_LEN,
+        max_data=FIRST_WINDOW_LEN,
+        max_stream_data=FIRST_WINDOW_LEN,
         max_datagram_size=BASE_LEN,
         server_name=_SERVER_NAME,
         supported_versions=[QuicProtocolVersion.VERSION_1],
@@ -279,6 +290,61 @@ class _Connection(QuicConnection):
         except PeerNotTrustedError:
             raise _RefusedAlert from None
 
+    def _payload_received(
+        self,
+        context: QuicReceiveContext,
+        plain: bytes,
+        crypto_frame_required: bool = False,  # noqa: FBT001, FBT002  # aioquic's
+    ) -> tuple[bool, bool]:
+        if context.epoch is tls.Epoch.HANDSHAKE:
+            # Only who has got our answer has these keys (RFC 9000 section 8.1). aioquic
+            # says so too, but not of a client whose very first such packet ends it all.
+            context.network_path.is_validated = True
+        found: tuple[bool, bool] = super()._payload_received(
+            context, plain, crypto_frame_required=crypto_frame_required
+        )
+        return found
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: QuicBuffer
+    ) -> None:
+        """Bound what strangers can make us hold, and look through."""
+        begin = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(begin)
+        gaps = len(self._crypto_streams[context.epoch].receiver._ranges)
+        too_long = end > _MOST_HANDSHAKE_LEN
+        if too_long or gaps > _MOST_CRYPTO_GAPS:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
+                frame_type=frame_type,
+                reason_phrase=f"too {'long' if too_long else 'scattered'} a handshake",
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        self._watch_gaps(stream)
+        return stream
+
+    def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
+        stream = super()._get_or_create_stream_for_send(stream_id)
+        self._watch_gaps(stream)
+        return stream
+
+    def _watch_gaps(self, stream: QuicStream) -> None:
+        """Let a stream find its pieces fast, and have a bounded number of them."""
+        ranges = stream.receiver._ranges
+        if not isinstance(ranges, SortedRanges):
+            assert not len(ranges)
+            stream.receiver._ranges = SortedRanges()
+        elif len(ranges) > _MOST_GAPS:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.INTERNAL_ERROR,
+                frame_type=QuicFrameType.STREAM_BASE,
+                reason_phrase="too scattered a stream",
+            )
+
     def _parse_transport_parameters(
         self,
         data: bytes,
@@ -295,8 +361,8 @@ class _Connection(QuicConnection):
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
         limit = self._local_max_data
-        if self.consumed + WINDOW_LEN - limit.value >= _WINDOW_STEP:
-            limit.value = self.consumed + WINDOW_LEN
+        if self.owes_window:
+            limit.value = self.consumed + self._window_len
         if limit.value != limit.sent:
             frame = builder.start_frame(
                 QuicFrameType.MAX_DATA,
@@ -310,8 +376,8 @@ class _Connection(QuicConnection):
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: Any, stream: QuicStream
     ) -> None:
-        most = self.consumed + WINDOW_LEN
-        if most - stream.max_stream_data_local >= _WINDOW_STEP:
+        most = self.consumed + self._window_len
+        if most - stream.max_stream_data_local >= self._window_len // 4:
             stream.max_stream_data_local = most
         if stream.max_stream_data_local_sent != stream.max_stream_data_local:
             frame = builder.start_frame(
@@ -358,7 +424,32 @@ class _Connection(QuicConnection):
     @property
     def owes_window(self) -> bool:
         """Whether the peer should be told that it may send more."""
-        return self.consumed + WINDOW_LEN - self._local_max_data.value >= _WINDOW_STEP
+        more = self.consumed + self._window_len - self._local_max_data.value
+        return more >= self._window_len // 4
+
+    @property
+    def _window_len(self) -> int:
+        return min(WINDOW_LEN, max(FIRST_WINDOW_LEN, self.consumed))
+
+    @property
+    def gap_len(self) -> int:
+        """Bytes held for what came before its turn, with the gaps."""
+        stream = self.stream
+        return 0 if stream is None else len(stream.receiver._buffer)
+
+    def without_excess(self, datagrams: list[Outgoing]) -> list[Outgoing]:
+        """Keep to three times what an unproven address has sent (RFC 9000, 8.1).
+
+        aioquic does so itself, except with farewells.
+        """
+        path = self._network_paths[0]
+        if path.is_validated:
+            return datagrams
+        while datagrams and path.bytes_sent > 3 * path.bytes_received:
+            if datagrams[-1][1] != path.addr:
+                break
+            path.bytes_sent -= len(datagrams.pop()[0])
+        return datagrams
 
     def use_mtu(self) -> None:
         """Make datagrams of the size that the path is known to take."""
@@ -441,12 +532,14 @@ class QuicEngine:
         self.ids = {self._quic.host_cid}
         self._ids_changed = False
         self._fault: Exception | None = None
+        #: Where a client comes from, until its handshake is done.
+        self._first_endpoint: Endpoint | None = None
         #: Whether the client has sent back a token of ours.
         self._has_token = retry_id is not None
         #: Whether the handshake is done and the peer is trusted.
         self.is_open = False
         #: What has come and was not taken yet, in order.
-        self.arrived: list[bytes] = []
+        self.arrived: list[bytes | bytearray] = []
         #: Whether nothing comes after it.
         self.peer_ended = False
         #: Whether the connection is over.
@@ -531,13 +624,25 @@ class QuicEngine:
         quic = self._quic
         if quic.is_closing:
             return
+        if self.side == "server" and not quic.handshake_done:
+            # Nobody moves before the handshake is done (RFC 9000 section 9). aioquic
+            # would follow, and take a new address for proven by the old one's packets:
+            # a stranger could act in the name of another address.
+            if self._first_endpoint is None:
+                self._first_endpoint = endpoint
+            elif endpoint != self._first_endpoint:
+                return
         quic._now = now
         try:
             quic.receive_datagram(data, endpoint, now)
         except Exception as exc:  # noqa: BLE001  # whatever a stranger's bytes set off
-            self._fault = RemoteProtocolError(f"QUIC: {type(exc).__name__}")
-            quic.close(error_code=QuicErrorCode.PROTOCOL_VIOLATION)
+            self._break_off(exc)
         self._take_events()
+
+    def _break_off(self, exc: Exception) -> None:
+        """End this connection for what its peer's bytes have set off in aioquic."""
+        self._fault = RemoteProtocolError(f"QUIC: {type(exc).__name__}")
+        self._quic.close(error_code=QuicErrorCode.PROTOCOL_VIOLATION)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due, if anything is."""
@@ -558,7 +663,12 @@ class QuicEngine:
         """Return the datagrams that are to be sent now."""
         quic = self._quic
         quic._now = now
-        datagrams: list[Outgoing] = quic.datagrams_to_send(now)
+        try:
+            datagrams = quic.datagrams_to_send(now)
+        except Exception as exc:  # noqa: BLE001  # as in receive
+            self._break_off(exc)
+            datagrams = quic.datagrams_to_send(now)  # the farewell
+        datagrams = quic.without_excess(datagrams)
         if self.is_open and not quic.is_closing and quic.mtu is not None:
             size = quic.mtu.next_probe(now)
             if size is not None:
@@ -618,6 +728,11 @@ class QuicEngine:
         stream = self._quic.stream
         return stream is None or stream.sender.is_finished
 
+    @property
+    def gap_len(self) -> int:
+        """Bytes held for what came before its turn, with the gaps between."""
+        return self._quic.gap_len
+
     def consume(self, count: int) -> bool:
         """Let the peer send so much more; return whether it should be told soon."""
         self._quic.consumed += count
@@ -641,7 +756,7 @@ class QuicEngine:
             match event:
                 case events.StreamDataReceived():
                     if event.data:
-                        self.arrived.append(event.data)
+                        self._keep(event.data)
                     self.peer_ended = self.peer_ended or event.end_stream
                 case events.HandshakeCompleted():
                     self._prove()
@@ -651,7 +766,7 @@ class QuicEngine:
                 case events.ConnectionIdRetired():
                     self.ids.discard(event.connection_id)
                     self._ids_changed = True
-                case events.StreamReset():
+                case events.StreamReset() | events.StopSendingReceived():
                     self._fault = ConnectionLostError("the peer broke the stream off")
                     self._quic.close()
                 case _:
@@ -660,6 +775,16 @@ class QuicEngine:
         if end is not None and not self.is_closed:
             self.is_closed = True
             self.error = self._refusal or self._fault or self._error_of(end)
+
+    def _keep(self, data: bytes) -> None:
+        """Add to what has arrived."""
+        last = self.arrived[-1] if self.arrived else b""
+        if len(data) >= _SHORT_LEN:
+            self.arrived.append(data)
+        elif isinstance(last, bytearray) and len(last) < _PIECE_LEN:
+            last += data
+        else:
+            self.arrived.append(bytearray(data))
 
     def _other(self) -> str:
         return "server" if self.side == "client" else "client"

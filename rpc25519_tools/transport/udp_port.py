@@ -51,6 +51,7 @@ class UdpPort:
         self._destination_of = destination_of
         self._loop = asyncio.get_running_loop()
         self._links: dict[bytes, Link] = {}
+        self._callers: dict[Link, None] = {}
         self._stranger: Stranger | None = None
         self._users = 0
         self._unsent: deque[Datagram] = deque()
@@ -116,6 +117,14 @@ class UdpPort:
         for one in ids:
             self._links.pop(one, None)
 
+    def call(self, link: Link) -> None:
+        """Have a link told of addresses at which nobody listens, until ``forget``."""
+        self._callers[link] = None
+
+    def forget(self, link: Link) -> None:
+        """Take back ``call``."""
+        self._callers.pop(link, None)
+
     # Datagrams.
 
     def send(self, link: Link, datagrams: Sequence[Datagram]) -> tuple[int, ...]:
@@ -172,8 +181,9 @@ class UdpPort:
             link.take(its_own)
         for data, endpoint in strange:
             self._take_strange(data, endpoint)
-        for endpoint in deaf:
-            for link in set(self._links.values()):
+        # Servers do not mind; whoever sends them false addresses makes these many.
+        for endpoint in set(deaf) if self._callers else ():
+            for link in list(self._callers):
                 link.unreachable(endpoint)
 
     def _take_strange(self, data: bytes, endpoint: Endpoint) -> None:
