@@ -52,14 +52,14 @@ class TargetServer:
         served: its directory.
     """
 
-    def __init__(self, certs: Path, served: Path, minter: Minter) -> None:
+    def __init__(self, certs: Path, served: Path, minter: Minter, *more: str) -> None:
         self.served = served
         self._minter = minter
         self._seen = 0
         # All attacks come from one address, which failed handshakes would shut out.
         options = ("-serve", served, "-readfile", served, "-v", "--max-failures", "0")
         program = (sys.executable, "-c", _TALKATIVE)
-        self.srv = SrvProcess(*options, certs=certs, program=program)
+        self.srv = SrvProcess(*options, *more, certs=certs, program=program)
 
     def __enter__(self) -> Self:
         self.srv.__enter__()
