@@ -89,6 +89,9 @@ _MOST_WINDOW_LEN: Final = 2 * WINDOW_LEN
 #: 333 ms): a lost first datagram is sent again after twice this.
 _INITIAL_RTT_S: Final = 0.1
 
+#: So many packets are acknowledged at once, fewer soon.
+_ACK_EVERY: Final = 2
+
 #: RFC 8446 section 6.2: alerts about a certificate.
 _CERTIFICATE_ALERTS: Final = {
     42: "bad certificate",
@@ -219,6 +222,7 @@ class _Connection(QuicConnection):
         self.consumed = 0
         self.mtu: PathMtu | None = None
         self._now = 0.0
+        self._unacked = 0
         # The peer opens one stream at a server, and none at a client.
         for limit, value in (
             (self._local_max_streams_bidi, 1 if side == "server" else 0),
@@ -353,6 +357,23 @@ class _Connection(QuicConnection):
     def owes_window(self) -> bool:
         """Whether the peer should be told that it may send more."""
         return self.consumed + WINDOW_LEN - self._local_max_data.value >= _WINDOW_STEP
+
+    def count_received(self) -> None:
+        """Count a datagram that has come."""
+        self._unacked += 1
+
+    def ack_often(self, now: float) -> None:
+        """Acknowledge every second packet at once (RFC 9000 section 13.2.2).
+
+        aioquic waits for a millisecond, which is a round trip or more on many paths:
+        after a loss, when few packets are on their way, everything waits for that.
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if space.ack_at is None:
+            self._unacked = 0
+        elif self._unacked >= _ACK_EVERY:
+            space.ack_at = min(space.ack_at, now)
+            self._unacked = 0
 
     def use_mtu(self) -> None:
         """Make datagrams of the size that the path is known to take."""
@@ -525,6 +546,7 @@ class QuicEngine:
         if quic.is_closing:
             return
         quic._now = now
+        quic.count_received()
         try:
             quic.receive_datagram(data, endpoint, now)
         except Exception as exc:  # noqa: BLE001  # whatever a stranger's bytes set off
@@ -551,6 +573,7 @@ class QuicEngine:
         """Return the datagrams that are to be sent now."""
         quic = self._quic
         quic._now = now
+        quic.ack_often(now)
         datagrams: list[Outgoing] = quic.datagrams_to_send(now)
         if self.is_open and not quic.is_closing and quic.mtu is not None:
             size = quic.mtu.next_probe(now)

@@ -44,8 +44,9 @@ class UdpProxy:
     def __init__(self, server: Endpoint, faults: Faults, *, seed: int = 1) -> None:
         self.faults = faults
         self.address = ""
-        #: Datagrams that went through, in both directions; the longest one; those lost.
-        self.passed = self.lost = self.longest = 0
+        #: Datagrams that went through, in both directions, and their bytes; the longest
+        #: one; those lost.
+        self.passed = self.bytes = self.longest = self.lost = 0
         self._server = server
         self._dice = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -141,6 +142,7 @@ class UdpProxy:
             self.lost += 1
             return
         self.passed += 1
+        self.bytes += len(data)
         self.longest = max(self.longest, len(data))
         for _ in range(1 + (dice.random() < faults.duplication)):
             delay_s = faults.delay_s
