@@ -23,7 +23,7 @@ _MOST_PROBES: Final = 2
 #: So many large packets lost, and none that was sent after them arrived: a black hole.
 _MOST_LOST: Final = 4
 #: When larger sizes are tried again, after they have failed; each time twice as late.
-_FIRST_RETRY_S: Final = 5.0
+_FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 600.0
 #: A black hole after so long without one is a new one.
 _CALM_S: Final = 60.0
