@@ -397,9 +397,9 @@ class Driver:
         for_memory = self._account is not None and self._account.is_held
         return self._holds > for_memory
 
-    def fileno(self) -> int:
-        """Return the socket's descriptor, -1 where there is none."""
-        return self.transport.fileno()
+    def has_hung_up(self) -> bool:
+        """Tell whether the peer has closed its end, also behind unread bytes."""
+        return self.transport.has_hung_up()
 
     def hold_reading(self) -> None:
         """Deliver nothing until ``release_reading`` is called as often as this."""

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from rpc25519_tools.errors import ConnectionLostError
-from rpc25519_tools.transport.base import has_hung_up
 
 #: How often to look, in seconds.
 LOOK_S: Final = 1.0
@@ -41,8 +40,8 @@ class HeldConnection(Protocol):
     def unsent_len(self) -> int:
         """Bytes queued that have not left the process."""
 
-    def fileno(self) -> int:
-        """Return the socket's descriptor, -1 where there is none."""
+    def has_hung_up(self) -> bool:
+        """Tell whether the peer has closed its end, also behind unread bytes."""
 
     def abort(self, error: Exception) -> None:
         """End the connection."""
@@ -99,7 +98,7 @@ class HeldWatch:
         if connection.taken_len != self._taken_len:
             # What came before the end still counts, for a reader that gets there.
             self._note_progress()
-        elif has_hung_up(connection.fileno()):
+        elif connection.has_hung_up():
             connection.abort(ConnectionLostError(_GONE))
         else:
             self._wait_on(self._loop.time())

@@ -8,7 +8,6 @@ All methods are called on the event loop's thread.
 """
 
 import asyncio
-import select
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,26 +71,6 @@ def encrypted_pool() -> BufferPool:
         return _per_thread.encrypted  # type: ignore[no-any-return]  # set just below
 
 
-#: What a socket reports besides errors when its peer sends nothing more (Linux).
-_PEER_DONE: Final = getattr(select, "POLLRDHUP", 0)
-
-
-def has_hung_up(fileno: int) -> bool:
-    """Tell whether a socket's peer has closed it, also behind bytes that are unread.
-
-    Where the system cannot tell that, a connection that was reset is noticed all the
-    same.
-
-    Args:
-        fileno: the socket's descriptor; of -1 nothing is known.
-    """
-    if fileno < 0 or not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(fileno, _PEER_DONE)
-    return bool(poll.poll(0))
-
-
 class Receiver(Protocol):
     """What a transport feeds. None of these methods raises."""
 
@@ -147,6 +126,12 @@ class Transport(Protocol):
 
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 where there is none."""
+
+    def has_hung_up(self) -> bool:
+        """Tell whether the peer has closed its end, also behind bytes that are unread.
+
+        Where that cannot be told, a connection that broke is noticed all the same.
+        """
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Queue ``buffers`` in order; they must not change until they are sent."""

@@ -1,13 +1,15 @@
 """The door of a listener: asks the gate about each connection, and does what it says.
 
-A connection that is refused is closed as soon as the kernel has handed it over; nothing
-of TLS has been set up for it by then.
+A connection that is refused is closed as soon as the kernel has handed it over. One
+that may come in waits in the porch until something has come of it: before that there is
+nothing of it but a socket.
 """
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from rpc25519_tools.errors import (
     ConnectionLostError,
@@ -25,7 +27,13 @@ from rpc25519_tools.transport.base import (
     format_address,
 )
 from rpc25519_tools.transport.crowds import Ticket
-from rpc25519_tools.transport.gate import Admission, Gate
+from rpc25519_tools.transport.gate import Gate, Refusal, site_of
+from rpc25519_tools.transport.porch import (
+    Porch,
+    Sent,
+    SocketAddress,
+    what_came,
+)
 from rpc25519_tools.transport.psk import (
     TUNNEL_TIMEOUT_S,
     PskTransport,
@@ -51,6 +59,10 @@ _MOST_FAILED: Final = 256
 #: Failed handshakes of one address that are told one by one, before others are counted
 #: only (see RefusalLog).
 _FAILURES_AT_ONCE: Final = 10
+
+#: How long a client that need not begin may say nothing in a crowd, before it is open
+#: all the same: a server may have something to say to it. In seconds.
+_SILENT_S: Final = 0.1
 
 _TOO_MANY_HANDSHAKES: Final = "too many clients in their handshake"
 _FULL: Final = "the server is full, and this client was idle"
@@ -78,17 +90,6 @@ class Listening(Protocol):
 
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""
-
-
-class _Newcomer(asyncio.Protocol):
-    """A connection of which nothing is known yet but its address."""
-
-    def __init__(self, door: "Door") -> None:
-        self._door = door
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Other event loops, such as uvloop, have transports that are no subclasses.
-        self._door.answer(cast("asyncio.Transport", transport))
 
 
 class Door:
@@ -136,55 +137,69 @@ class Door:
         self._ending: dict[Ticket, Arriving] = {}
         self._most_ending = min(_MOST_FAILED, max(1, limits.max_connections // 4))
         self._closed = False
+        #: What a client has to begin with, if anything.
+        self._awaited, patience_s = handshake, self._timeout_s
+        if not handshake and tunnel is not None:
+            self._awaited = "pre-shared-key handshake"
+            patience_s = min(patience_s, TUNNEL_TIMEOUT_S)
+        elif not handshake:
+            patience_s = _SILENT_S
+        self._porch = Porch(self, patience_s=patience_s, awaited=self._awaited)
 
-    def newcomer(self) -> asyncio.Protocol:
-        """Return the protocol of a new connection, for asyncio."""
-        return _Newcomer(self)
+    @property
+    def filenos(self) -> list[int]:
+        """The descriptors of connections that are not open yet."""
+        return self._porch.filenos
 
-    def answer(self, connection: asyncio.Transport) -> None:
-        """Let a connection in, or close it."""
-        peer = connection.get_extra_info("peername")
-        if self._closed or not isinstance(peer, tuple):
-            connection.abort()  # it is gone already, say
+    def arrive(self, sock: socket.socket, address: SocketAddress) -> None:
+        """Take a new connection, or close it."""
+        sent = what_came(sock)
+        if not (self._awaited or self._gate.is_crowded):
+            sent = Sent.SOMETHING  # it need not
+        if sent is Sent.ITS_END:
+            sock.close()
+            self._refuse(site_of(address[0]), address, self._porch.hung_up)
             return
-        ticket = self._admit(peer)
+        ticket = self._admit(address)
         if ticket is None:
-            connection.abort()
+            sock.close()
             return
-        made = self._start(ticket, self._make)
-        connection.set_protocol(made)
-        made.connection_made(connection)
+        self._porch.add(ticket, sock, address, sent=sent is Sent.SOMETHING)
 
-    def let_in(
-        self, peer: tuple[Any, ...], make: Callable[[Accept, Failed], A]
+    def welcome(
+        self, address: SocketAddress, make: Callable[[Accept, Failed], A]
     ) -> A | None:
-        """Return the transport of a connection that asyncio knows nothing of.
+        """Return the transport of a connection that has no socket of its own.
 
         Args:
-            peer: the address that it comes from.
+            address: where it comes from.
             make: makes its transport.
 
         Returns:
             None where it must not come in.
         """
-        ticket = None if self._closed else self._admit(peer)
-        return None if ticket is None else self._start(ticket, make)
+        ticket = None if self._closed else self._admit(address)
+        return None if ticket is None else self._start(ticket, make, 0.0)
 
     @property
     def unproven(self) -> int:
         """How many clients have not shown who they are."""
         return self._gate.unproven
 
-    def _admit(self, peer: tuple[Any, ...]) -> Ticket | None:
-        """Ask the gate, and drop whoever has to make room."""
-        admission = self._gate.admit(peer[0], self._loop.time())
-        if not isinstance(admission, Admission):
-            error = HandshakeError(admission.reason)
-            self._tell(self._refusals, admission.site, error, format_address(peer))
-            return None
-        for ticket in admission.dropped:
-            self._drop(ticket)
-        return admission.ticket
+    def let_in(
+        self, ticket: Ticket, connection: asyncio.Transport, since: float
+    ) -> None:
+        """Make what a connection is from now on; called by the porch."""
+        made = self._start(ticket, self._make, self._loop.time() - since)
+        connection.set_protocol(made)
+        made.connection_made(connection)
+
+    def turned_away(
+        self, ticket: Ticket, address: SocketAddress, reason: Exception
+    ) -> None:
+        """Learn that a connection came to nothing; called by the porch."""
+        self._gate.leave(ticket)
+        self._refuse(ticket.site, address, reason)
 
     def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         """Learn that a peer speaks the protocol.
@@ -206,6 +221,7 @@ class Door:
         self._closed = True
         if self._report_timer is not None:
             self._report_timer.cancel()
+        self._porch.close()
         if self._handshake or self._tunnel is not None:
             for ticket, transport in list(self._transports.items()):
                 tunnel = self._tunnels.get(ticket)
@@ -214,12 +230,25 @@ class Door:
 
     # Inside.
 
-    def _start(self, ticket: Ticket, make: Callable[[Accept, Failed], A]) -> A:
-        """Make the transport of a connection that may come in."""
+    def _admit(self, address: SocketAddress) -> Ticket | None:
+        """Ask the gate, and drop whoever has to make room."""
+        admission = self._gate.admit(address[0], self._loop.time())
+        if isinstance(admission, Refusal):
+            self._refuse(admission.site, address, HandshakeError(admission.reason))
+            return None
+        for ticket in admission.dropped:
+            self._drop(ticket)
+        return admission.ticket
+
+    def _start(
+        self, ticket: Ticket, make: Callable[[Accept, Failed], A], waited_s: float
+    ) -> A:
+        """Make the transport of a connection that has come in, and how long ago."""
 
         def opened(transport: Transport) -> Receiver:
             if self._tunnel is not None:
-                return self._dig(ticket, transport, self._tunnel)
+                waited = 0.0 if self._handshake else waited_s
+                return self._dig(ticket, transport, self._tunnel, waited)
             if transport.peer is not None:
                 self._gate.prove(ticket)
             elif self._handshake:
@@ -244,15 +273,19 @@ class Door:
         self._tickets[made] = ticket
         if made.shakes_hands:
             made.handshake_timer = self._loop.call_later(
-                self._timeout_s, self._expire, ticket, made
+                max(0.0, self._timeout_s - waited_s), self._expire, ticket, made
             )
             made.answered = lambda: self._gate.begin(ticket)
         return made
 
     def _dig(
-        self, ticket: Ticket, below: Transport, settings: TunnelSettings
+        self,
+        ticket: Ticket,
+        below: Transport,
+        settings: TunnelSettings,
+        waited_s: float,
     ) -> PskTransport:
-        """Open a tunnel in a connection.
+        """Open a tunnel in a connection, whose client has taken so long to begin.
 
         A client that TLS has not proved can have sent the handshake of another one: it
         is counted with those that have not sent anything, until a message of it opens.
@@ -288,6 +321,7 @@ class Door:
             accept=opened,
             failed=failed,
             timeout_s=min(self._timeout_s, TUNNEL_TIMEOUT_S),
+            waited_s=waited_s,
             max_message_len=self._max_message_len,
             share=None if known else self._unproven_memory.share(ticket.site, give_way),
             seen=self._seen,
@@ -325,6 +359,11 @@ class Door:
 
     def _drop(self, ticket: Ticket) -> None:
         """End a connection that has to make room; the gate counts it no more."""
+        address = self._porch.drop(ticket)
+        if address is not None:
+            reason = _TOO_MANY_HANDSHAKES if self._awaited else _TOO_MANY_SILENT
+            self._refuse(ticket.site, address, HandshakeError(reason))
+            return
         made = self._transports.pop(ticket)
         tunnel = self._tunnels.pop(ticket, None)
         if tunnel is not None:
@@ -340,11 +379,25 @@ class Door:
         else:
             made.end_with(CrowdedOutError(_TOO_MANY_SILENT))
 
+    def _refuse(self, site: str, address: SocketAddress, error: Exception) -> None:
+        """Tell of a client of which nothing has come, unless there were many of late.
+
+        There can be tens of thousands a second.
+        """
+        if self._refusals.note(site, str(error), self._loop.time()):
+            self._failed(error, format_address(address))
+        elif self._report_timer is None:
+            self._report_later()
+
     def _tell(self, log: RefusalLog, site: str, error: Exception, address: str) -> None:
         """Tell of a client that is not let in, unless there were too many of late."""
         if log.note(site, str(error), self._loop.time()):
             self._failed(error, address)
-        if self._report_timer is None and not self._closed:
+        if self._report_timer is None:
+            self._report_later()
+
+    def _report_later(self) -> None:
+        if not self._closed:
             self._report_timer = self._loop.call_later(REPORT_INTERVAL_S, self._report)
 
     def _report(self) -> None:
@@ -353,5 +406,5 @@ class Door:
         for log in logs:
             for site, text in log.due(self._loop.time()):
                 self._failed(HandshakeError(text), site)
-        if not self._closed and not all(log.is_empty for log in logs):
-            self._report_timer = self._loop.call_later(REPORT_INTERVAL_S, self._report)
+        if not all(log.is_empty for log in logs):
+            self._report_later()

@@ -8,7 +8,7 @@ kilobytes, for the time that the limits allow; ``transport.door`` lets them in.
 
 import asyncio
 import errno
-import os
+import functools
 import socket
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -29,22 +29,16 @@ from rpc25519_tools.transport.base import (
 )
 from rpc25519_tools.transport.door import Door, Failed, Listening
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
+from rpc25519_tools.transport.listening import Acceptor, open_listening
 from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
-from rpc25519_tools.transport.tls import TlsTransport, tls_context
+from rpc25519_tools.transport.tls import TlsTransport, client_context, tls_context
 
-#: Connections that the kernel keeps while the loop is busy, if its own limit is not
-#: lower (Linux: net.core.somaxconn, 4096). Where it has no room for one, its client
-#: tries again a second later: a crowd that comes at once must not cost others that.
-#: All of them are taken within half a second.
-_BACKLOG: Final = 4096
-#: Connections that asyncio accepts before it looks at what the others have sent. Far
+#: Connections that are accepted before the loop looks at what the others have sent. Far
 #: fewer than may be unproven, or a flood would push out whoever came in with it.
 _BATCH: Final = 128
-
-
-#: Attempts to find one free port for both IPv4 and IPv6; each takes two.
-_PORT_ATTEMPTS: Final = 20
+#: Of those that may be unproven, the part that may come in at a time.
+_BATCH_SHARE: Final = 4
 
 
 def _require_plain(tls: TlsSettings | None, *, http_connect: bool) -> None:
@@ -178,7 +172,7 @@ class _Attempt:
             )
         if tls is None:
             return TcpTransport(self._announce)
-        context = tls_context(tls.identity, side="client", verify=tls.verify)
+        context = client_context(tls.identity, verify=tls.verify)
         return TlsTransport(
             context,
             authorities=tls.identity.authorities if tls.verify else None,
@@ -244,13 +238,12 @@ class Listener:
     """A listening socket; made by ``listen``."""
 
     def __init__(
-        self, server: asyncio.Server, door: Door, maker: "_TlsMaker | None" = None
+        self, acceptor: Acceptor, door: Door, maker: "_TlsMaker | None" = None
     ) -> None:
-        self._server = server
+        self._acceptor = acceptor
         self._door = door
         self._maker = maker
-        names = [format_address(sock.getsockname()) for sock in server.sockets]
-        self.address = names[0]
+        self.address = format_address(acceptor.sockets[0].getsockname())
 
     def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
         """Begin handshakes with these settings from now on.
@@ -264,8 +257,9 @@ class Listener:
         self._door.use_tunnel(tunnel)
 
     def filenos(self) -> list[int]:
-        """Return the descriptors of the listening sockets."""
-        return [sock.fileno() for sock in self._server.sockets]
+        """Return the descriptors of all sockets that no transport has yet."""
+        listening = [sock.fileno() for sock in self._acceptor.sockets]
+        return listening + self._door.filenos
 
     def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         """Learn that a client has sent a whole message.
@@ -279,7 +273,7 @@ class Listener:
 
     def close(self) -> None:
         """Take no more connections and end running handshakes; open ones go on."""
-        self._server.close()
+        self._acceptor.close()
         self._door.close()
 
 
@@ -319,10 +313,12 @@ async def listen(
     _require_plain(tls, http_connect=http_connect)
     handshake = "HTTP CONNECT" if http_connect else "TLS handshake" if tls else ""
     maker = _TlsMaker(tls) if tls is not None and not quic else None
-    door = Door(
+    limits = Limits() if limits is None else limits
+    make_door = functools.partial(
+        Door,
         maker or (_make_http_connect if http_connect else _make_plain),
         handshake=handshake,
-        limits=Limits() if limits is None else limits,
+        limits=limits,
         accept=accept,
         failed=failed,
         tunnel=tunnel,
@@ -333,42 +329,13 @@ async def listen(
             # See _Attempt.over_quic.
             from rpc25519_tools.transport import quic_endpoint  # noqa: PLC0415
 
-            return await quic_endpoint.listen(door, address, tls, share=share_port)
-        server = await _listening(door, address)
-        for sock in server.sockets:
-            _set_backlog(sock.fileno())
+            return await quic_endpoint.listen(make_door, address, tls, share=share_port)
+        sockets = await open_listening(address.host or None, address.port)
     except (OSError, UnicodeError) as exc:
         raise ConnectFailedError(f"cannot listen on {address}: {_reason(exc)}") from exc
-    return Listener(server, door, maker)
-
-
-def _set_backlog(fileno: int) -> None:
-    """Let the kernel keep more connections than asyncio takes at a time."""
-    with socket.socket(fileno=os.dup(fileno)) as twin:
-        twin.listen(_BACKLOG)
-
-
-async def _listening(door: Door, address: Address) -> asyncio.Server:
-    """Open the listening sockets, which all have one port.
-
-    A name, or every interface, can mean IPv4 and IPv6, and the system picks a free port
-    for each of them. The others then have to get that of the first.
-    """
-    loop, host, port = asyncio.get_running_loop(), address.host or None, address.port
-    for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-        try:
-            server = await loop.create_server(door.newcomer, host, port, backlog=_BATCH)
-        except OSError:
-            if port == address.port or not attempts_left:
-                raise
-            port = address.port  # somebody else has taken it meanwhile
-            continue
-        ports = [sock.getsockname()[1] for sock in server.sockets]
-        if len(set(ports)) == 1:
-            return server
-        server.close()
-        port = ports[0]
-    raise OSError(errno.EADDRINUSE, "no port is free for both IPv4 and IPv6")
+    at_a_time = max(1, min(_BATCH, limits.max_startups.full // _BATCH_SHARE))
+    door = make_door()
+    return Listener(Acceptor(sockets, door.arrive, at_a_time), door, maker)
 
 
 def _make_http_connect(accept: Accept, failed: Failed) -> HttpConnectTransport:
@@ -421,6 +388,4 @@ def _reason(exc: Exception) -> str:
     }
     if number in known:
         return known[number]
-    if "could not bind on any address" in str(exc):  # asyncio since Python 3.12
-        return known[errno.EADDRNOTAVAIL]
     return (exc.args[1] if len(exc.args) > 1 else str(exc)) or type(exc).__name__

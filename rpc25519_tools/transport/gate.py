@@ -194,6 +194,11 @@ class Gate:
         """How many of them are silent, or in their handshake."""
         return self._silent.count + self._begun.count
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are so many of these that some have to go for newcomers."""
+        return self.unproven >= self._limits.max_startups.start
+
     def admit(self, host: str, now: float) -> Admission | Refusal:
         """Decide about a new connection.
 

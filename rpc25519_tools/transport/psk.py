@@ -267,6 +267,10 @@ class PskTransport:
         """Return the socket's descriptor, -1 where there is none."""
         return self._below.fileno()
 
+    def has_hung_up(self) -> bool:
+        """Tell whether the peer sends nothing more."""
+        return self._below.has_hung_up()
+
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Seal the frames in ``buffers``, however they are cut, and queue them."""
         if self._over:
@@ -647,6 +651,7 @@ def open_tunnel(
     accept: Accept,
     failed: Failed,
     timeout_s: float = TUNNEL_TIMEOUT_S,
+    waited_s: float = 0.0,
     max_message_len: int = MAX_SEALED_LEN,
     share: Share | None = None,
     seen: SeenHandshakes | None = None,
@@ -659,6 +664,7 @@ def open_tunnel(
         accept: called when the tunnel is open.
         failed: called when it never comes so far.
         timeout_s: how long the client may take.
+        waited_s: how much of that it has taken already.
         max_message_len: see PskTransport.
         share: see PskTransport.
         seen: see PskTransport.
@@ -675,6 +681,6 @@ def open_tunnel(
     )
     reason = HandshakeError(f"no pre-shared-key handshake within {timeout_s:g} s")
     made.handshake_timer = asyncio.get_running_loop().call_later(
-        timeout_s, made.fail_handshake, reason
+        max(0.0, timeout_s - waited_s), made.fail_handshake, reason
     )
     return made

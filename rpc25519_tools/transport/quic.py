@@ -118,6 +118,10 @@ class QuicTransport:
         """Return -1: the socket is not this connection's own."""
         return -1
 
+    def has_hung_up(self) -> bool:
+        """Tell whether the peer sends nothing more, also while nothing is read."""
+        return self._engine.peer_ended or self._engine.is_closed
+
     # Opening.
 
     def connect(self) -> None:
@@ -126,16 +130,15 @@ class QuicTransport:
         self._bind()
         self._pump()
 
-    def answer(self, data: bytes, destination_id: bytes) -> bool:
-        """Take a client's first datagram; return whether it was worth it."""
+    def answer(self, data: bytes, destination_id: bytes) -> None:
+        """Take a client's first datagram; nothing is left of one that is none."""
         self._engine.receive(data, self._endpoint, self._loop.time())
         if not self._engine.has_received:
-            self._release()
-            return False
+            self._drop_silently()
+            return
         self._ids.add(destination_id)
         self._bind()
         self._after()
-        return True
 
     # Called by the port.
 
@@ -298,6 +301,8 @@ class QuicTransport:
                 break
             for size in self._port.send(self, datagrams):
                 engine.too_long(size, now)
+            if not self._unsent:
+                break  # that was all that may go now
         else:
             self._pump_soon()
         if engine.take_ids():
@@ -398,6 +403,15 @@ class QuicTransport:
             )
         elif receiver is not None:
             receiver.connection_lost(error)
+        if self.gone is not None:
+            self.gone()
+
+    def _drop_silently(self) -> None:
+        """End what has never been a connection."""
+        self._over = True
+        if self.handshake_timer is not None:
+            self.handshake_timer.cancel()
+        self._release()
         if self.gone is not None:
             self.gone()
 

@@ -94,10 +94,13 @@ async def dial(
 class QuicListening:
     """A server's sockets and its door; made by ``listen``."""
 
-    def __init__(self, listeners: list["QuicListener"], door: Door) -> None:
-        self._listeners = listeners
+    def __init__(self, ports: list[UdpPort], tls: TlsSettings, door: Door) -> None:
         self._door = door
-        self.address = listeners[0].address
+        self._listeners = [
+            QuicListener(port, tls, let_in=door.welcome, unproven=lambda: door.unproven)
+            for port in ports
+        ]
+        self.address = self._listeners[0].address
 
     def use(self, tls: TlsSettings | None, tunnel: TunnelSettings | None) -> None:
         """Begin handshakes with these settings from now on.
@@ -125,38 +128,63 @@ class QuicListening:
 
 
 async def listen(
-    door: Door, address: Address, tls: TlsSettings, *, share: bool
+    make_door: Callable[[], Door], address: Address, tls: TlsSettings, *, share: bool
 ) -> QuicListening:
     """Listen at an address: at several sockets where it means IPv4 and IPv6.
+
+    Args:
+        make_door: makes what lets clients in.
+        address: where.
+        tls: who we are.
+        share: see ``open_port``.
 
     Raises:
         OSError: the name does not resolve, or the address cannot be had.
     """
+    ports = await _open_ports(address, share=share)
+    try:
+        if any(port.has_listener for port in ports):
+            raise OSError(errno.EADDRINUSE, "another server listens there")
+        return QuicListening(ports, tls, make_door())
+    finally:
+        for port in ports:
+            port.release()
+
+
+async def _open_ports(address: Address, *, share: bool) -> list[UdpPort]:
+    """Open all ports that an address means, with one number; each is in use once."""
     places = await _places(address)
     for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-        opened: list[UdpPort] = []
-        number = address.port
         try:
-            for family, endpoint in places:
-                own = (endpoint[0], number or endpoint[1], *endpoint[2:])
-                opened.append(open_port(family, own, destination_of, share=share).use())
-                number = opened[0].address[1]
-            if any(port.has_listener for port in opened):
-                raise OSError(errno.EADDRINUSE, "another server listens there")
+            return _open_all(places, share=share)
         except OSError:
-            for port in opened:
-                port.release()
             if address.port or not attempts_left or len(places) == 1:
                 raise
-            continue  # the others have to get the number that the first has got
-        made = [
-            QuicListener(port, tls, let_in=door.let_in, unproven=lambda: door.unproven)
-            for port in opened
-        ]
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open_all(places: list[tuple[int, Endpoint]], *, share: bool) -> list[UdpPort]:
+    opened: list[UdpPort] = []
+    missing: OSError | None = None
+    try:
+        for family, endpoint in places:
+            number = endpoint[1] or (opened[0].address[1] if opened else 0)
+            own = (endpoint[0], number, *endpoint[2:])
+            try:
+                port = open_port(family, own, destination_of, share=share)
+            except OSError as exc:
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = exc  # IPv6 is switched off, say
+            else:
+                opened.append(port.use())
+    except BaseException:
         for port in opened:
             port.release()
-        return QuicListening(made, door)
-    raise AssertionError("the last attempt returns or raises")
+        raise
+    if not opened:
+        raise missing or OSError(errno.EADDRNOTAVAIL, "no address")
+    return opened
 
 
 async def _places(address: Address) -> list[tuple[int, Endpoint]]:

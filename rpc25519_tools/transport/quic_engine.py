@@ -23,7 +23,10 @@ from aioquic import tls
 from aioquic.buffer import Buffer as QuicBuffer  # type: ignore[attr-defined]
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.congestion.base import register_congestion_control
+from aioquic.quic.congestion.base import (
+    K_INITIAL_WINDOW,
+    register_congestion_control,
+)
 from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -157,8 +160,11 @@ class _WatchedReno(RenoCongestionControl):
         self._look_at(usual, now)
 
     def use_size(self, size: int) -> None:
-        """Count in datagrams of this size from now on."""
+        """Count in datagrams of this size from now on (RFC 9002 section 7.2)."""
         self._max_datagram_size = size
+        if self.ssthresh is None:
+            initial_len = K_INITIAL_WINDOW * size
+            self.congestion_window = max(self.congestion_window, initial_len)
 
     def _look_at(self, packets: Sequence[QuicSentPacket], now: float) -> None:
         mtu = self.mtu
@@ -378,11 +384,12 @@ class _Connection(QuicConnection):
     def use_mtu(self) -> None:
         """Make datagrams of the size that the path is known to take."""
         assert self.mtu is not None
-        self._max_datagram_size = self.mtu.size
-        self._loss._pacer._max_datagram_size = self.mtu.size
-        control = self._loss._cc
+        loss, control = self._loss, self._loss._cc
         assert isinstance(control, _WatchedReno)
+        self._max_datagram_size = self.mtu.size
         control.use_size(self.mtu.size)
+        loss._pacer._max_datagram_size = self.mtu.size
+        loss._pacer.update_rate(control.congestion_window, loss._rtt_smoothed)
 
     def probe(self, size: int, now: float) -> list[Outgoing]:
         """Return a packet of ``size`` bytes that says nothing, if it may go now."""

@@ -5,6 +5,7 @@ the TLS transport, which overrides how bytes pass through.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final, cast
@@ -49,6 +50,26 @@ def enable_keepalive(sock: socket.socket) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+#: What a socket reports besides errors when its peer sends nothing more (Linux).
+_PEER_DONE: Final = getattr(select, "POLLRDHUP", 0)
+
+
+def socket_has_hung_up(fileno: int) -> bool:
+    """Tell whether a socket's peer has closed it, also behind bytes that are unread.
+
+    Where the system cannot tell that, a connection that was reset is noticed all the
+    same.
+
+    Args:
+        fileno: the socket's descriptor; of -1 nothing is known.
+    """
+    if fileno < 0 or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(fileno, _PEER_DONE)
+    return bool(poll.poll(0))
 
 
 class TcpTransport(asyncio.BufferedProtocol):
@@ -98,6 +119,10 @@ class TcpTransport(asyncio.BufferedProtocol):
     def has_received(self) -> bool:
         """False: what comes is handed on at once."""
         return False
+
+    def has_hung_up(self) -> bool:
+        """Ask the socket whether its peer sends nothing more."""
+        return socket_has_hung_up(self.fileno())
 
     # Called by asyncio.
 

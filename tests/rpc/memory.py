@@ -68,6 +68,9 @@ class MemoryTransport:
     def fileno(self) -> int:
         return -1
 
+    def has_hung_up(self) -> bool:
+        return False
+
     def write(self, buffers: Sequence[Buffer]) -> None:
         if self._closing:
             return
@@ -200,6 +203,8 @@ class MemoryNetwork:
         local: Address | None = None,
         http_connect: bool = False,
         tunnel: object = None,
+        quic: bool = False,
+        share_port: bool = True,
     ) -> Transport:
         return self.dial(accept)
 
@@ -220,6 +225,8 @@ class MemoryNetwork:
         limits: Limits,
         http_connect: bool = False,
         tunnel: object = None,
+        quic: bool = False,
+        share_port: bool = True,
     ) -> "MemoryNetwork":
         self.accept = accept
         return self

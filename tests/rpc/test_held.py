@@ -18,7 +18,7 @@ from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.held import LOOK_S, PROBE_S, UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
-from rpc25519_tools.transport.base import has_hung_up
+from rpc25519_tools.transport.tcp import socket_has_hung_up
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net, Seen, is_backed_up
@@ -193,14 +193,14 @@ def test_an_end_is_seen_behind_unread_bytes() -> None:
         theirs = stack.enter_context(socket.create_connection(listener.getsockname()))
         ours = stack.enter_context(listener.accept()[0])
         theirs.sendall(b"unread")
-        assert not has_hung_up(ours.fileno())
+        assert not socket_has_hung_up(ours.fileno())
         theirs.shutdown(socket.SHUT_WR)
-        assert has_hung_up(ours.fileno())
+        assert socket_has_hung_up(ours.fileno())
         assert ours.recv(100) == b"unread"
 
 
 def test_nothing_is_known_of_what_has_no_socket() -> None:
-    assert not has_hung_up(-1)
+    assert not socket_has_hung_up(-1)
 
 
 # The watch by itself, with a clock of its own.
@@ -213,8 +213,8 @@ class FakeConnection:
     unsent_len: int = 0
     aborted: list[Exception] = field(default_factory=list)
 
-    def fileno(self) -> int:
-        return -1
+    def has_hung_up(self) -> bool:
+        return False
 
     def abort(self, error: Exception) -> None:
         self.aborted.append(error)

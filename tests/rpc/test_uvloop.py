@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rpc25519_tools.errors import ConnectionLostError, DeadlineError
+from rpc25519_tools.limits import Limits, Startups
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.wire.message import Message
@@ -33,6 +34,28 @@ def test_calls_and_large_messages_pass(network: str, certs: Path) -> None:
                 assert (await client.call("echo", payload)).payload == payload
             calls = (client.call("echo", bytes(200_000)) for _ in range(30))
             assert len(await asyncio.gather(*calls)) == 30
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(run(), ASYNC_TEST_TIMEOUT_S))
+
+
+@pytest.mark.parametrize("network", ["tcp", "tls"])
+def test_a_good_client_is_served_beside_a_silent_crowd(
+    network: str, certs: Path
+) -> None:
+    async def run() -> None:
+        net = Net("tls" if network == "tls" else "tcp", certs)
+        limits = Limits(max_startups=Startups(5, 100, 20))
+        async with net.server(services(), limits=limits) as server:
+            host, port = server.address.split(":")
+            crowd = [await asyncio.open_connection(host, int(port)) for _ in range(40)]
+            for _ in range(3):
+                async with await net.client(server) as client:
+                    assert (await client.call("echo", b"e")).payload == b"e"
+            for reader, _ in crowd[5:15]:
+                assert await reader.read() == b""
+            for _, writer in crowd:
+                writer.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(run(), ASYNC_TEST_TIMEOUT_S))

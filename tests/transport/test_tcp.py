@@ -11,6 +11,7 @@ import pytest
 from rpc25519_tools.config import Address, parse_address
 from rpc25519_tools.errors import ConnectFailedError, DeadlineError
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.transport import listening as listening_module
 from rpc25519_tools.transport.base import (
     CHUNK_LEN,
     WRITE_HIGH_WATER_LEN,
@@ -307,17 +308,16 @@ async def test_another_port_is_tried_where_one_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs_ipv6()
-    loop = asyncio.get_running_loop()
-    create_server = loop.create_server
+    listen_on = listening_module._listen_on
     taken: list[int] = []
 
-    async def sometimes(factory: Any, host: Any, port: int, **options: Any) -> Any:
-        if port and len(taken) < 3:
-            taken.append(port)
+    def sometimes(family: int, address: Any) -> socket.socket:
+        if address[1] and len(taken) < 3:
+            taken.append(address[1])
             raise OSError(errno.EADDRINUSE, "taken")
-        return await create_server(factory, host, port, **options)
+        return listen_on(family, address)
 
-    monkeypatch.setattr(loop, "create_server", sometimes)
+    monkeypatch.setattr(listening_module, "_listen_on", sometimes)
     listener = await listen(Address("", 0), tls=None, accept=refuse, failed=refuse)
     assert len(taken) == 3
     assert len(listener.filenos()) == 2

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,26 @@ async def test_who_was_never_judged_is_not_let_in_whatever_openssl_says(
         assert isinstance(found.failure, PeerNotTrustedError)
         await until(lambda: ours.lost)
     listener.close()
+
+
+async def test_connections_of_one_client_share_what_they_can(
+    node: LoadedIdentity, client: LoadedIdentity, authority: Authority
+) -> None:
+    again = replace(client, name="the same, loaded again")
+    other = authority.identity("other")
+    async with (
+        listening(node) as found,
+        dialled(found.address, client) as one,
+        dialled(found.address, again) as two,
+        dialled(found.address, other) as three,
+        dialled(found.address, client, verify=False) as four,
+    ):
+        contexts = [end.transport._ssl.get_context() for end in (one, two, three, four)]  # type: ignore[attr-defined]
+        assert contexts[0] is contexts[1]
+        assert len({id(context) for context in contexts}) == 3
+        await until(lambda: len(found.accepted) == 4)
+        emails = {theirs.transport.peer.emails for theirs in found.accepted}  # type: ignore[union-attr]
+        assert emails == {("client@example.org",), ("other@example.org",)}
 
 
 # Strangers.
@@ -375,7 +396,7 @@ async def test_a_client_that_leaves_during_the_handshake_is_noted(
             ours.transport.close()
             await until(lambda: ours.lost)
         await until(lambda: found.outcomes)
-        assert "closed the connection during the TLS handshake" in str(found.failure)
+        assert "hung up without TLS handshake" in str(found.failure)
 
 
 async def test_handshakes_under_way_end_with_the_listener(
