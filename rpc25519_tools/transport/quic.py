@@ -29,6 +29,9 @@ _ROUNDS: Final = 4
 #: When nothing came for so long, the peer is asked whether it is there. Routers forget
 #: a UDP path after half a minute or more (RFC 4787 section 4.3).
 _PING_S: Final = 10.0
+#: A peer from which nothing comes for so long while we close is not waited for. TCP's
+#: kernel would go on alone; here it is we who send again what got lost.
+_LINGER_S: Final = 3.0
 #: So often is a peer that goes on sending told again that the connection is over.
 _MOST_GOODBYES: Final = 8
 #: Held bytes below this are not worth counting.
@@ -83,6 +86,8 @@ class QuicTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._heard_at = self._loop.time()
+        #: When we began to close.
+        self._linger_from: float | None = None
         self._goodbye: list[Datagram] = []
         self._goodbyes_left = _MOST_GOODBYES
         self._ids: set[bytes] = set()
@@ -192,6 +197,7 @@ class QuicTransport:
         """Send what is queued, wait until the peer has it, and close in order."""
         if not self._closing and not self._over:
             self._closing = True
+            self._linger_from = self._loop.time()
             self._pump_soon()
 
     def abort(self) -> None:
@@ -342,8 +348,10 @@ class QuicTransport:
     def _arm(self) -> None:
         at = self._engine.timer()
         if self._opened:
-            ping_at = self._heard_at + _PING_S
-            at = ping_at if at is None else min(at, ping_at)
+            own_at = self._heard_at + _PING_S
+            if self._linger_from is not None:
+                own_at = self._linger_until(self._linger_from)
+            at = own_at if at is None else min(at, own_at)
         if self._timer is not None:
             if at is not None and self._timer_at <= at:
                 return  # it looks again when it goes off
@@ -356,11 +364,17 @@ class QuicTransport:
     def _timed(self) -> None:
         self._timer = None
         now = self._loop.time()
-        if self._opened and now >= self._heard_at + _PING_S:
+        if self._linger_from is not None:
+            if now >= self._linger_until(self._linger_from):
+                self._engine.close()
+        elif self._opened and now >= self._heard_at + _PING_S:
             self._heard_at = now
             self._engine.ping()
         self._engine.handle_timer(now)
         self._after()
+
+    def _linger_until(self, since: float) -> float:
+        return max(since, self._heard_at) + _LINGER_S
 
     # The end.
 

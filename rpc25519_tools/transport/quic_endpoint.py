@@ -33,6 +33,8 @@ MakeQuic: TypeAlias = Callable[[Accept, Failed], QuicTransport]
 #: Handshakes from addresses that are not known to be true. Beyond these, a client first
 #: has to show that it can receive what is sent to its address: a round trip more.
 _MOST_UNCHECKED: Final = 32
+#: All addresses of this machine.
+_EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared, not bound
 #: Attempts to find one free port for both IPv4 and IPv6.
 _PORT_ATTEMPTS: Final = 20
 
@@ -72,11 +74,11 @@ async def dial(
         OSError: the name does not resolve, or the local address cannot be had.
     """
     family, endpoint = await _resolve(address)
-    own: Endpoint = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
-    if local is not None and local.host:
+    everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
+    own: Endpoint = (everywhere, 0 if local is None else local.port)
+    # A server of ours may have the one for IPv4 and the one for IPv6, by one number.
+    if local is not None and local.host not in _EVERYWHERE:
         _, own = await _resolve(local, family)
-    elif local is not None:
-        own = (own[0], local.port)
     port = open_port(family, own, destination_of, share=share)
     engine = QuicEngine("client", settings, peer_host=address.host or "127.0.0.1")
     made = QuicTransport(
