@@ -13,6 +13,7 @@ Source: RFC 9000, 9001, 9002; SECURITY-WIRE.md section 6.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ _MOST_WINDOW_LEN: Final = 2 * WINDOW_LEN
 #: The round trip that is assumed before one was measured (RFC 9002 section 6.2.2 has
 #: 333 ms): a lost first datagram is sent again after twice this.
 _INITIAL_RTT_S: Final = 0.1
+
+#: A silent peer is asked again at least so often; on a path with long round trips after
+#: twice as long, and twice as long again.
+_LONGEST_WAIT_S: Final = 2.0
+_DOUBLINGS: Final = 2
 
 #: So many packets are acknowledged at once, fewer soon.
 _ACK_EVERY: Final = 2
@@ -364,6 +370,17 @@ class _Connection(QuicConnection):
         """Whether the peer should be told that it may send more."""
         return self.consumed + WINDOW_LEN - self._local_max_data.value >= _WINDOW_STEP
 
+    def limit_backoff(self) -> None:
+        """Ask a silent peer again in time, however long it has been silent.
+
+        Each time that nothing comes aioquic waits twice as long; when the path works
+        again nothing moves for as long as it did not. A packet every two seconds is
+        no burden to any path.
+        """
+        loss = self._loss
+        doublings = math.log2(_LONGEST_WAIT_S / loss.get_probe_timeout())
+        loss._pto_count = min(loss._pto_count, max(_DOUBLINGS, int(doublings)))
+
     def count_received(self) -> None:
         """Count a datagram that has come."""
         self._unacked += 1
@@ -567,6 +584,7 @@ class QuicEngine:
         if at is not None and now >= at:
             self._quic._now = now
             self._quic.handle_timer(now)
+            self._quic.limit_backoff()
             self._take_events()
 
     def timer(self) -> float | None:

@@ -79,7 +79,10 @@ class PathMtu:
         self.size = max(self.size, size)
         self._lost_in_row = 0
         if any(other > self.size for other in self._all):
-            self._retry_at = now + _LAST_RETRY_S
+            if now - self._fell_back_at <= _CALM_S:
+                self._retry_later(now)  # it has been wider a moment ago
+            else:
+                self._retry_at = now + _LAST_RETRY_S
 
     def probe_lost(self, size: int, now: float) -> None:
         """Learn that a probe has got lost, or was not sent for want of room."""

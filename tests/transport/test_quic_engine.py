@@ -411,6 +411,61 @@ def test_a_client_whose_address_changes_goes_on(
     assert theirs.peer_endpoint == net.client_endpoint
 
 
+def test_every_second_packet_is_acknowledged_at_once(
+    client: LoadedIdentity, node: LoadedIdentity
+) -> None:
+    """After a loss few packets are on their way, and wait for no timer."""
+    net = engines(client, node, Path(delay_s=0.0001))
+    ours, theirs = opened(net)
+    net.run_for(1.0)
+    before = net.now
+    ours.send(memoryview(bytes(20_000)))
+    net.run_until(lambda: ours.unacked_len == 0)
+    assert net.now - before < 0.0005
+    # One alone has to wait for a moment: there may be something to send with it.
+    net.run_for(1.0)
+    before = net.now
+    ours.send(memoryview(b"one"))
+    net.run_until(lambda: ours.unacked_len == 0)
+    assert 0.001 <= net.now - before < 0.002
+
+
+def test_a_lossy_path_is_used(client: LoadedIdentity, node: LoadedIdentity) -> None:
+    net = engines(client, node, Path(loss=0.05, delay_s=0.0002, mtu=1500))
+    ours, theirs = opened(net)
+    start, data = net.now, bytes(1_000_000)
+    assert moved(net, ours, theirs, data) == data
+    assert net.now - start < 0.25  # seconds: 4 MB/s at least
+
+
+@pytest.mark.parametrize("for_s", [5.0, 15.0])
+def test_all_goes_on_soon_after_a_black_out(
+    client: LoadedIdentity, node: LoadedIdentity, for_s: float
+) -> None:
+    net = engines(client, node, Path(delay_s=0.02))
+    ours, theirs = opened(net)
+    ours.send(memoryview(bytes(500_000)))
+    net.run_for(0.1)
+    net.path.loss = 1.0
+    net.run_for(for_s)
+    net.path.loss = 0.0
+    back = net.now
+    net.run_until(lambda: sum(map(len, theirs.arrived)) == 500_000)
+    assert net.now - back < 4
+
+
+def test_a_handshake_survives_a_black_out(
+    client: LoadedIdentity, node: LoadedIdentity
+) -> None:
+    net = engines(client, node, Path(loss=1.0))
+    net.connect()
+    net.run_for(6.0)
+    net.path.loss = 0.0
+    back = net.now
+    net.run_until(lambda: len(net.ends) == 2 and all(end.is_open for end in net.ends))
+    assert net.now - back < 3
+
+
 # Ends.
 
 
