@@ -7,6 +7,7 @@ sees one line, ``prog: what is wrong``, and the shell sees a code from `EXIT_COD
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from rpc25519_tools import errors
 from rpc25519_tools.identity.printable import printable
 
 DEBUG_VARIABLE = "RPC25519_DEBUG"
+#: A word, such as a name or address that somebody typed or a path, that would bury what
+#: is said about it. Most file systems have no longer names.
+_LONG_WORD = re.compile(r"\S{256,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ EXIT_CODES: tuple[ExitCode, ...] = (
         code=2,
         name="usage",
         meaning="a wrong option, argument or setting; nothing was tried",
-        exceptions=(errors.ConfigError, click.UsageError),
+        exceptions=(errors.ConfigError, errors.KeyNameError, click.UsageError),
     ),
     ExitCode(
         code=141,
@@ -129,7 +133,17 @@ def error_line(exc: BaseException) -> str:
         text = str(exc)
     if row.name == "internal":
         text = f"internal error: {type(exc).__name__}: {text}"
-    return printable(text.strip() or type(exc).__name__)
+    return one_line(text.strip() or type(exc).__name__)
+
+
+def one_line(text: str) -> str:
+    """Make what an error says safe to print, and long words in it short."""
+    return _LONG_WORD.sub(_shortened, printable(text))
+
+
+def _shortened(word: re.Match[str]) -> str:
+    """Leave out the middle of a word; the ends of a path say the most."""
+    return f"{word[0][:160]}...{word[0][-80:]}"
 
 
 def _os_error_text(exc: OSError) -> str:

@@ -10,6 +10,7 @@ from ._gostyle import GoStyleCommand
 from ._identity import open_identity
 from ._known import check_known_keys, known_keys_options
 from ._options import (
+    NamedPath,
     identity_options,
     transport_options,
     verbosity_options,
@@ -64,7 +65,7 @@ class _Job:
     "-o",
     "--out",
     "out",
-    type=click.Path(allow_dash=True, readable=False),
+    type=NamedPath(allow_dash=True, readable=False),
     metavar="OUT",
     help="Where a download or echo goes: a file, a directory, or - for standard "
     "output. Default: the file's own name in the current directory.",
@@ -156,6 +157,8 @@ def cli(
 
         talk = Talk(prog="cli", quiet=quiet)
         _check_combination(download, sendfile, echofile, out, to, passphrase_file)
+        moves_file = (download, sendfile, echofile) != (None, None, None)
+        _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
         codec_from_name(press)
         if to is not None:
             split_remote_name(to)
@@ -216,6 +219,8 @@ def _check_combination(
         raise click.UsageError("-o goes with -download or -echofile")
     if to is not None and sendfile is None:
         raise click.UsageError("--to goes with -sendfile")
+    if to == "":
+        raise click.UsageError("the name of --to is empty")
     if sendfile == STREAM and to is None:
         raise click.UsageError("standard input has no name: give one with --to")
     if echofile == STREAM and out is None:
@@ -223,6 +228,16 @@ def _check_combination(
     if passphrase_file == STREAM and STREAM in (sendfile, echofile):
         raise click.UsageError(
             "standard input cannot be both the file and the pass phrase"
+        )
+
+
+def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None:
+    """Refuse what only echo calls, or only files, go by."""
+    if moves_file and calls != 1:
+        raise click.UsageError("-n is for echo calls; one file is moved at a time")
+    if no_clobber and not moves_file:
+        raise click.UsageError(
+            "--no-clobber goes with -download, -sendfile or -echofile"
         )
 
 

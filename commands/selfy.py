@@ -17,7 +17,7 @@ from ._authority import (
     opening_authority,
     saying,
 )
-from ._errors import reporting_errors
+from ._errors import one_line, reporting_errors
 from ._gostyle import GoStyleGroup
 from ._options import version_option
 from ._output import Talk, printable
@@ -150,15 +150,27 @@ def selfy(
         _refuse_options(ctx, ctx.invoked_subcommand)
         return
     talk = Talk(prog="selfy", quiet=quiet)
-    makes = ca or key is not None or gensym is not None
-    _check_combination(
-        makes=makes,
-        actions=(makes, view is not None, verify is not None),
-        only_with_key={"-e": email is not None, "--san": bool(san)},
-        key=key,
-        as_json=as_json,
-        view=view,
-        days_unused=days is not None and not ca and key is None,
+    makes_keys = ca or key is not None
+    makes = makes_keys or gensym is not None
+    _check_actions(makes=makes, views=view is not None, verifies=verify is not None)
+    _check_needs(
+        (email is not None, "-e", key is not None, "-k NAME"),
+        (bool(san), "--san", key is not None, "-k NAME"),
+        (days is not None, "--days", makes_keys, "-k NAME or -ca"),
+        (
+            ca_passphrase_file is not None,
+            "--ca-passphrase-file",
+            makes_keys,
+            "-k NAME or -ca",
+        ),
+        (
+            passphrase_file is not None,
+            "--passphrase-file",
+            makes_keys or view is not None,
+            "-k NAME, -ca or -v PATH",
+        ),
+        (force, "--force", makes, "-k NAME, -ca or -gensym NAME"),
+        (as_json, "--json", view is not None, "-v PATH"),
     )
     with reporting_errors("selfy"):
         if verify is not None:
@@ -198,31 +210,27 @@ def _refuse_options(ctx: click.Context, word: str) -> None:
             raise click.UsageError(f"{param.opts[0]} goes behind {word!r}.")
 
 
-def _check_combination(
-    *,
-    makes: bool,
-    actions: tuple[bool, ...],
-    only_with_key: dict[str, bool],
-    key: str | None,
-    as_json: bool,
-    view: Path | None,
-    days_unused: bool,
-) -> None:
-    """Refuse options that mean nothing together."""
-    if not any(actions):
+def _check_actions(*, makes: bool, views: bool, verifies: bool) -> None:
+    """Refuse to do nothing, and what cannot be done together."""
+    if not (makes or views or verifies):
         raise click.UsageError(
             "Nothing to do: give -k NAME, -ca, -gensym NAME, -v PATH, -verify PATH, "
             "renew or status."
         )
-    if actions[2] and (makes or view is not None):
+    if verifies and (makes or views):
         raise click.UsageError("-verify stands alone.")
-    for option, given in only_with_key.items():
-        if given and key is None:
-            raise click.UsageError(f"{option} needs -k NAME.")
-    if days_unused:
-        raise click.UsageError("--days needs -k NAME or -ca.")
-    if as_json and view is None:
-        raise click.UsageError("--json needs -v PATH.")
+
+
+def _check_needs(*rows: tuple[bool, str, bool, str]) -> None:
+    """Refuse options that mean nothing without another one.
+
+    Args:
+        rows: whether the option is given, its name, whether one that it needs is
+            given too, and the names of those.
+    """
+    for is_given, option, is_met, needed in rows:
+        if is_given and not is_met:
+            raise click.UsageError(f"{option} needs {needed}.")
 
 
 def _default_email(key: str) -> str:
@@ -347,7 +355,7 @@ def _verify(path: Path, private_dir: Path, out_dir: Path, talk: Talk) -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    click.echo(printable(f"selfy: {text}"), err=True)
+    click.echo(f"selfy: {one_line(text)}", err=True)
     raise SystemExit(1)
 
 

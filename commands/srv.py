@@ -161,6 +161,8 @@ def srv(
         from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="srv", quiet=quiet)
+        if no_clobber and readfile is None:
+            raise click.UsageError("--no-clobber goes with -readfile")
         codec_from_name(press)
         config = Config(
             address=parse_address(address, default_port=None),

@@ -179,3 +179,7 @@ class LocalFileError(Rpc25519Error):
 
 class UnsafePathError(LocalFileError):
     """A name would leave its directory, or is not a plain file name."""
+
+
+class KeyNameError(UnsafePathError):
+    """The name of a key or secret is no plain file name, or is reserved."""

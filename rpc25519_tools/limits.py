@@ -130,7 +130,9 @@ class Limits:
         max_header_len: bytes of a header: its texts, and 64 for each entry of its
             args, so that the number of entries is bounded too. The wire allows 256 KiB.
         max_calls: calls and streams that one connection may have running; one more is
-            answered with an error.
+            answered with an error. From Python 3.12 on a handler that waits for nothing
+            has ended before the next call is looked at and never counts; on 3.11 calls
+            that arrive in one piece all count, and some of more than 1,024 are refused.
         max_connection_memory_len: bytes that the calls of one connection may hold, in
             what they were called with, in parts that nobody has read yet, and in what
             waits to be sent. Beyond, it is not read from. 32 MiB are half of the

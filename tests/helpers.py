@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -149,6 +149,7 @@ class SrvProcess:
         cwd: where it runs.
         env: added to our own environment.
         ready_timeout_s: how long it may take to listen.
+        program: what runs instead of ``srv``, with the same arguments.
 
     Attributes:
         address: where it listens, ``127.0.0.1:PORT``.
@@ -166,7 +167,9 @@ class SrvProcess:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         ready_timeout_s: float = 20.0,
+        program: Sequence[str] = (),
     ) -> None:
+        self._program = list(program) or [program_path("srv")]
         self._args = [os.fspath(arg) for arg in args]
         if "-s" not in self._args:
             self._args += ["-s", "127.0.0.1:0"]
@@ -183,7 +186,7 @@ class SrvProcess:
             self.stdout_path = Path(folder) / "stdout"
             self.stderr_path = Path(folder) / "stderr"
             self.process = subprocess.Popen(
-                [program_path("srv"), *self._args],
+                [*self._program, *self._args],
                 cwd=self._cwd,
                 env=_environment(self._env),
                 stdin=subprocess.DEVNULL,

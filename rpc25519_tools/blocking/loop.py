@@ -35,6 +35,7 @@ from rpc25519_tools.rpc import driver, handlers
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import is_in_handler
 from rpc25519_tools.rpc.server import Server
+from rpc25519_tools.transport.udp_port import leave_ports_to_parent
 
 T = TypeVar("T")
 Coro: TypeAlias = Coroutine[Any, Any, T]
@@ -80,25 +81,20 @@ class Loop(asyncio.SelectorEventLoop):
             self.run_until_complete(asyncio.wait(rest, timeout=_END_TIMEOUT_S / 4))
         self.close()
 
-    # Every socket passes through one of these as soon as there is one. For those of
-    # servers asyncio has no public place before their transports.
+    # Every socket that gets a transport passes through one of these before that. Those
+    # of servers that have none yet the servers know.
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Connect, for ``create_connection``."""
         self._sockets.add(sock)
         await super().sock_connect(sock, address)
 
-    def _start_serving(
-        self, factory: Any, sock: socket.socket, *args: Any, **kwargs: Any
-    ) -> None:
-        self._sockets.add(sock)
-        super()._start_serving(factory, sock, *args, **kwargs)  # type: ignore[misc]
-
-    def _accept_connection2(
-        self, factory: Any, conn: socket.socket, *args: Any, **kwargs: Any
+    async def connect_accepted_socket(
+        self, protocol_factory: Any, sock: socket.socket, **kwargs: Any
     ) -> Any:
-        self._sockets.add(conn)
-        return super()._accept_connection2(factory, conn, *args, **kwargs)  # type: ignore[misc]
+        """Make the transport of a connection that a server has accepted."""
+        self._sockets.add(sock)
+        return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
 
     def leave_to_parent(self) -> None:
         """Close our copies of the parent's sockets; called in a child.
@@ -110,6 +106,9 @@ class Loop(asyncio.SelectorEventLoop):
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, self._poll.fileno(), inheritable=False)
             os.close(null)
+        for server in self.servers:
+            server.leave_to_parent()
+        leave_ports_to_parent(self)
         for sock in list(self._sockets):
             with contextlib.suppress(OSError):
                 sock.close()

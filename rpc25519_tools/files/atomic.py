@@ -41,7 +41,7 @@ from rpc25519_tools.files.jail import (
 )
 from rpc25519_tools.files.partial import CREATE_FLAGS, acquire_partial, names_inode
 from rpc25519_tools.files.sink import FdSink, PlainSink, Sink
-from rpc25519_tools.identity.store import copy_ownership
+from rpc25519_tools.identity.outputs import copy_ownership
 
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}

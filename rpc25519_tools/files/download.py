@@ -11,7 +11,7 @@ from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
 from rpc25519_tools.files.descriptors import PER_DOWNLOAD, OpenFiles, open_files
-from rpc25519_tools.files.jail import Root, access_target
+from rpc25519_tools.files.jail import Root, access_target, display_name
 from rpc25519_tools.files.parts import (
     ARG_DOWNLOAD_LEN,
     ARG_DOWNLOAD_NAME,
@@ -146,7 +146,8 @@ def default_local_name(remote_path: str) -> str:
     name = os.path.basename(remote_path)
     if name in ("", ".", "..") or "\0" in name:
         raise UnsafePathError(
-            f"{remote_path!r} does not end with a file name (choose one with -o)"
+            f"{display_name(remote_path)} does not end with a file name (choose one "
+            "with -o)"
         )
     return name
 

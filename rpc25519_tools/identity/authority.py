@@ -132,6 +132,15 @@ def end_of_life(now: datetime, days: int) -> datetime:
         raise ConfigError(f"a life of {days} days ends after the year 9999") from exc
 
 
+def is_notably_shorter(end: datetime, wanted: datetime) -> bool:
+    """Tell whether a life ends so much before the wanted time that people should know.
+
+    Seconds do not count: an authority with the standard life, made just before its
+    certificates, ends just before them.
+    """
+    return wanted - end >= timedelta(days=1)
+
+
 def mint_authority(
     key: Ed25519PrivateKey,
     *,

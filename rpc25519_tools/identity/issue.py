@@ -4,7 +4,7 @@ One call does everything that was asked for, in an order that leaves nothing hal
 done: first everything that can be refused (names, existing files, a directory that
 cannot be written, a wrong pass phrase, an expired authority) is checked, then keys
 are made and protected in memory, which takes seconds, and only then are all files
-written, all or none (`store.write_outputs`).
+written, all or none (`outputs.write_outputs`).
 """
 
 import os
@@ -17,12 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from rpc25519_tools.errors import KeyFileError, PeerNotTrustedError, UnsafePathError
+from rpc25519_tools.errors import KeyFileError, KeyNameError, PeerNotTrustedError
 from rpc25519_tools.identity.authority import (
     DEFAULT_DAYS,
     check_email,
     end_of_life,
     generate_key,
+    is_notably_shorter,
     mint_authority,
     mint_certificate,
     random_serial_number,
@@ -30,17 +31,15 @@ from rpc25519_tools.identity.authority import (
 )
 from rpc25519_tools.identity.certificate import check_dates, check_may_issue
 from rpc25519_tools.identity.keyfile import KdfParameters, encode_private_key
+from rpc25519_tools.identity.outputs import Output, check_outputs, write_outputs
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.identity.store import (
     CA_NAME,
-    Output,
     check_key_matches,
     check_name,
-    check_outputs,
     load_certificate,
     load_private_key,
     loose_permissions,
-    write_outputs,
 )
 
 SYMMETRIC_KEY_LEN = 32
@@ -126,7 +125,7 @@ def issue(
         kdf: the cost of protecting keys; None means the reference's.
 
     Raises:
-        UnsafePathError: a name is not a plain file name.
+        KeyNameError: a name is not a plain file name.
         LocalFileError: a file exists and may not be replaced, or cannot be written.
         KeyFileError: the existing authority is unusable, or a pass phrase is wrong.
         ConfigError: e-mail or life are out of range.
@@ -233,7 +232,7 @@ class _Issuer:
             planned += self._authority_files(b"", b"")
         if order.name is not None:
             if check_name(order.name) == CA_NAME:
-                raise UnsafePathError(f"the name {CA_NAME!r} is the authority's own")
+                raise KeyNameError(f"the name {CA_NAME!r} is the authority's own")
             check_email(order.email)
             end_of_life(self._now, self._leaf_days())
             planned += self._leaf_files(order.name, b"", b"")
@@ -241,7 +240,7 @@ class _Issuer:
             check_name(order.symmetric_name)
             path = order.private_dir / order.symmetric_name
             if path in {self._ca_key_path, self._ca_path}:
-                raise UnsafePathError(f"{path.name} is the authority's own file")
+                raise KeyNameError(f"{path.name} is the authority's own file")
             planned.append(self._output(path, b""))
         check_outputs(planned)
 
@@ -304,16 +303,14 @@ class _Issuer:
 
     def _leaf_end(self, ca: x509.Certificate) -> datetime:
         """Return the end of the leaf's life, which is never after its authority's."""
-        end = end_of_life(self._now, self._leaf_days())
-        authority_end = ca.not_valid_after_utc
-        if end <= authority_end:
-            return end
-        if self._order.days is not None:
+        wanted = end_of_life(self._now, self._leaf_days())
+        end = min(wanted, ca.not_valid_after_utc)
+        if self._order.days is not None and is_notably_shorter(end, wanted):
             self._warnings.append(
-                f"the certificate ends with its authority on {authority_end:%Y-%m-%d}"
+                f"the certificate ends with its authority on {end:%Y-%m-%d}"
                 f", before its {self._order.days} days are over"
             )
-        return authority_end
+        return end
 
     def _ca_copy(self, ca: x509.Certificate) -> list[Output]:
         """Plan the copy of ``ca.crt`` beside the key, unless it is there."""

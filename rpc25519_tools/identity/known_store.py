@@ -1,7 +1,7 @@
 """Keeps a list of known keys, and the denied ones beside it, on disk.
 
-Reading looks at the files each time (a stat each) and reads what has changed, so that
-whatever an operator or a Go program does takes effect at once.
+Reading looks at the files each time (`list_file`: a stat each) and reads what has
+changed, so that whatever an operator or a Go program does takes effect at once.
 
 Writing is atomic and under a lock, so that no line is lost, whoever writes: each writer
 takes an advisory lock on ``NAME.lock`` (the file stays), reads anew, and puts a whole
@@ -25,14 +25,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from rpc25519_tools.errors import KeyFileError, LocalFileError, PeerNotTrustedError
 from rpc25519_tools.identity.known_peers import (
     DENIED_SUFFIX,
-    MAX_LIST_BYTES,
     NO_KEYS,
     KeyList,
     Knowledge,
@@ -44,113 +43,13 @@ from rpc25519_tools.identity.known_peers import (
     parse_list,
     removed,
 )
+from rpc25519_tools.identity.list_file import WRITE_BITS, ListFile, open_at_once
+from rpc25519_tools.identity.outputs import Output, reason_of, write_outputs
 from rpc25519_tools.identity.printable import printable
-from rpc25519_tools.identity.store import Output, reason_of, write_outputs
 
-_WRITE_BITS: Final = 0o222
-#: The times of files have the resolution of the kernel's clock, or of the file system
-#: (2 s on FAT). A file changed this recently may change again with no sign of it.
-_UNSETTLED_NS: Final = 2_000_000_000
 #: How long another program may hold the lock; it takes a few milliseconds.
 _LOCK_TIMEOUT_S: Final = 10.0
 _LOCK_POLL_S: Final = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class _Stamp:
-    """What tells one state of a file from another."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    mode: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> "_Stamp":
-        return cls(
-            found.st_dev,
-            found.st_ino,
-            found.st_size,
-            found.st_mtime_ns,
-            found.st_ctime_ns,
-            found.st_mode,
-        )
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting: a FIFO in the file's place must not hang the program."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
-class _ListFile:
-    """One file, read when it has changed; it may be missing."""
-
-    def __init__(self, path: str, shown: str, *, strict: bool) -> None:
-        self.path = path
-        self.shown = shown
-        self._strict = strict
-        self._stamp: _Stamp | None = None
-        self._settled = False
-        self._content: bytes | None = None
-        self._keys: KeyList | None = None
-        self._error = ""
-
-    def has_changed(self) -> bool:
-        """Whether reading might bring something new."""
-        try:
-            stamp = self._look()
-        except KeyFileError:
-            return not self._error
-        return stamp != self._stamp or not self._settled
-
-    def read(self) -> tuple[KeyList | None, bool]:
-        """Return the list, None if it is missing, and whether it is read-only.
-
-        The same object is returned as long as the content is the same.
-        """
-        if self.has_changed():
-            try:
-                self._read()
-                self._error = ""
-            except KeyFileError as exc:
-                self._error = str(exc)
-        if self._error:
-            raise KeyFileError(self._error)
-        locked = self._stamp is not None and not self._stamp.mode & _WRITE_BITS
-        return self._keys, locked
-
-    def _look(self) -> _Stamp | None:
-        try:
-            return _Stamp.of(os.stat(self.path))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as exc:
-            raise KeyFileError(f"cannot read {self.shown}: {reason_of(exc)}") from exc
-
-    def _read(self) -> None:
-        self._settled = False
-        try:
-            with open(self.path, "rb", opener=_open_at_once) as file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode):
-                    raise KeyFileError(f"{self.shown} is not a regular file")
-                content = file.read(MAX_LIST_BYTES + 1)
-        except FileNotFoundError:
-            self._stamp, self._content, self._keys = None, None, None
-            self._settled = True
-            return
-        except (OSError, ValueError) as exc:
-            raise KeyFileError(f"cannot read {self.shown}: {reason_of(exc)}") from exc
-        self._stamp = _Stamp.of(found)
-        age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
-        self._settled = age_ns > _UNSETTLED_NS
-        if content == self._content and not self._error:
-            return
-        self._content = None
-        self._keys = parse_list(content, self.shown, strict=self._strict)
-        self._content = content
 
 
 class KnownStore:
@@ -168,8 +67,8 @@ class KnownStore:
         self.shown = printable(path)
         # The working directory may change while a server runs.
         absolute = os.path.abspath(path)
-        self._known = _ListFile(absolute, self.shown, strict=False)
-        self._denied = _ListFile(
+        self._known = ListFile(absolute, self.shown, strict=False)
+        self._denied = ListFile(
             absolute + DENIED_SUFFIX, self.shown + DENIED_SUFFIX, strict=True
         )
         self._reading = threading.Lock()
@@ -344,7 +243,7 @@ class KnownStore:
                 raise LocalFileError(
                     f"{self.shown} has no keys; locked like that nobody could be let in"
                 )
-            self._change_mode(lambda mode: mode & ~_WRITE_BITS)
+            self._change_mode(lambda mode: mode & ~WRITE_BITS)
 
     def unlock(self) -> None:
         """Record unknown keys from now on (trust on first use); make a missing list.
@@ -368,7 +267,7 @@ class KnownStore:
                 f"cannot change the mode of {self.shown}: {reason_of(exc)}"
             ) from exc
 
-    def _write(self, file: _ListFile, content: bytes) -> None:
+    def _write(self, file: ListFile, content: bytes) -> None:
         """Put a whole new file in place; a link stays, what it points to is replaced.
 
         A new list of denied keys gets the mode and owner of the first list: whoever
@@ -381,7 +280,7 @@ class KnownStore:
             with contextlib.suppress(OSError):
                 like = os.stat(self._known.path)
             with contextlib.suppress(OSError):
-                old = opened.enter_context(open(target, "rb", opener=_open_at_once))
+                old = opened.enter_context(open(target, "rb", opener=open_at_once))
                 like = os.fstat(old.fileno())
             write_outputs(
                 [Output(path=target, content=content, replace=True, like=like)]

@@ -20,12 +20,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rpc25519_tools.errors import ConfigError, KeyFileError, PeerNotTrustedError
 from rpc25519_tools.identity.authority import (
     check_email,
+    is_notably_shorter,
     random_serial_number,
     tunnel_warning,
 )
 from rpc25519_tools.identity.certificate import MAX_CERTIFICATE_BYTES, raw_public_key
 from rpc25519_tools.identity.issue import Passphrase, load_authority
 from rpc25519_tools.identity.keyfile import MAX_KEY_FILE_BYTES, describe_key_file
+from rpc25519_tools.identity.outputs import Output, check_outputs, write_outputs
 from rpc25519_tools.identity.printable import printable
 from rpc25519_tools.identity.reissue import (
     check_renewable,
@@ -36,14 +38,11 @@ from rpc25519_tools.identity.reissue import (
 )
 from rpc25519_tools.identity.store import (
     CA_NAME,
-    Output,
     check_name,
-    check_outputs,
     load_authorities,
     load_certificate,
     loose_permissions,
     read_bounded,
-    write_outputs,
 )
 
 
@@ -102,7 +101,7 @@ def renew(
         random_bytes: a cryptographic source, such as `os.urandom`.
 
     Raises:
-        UnsafePathError: a name is not a plain file name.
+        KeyNameError: a name is not a plain file name.
         LocalFileError: a file cannot be written.
         KeyFileError: there is no such certificate, it is another authority's, its key
             or the authority is unusable, or a pass phrase is wrong.
@@ -236,14 +235,14 @@ class _Renewer:
         ca: x509.Certificate,
         key: Ed25519PrivateKey,
     ) -> x509.Certificate:
-        end, authority_end = self._end(old), ca.not_valid_after_utc
-        if authority_end < end:
-            end = authority_end
-            if self._renewal.days is not None or end <= old.not_valid_after_utc:
-                self._warnings.append(
-                    f"{printable(name)} ends with its authority on {end:%Y-%m-%d}; "
-                    "--ca renews that"
-                )
+        wanted = self._end(old)
+        end = min(wanted, ca.not_valid_after_utc)
+        told = self._renewal.days is not None or end <= old.not_valid_after_utc
+        if told and is_notably_shorter(end, wanted):
+            self._warnings.append(
+                f"{printable(name)} ends with its authority on {end:%Y-%m-%d}; "
+                "--ca renews that"
+            )
         path = self._path(name)
         with _naming(path):
             certificate = renew_certificate(

@@ -26,6 +26,9 @@ from rpc25519_tools.wire.message import CallType
 #: passed: those of Go's contexts.
 CANCELLED: Final = "context canceled"
 EXPIRED: Final = "context deadline exceeded"
+#: What a Go server says when the time of an upload is over, or of a stream that its
+#: handler was sending: either of the two.
+ENDED: Final = "context cancelled"
 
 #: Why a stream takes no more parts although nobody has ended it.
 PART_MISSING: Final = "an earlier part of this stream could not be sent"

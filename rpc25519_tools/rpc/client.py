@@ -539,7 +539,9 @@ class Client:
 
     def _finish(self, call_id: str, message: Message) -> None:
         if message.error:
-            self._fail(call_id, error_of(message.error, message))
+            error = error_of(message.error, message)
+            # The handler's parts came first, and count, as they do before a success.
+            self._fail(call_id, error, after_parts=True)
             return
         pending = self._pending.pop(call_id)
         if pending.limit_s is not None:
@@ -549,12 +551,14 @@ class Client:
         if not pending.reply.done():
             pending.reply.set_result(message)
 
-    def _fail(self, call_id: str, error: Exception) -> None:
+    def _fail(
+        self, call_id: str, error: Exception, *, after_parts: bool = False
+    ) -> None:
         pending = self._pending.pop(call_id)
         if pending.limit_s is not None:
             self._deadlines.discard(call_id)
         if pending.incoming is not None:
-            pending.incoming.end(error)
+            pending.incoming.end(error, after_parts=after_parts)
         if not pending.reply.done():
             pending.reply.set_exception(error)
 

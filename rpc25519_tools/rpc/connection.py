@@ -7,11 +7,8 @@ goes on; a peer that breaks the protocol loses its connection.
 
 import asyncio
 import logging
-import sys
-import threading
-from collections.abc import Awaitable, Coroutine, Mapping
-from contextvars import Context, copy_context
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping
+from contextvars import copy_context
 from typing import Any, Final, Protocol
 
 from rpc25519_tools.config import Config
@@ -23,7 +20,6 @@ from rpc25519_tools.errors import (
     HandlerError,
     IncompleteTransferError,
     LocalProtocolError,
-    Rpc25519Error,
     SecurityError,
 )
 from rpc25519_tools.identity.access import AccessPolicy
@@ -37,12 +33,20 @@ from rpc25519_tools.rpc.context import (
 )
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
+from rpc25519_tools.rpc.failures import (
+    SHUTTING_DOWN,
+    described,
+    failure,
+    is_for_us,
+    why_stopped,
+)
 from rpc25519_tools.rpc.handlers import Reply, as_reply, words_of
 from rpc25519_tools.rpc.held import UNREAD_LIMIT_S, HeldWatch
 from rpc25519_tools.rpc.liveness import KEEP_ALIVE, Liveness
 from rpc25519_tools.rpc.memory import MemoryBudget
 from rpc25519_tools.rpc.pace import Pace
 from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.running import RunningCall, begin_task
 from rpc25519_tools.rpc.server_core import OpenCall, ServerCore
 from rpc25519_tools.rpc.streams import (
     IncomingStream,
@@ -62,12 +66,7 @@ _log = logging.getLogger(__name__)
 _CLEANUP_TIMEOUT_S: Final = 2.0
 #: What a running call takes beside the message that began it.
 _CALL_COST: Final = 2048
-#: Characters of an error's text that travel.
-_ERROR_LEN: Final = 2000
-#: What callers and handlers are told of a server that stops.
-SHUTTING_DOWN: Final = "the server is shutting down"
 _UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
-_CANCELLED_ITSELF: Final = "the handler was cancelled"
 
 
 class Owner(Protocol):
@@ -108,43 +107,6 @@ class Owner(Protocol):
         """Drop a connection that is over."""
 
 
-@dataclass(slots=True)
-class _Running:
-    """A call that is running: its task and, for streams, what comes in.
-
-    A task that is cancelled before it has begun runs nothing at all, not even what
-    answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
-    and only its answer is on the way. ``cost`` is what the message that began it takes,
-    in bytes. ``sending`` counts the parts that are about to be sent, and ``turn`` is
-    taken by those who wait until they may make some.
-    """
-
-    incoming: IncomingStream | None
-    cancellation: Cancellation
-    until_s: float | None
-    cost: int
-    task: asyncio.Task[Any] | None = None
-    begun: bool = False
-    answering: bool = False
-    sending: int = 0
-    turn: Turn | None = None
-
-    @property
-    def its_task(self) -> asyncio.Task[Any]:
-        """The task, which is known before anything of the call runs."""
-        assert self.task is not None
-        return self.task
-
-    @property
-    def waits_for_client(self) -> bool:
-        """Whether the handler waits for the client to send a part, or to take one."""
-        return (
-            self.sending > 0
-            or (self.incoming is not None and self.incoming.is_waited_for)
-            or (self.turn is not None and self.turn.is_waiting)
-        )
-
-
 class Connection:
     """One client's connection.
 
@@ -157,7 +119,7 @@ class Connection:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
-        self._running: dict[OpenCall, _Running] = {}
+        self._running: dict[OpenCall, RunningCall] = {}
         self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
         self._held_len = 0
         self._holding = False
@@ -342,18 +304,20 @@ class Connection:
             call.expired = left_s <= 0
             self._deadlines.add(call, until_s)
         cost = len(opening.payload) + header_size + _CALL_COST
-        running = _Running(incoming, Cancellation(), until_s, cost)
+        running = RunningCall(incoming, Cancellation(), until_s, cost)
         self._running[call] = running
         self._change_held(cost)
         # In a context of its own: reading may go on in that of some handler.
         run = self._run(call, opening, running)
         try:
-            running.task = _begin(run, self._loop, self._context.copy())
+            running.task = begin_task(run, self._loop, self._context.copy())
         except KeyboardInterrupt as exc:
             # Not from here: uvloop would take it for a fault of the connection.
             self._loop.call_soon(_raise, exc)
 
-    async def _run(self, call: OpenCall, opening: Message, running: _Running) -> None:
+    async def _run(
+        self, call: OpenCall, opening: Message, running: RunningCall
+    ) -> None:
         """Run the handler of one call and send what it returns."""
         running.begun = True
         # Where it begins at once, nobody else has been told of it yet.
@@ -367,7 +331,7 @@ class Connection:
                 reason = self._why_failed(call, exc, running.task)
                 if reason is None:
                     raise
-                reply = _failure(opening, call.kind, reason)
+                reply = failure(opening, call.kind, reason)
             if incoming is not None:
                 incoming.discard()
             running.answering = True
@@ -398,7 +362,7 @@ class Connection:
             self.driver.release_reading()
 
     def _handle(
-        self, call: OpenCall, opening: Message, running: _Running
+        self, call: OpenCall, opening: Message, running: RunningCall
     ) -> Awaitable[object]:
         """Return what runs the handler, to be awaited.
 
@@ -433,7 +397,7 @@ class Connection:
                 return registry.calls[name](context)
             case CallKind.NET_RPC:
                 return methods.answer(
-                    registry.methods, context, lambda exc: self._describe(call, exc)
+                    registry.methods, context, lambda exc: self._described(call, exc)
                 )
             case CallKind.ONE_WAY:
                 return registry.one_ways[name](context)
@@ -454,31 +418,16 @@ class Connection:
         if isinstance(exc, asyncio.CancelledError):
             if self.driver.is_closed:
                 return None
-            return self._why_stopped(call, stopping=self._owner.stopping)
+            return why_stopped(call, stopping=self._owner.stopping)
         # Any fault of a handler ends here.
-        if isinstance(exc, Exception) or not _is_for_us(exc, task):
-            return self._describe(call, exc)
+        if isinstance(exc, Exception) or not is_for_us(exc, task):
+            return self._described(call, exc)
         return None
 
-    @staticmethod
-    def _why_stopped(call: OpenCall, *, stopping: bool) -> str:
-        if call.expired:
-            return EXPIRED
-        if call.cancelled:
-            return CANCELLED
-        return SHUTTING_DOWN if stopping else _CANCELLED_ITSELF
-
-    def _describe(self, call: OpenCall, exc: BaseException) -> str:
-        """Return what a caller learns of an error; log what nobody foresaw."""
-        name, kind, words = call.request.service_name, type(exc).__name__, words_of(exc)
-        if isinstance(exc, Rpc25519Error):
-            if not isinstance(exc, DeadlineError | HandlerError | CallCancelledError):
-                _log.debug("handler of %r: %s", name, words)
-            return words[:_ERROR_LEN] or kind
-        _log.error("handler of %r failed", name, exc_info=exc)
-        if not self._owner.reveals_errors:
-            return f"internal error of the handler: {kind}"
-        return f"{kind}: {words}"[:_ERROR_LEN]
+    def _described(self, call: OpenCall, exc: BaseException) -> str:
+        return described(
+            exc, call.request.service_name, reveals=self._owner.reveals_errors
+        )
 
     def _require_allowed(self, context: CallContext, name: str) -> None:
         """Refuse a call that its client may not make."""
@@ -559,7 +508,7 @@ class Connection:
                 name = call.request.service_name
                 _log.error("the answer of %r cannot be sent", name, exc_info=exc)
                 text = f"the answer cannot be sent: {type(exc).__name__}"
-            message = self._reply_message(call, _failure(opening, call.kind, text))
+            message = self._reply_message(call, failure(opening, call.kind, text))
             if message is not None:
                 await self._send(message)
 
@@ -575,44 +524,5 @@ class Connection:
         )
 
 
-def _begin(
-    run: Coroutine[Any, Any, None],
-    loop: asyncio.AbstractEventLoop,
-    context: Context,
-) -> asyncio.Task[None]:
-    """Start a task: at once where asyncio can, else in the loop's next turn.
-
-    An answer that waits for nothing is then on its way before anything else is looked
-    at. The loop's own create_task would cost as much again as the task.
-    """
-    if sys.version_info >= (3, 12):
-        return asyncio.Task(run, loop=loop, context=context, eager_start=True)
-    else:  # noqa: RET505  # or mypy finds it unreachable
-        return asyncio.Task(run, loop=loop, context=context)
-
-
 def _raise(error: BaseException) -> None:
     raise error
-
-
-def _is_for_us(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Tell whether what came out of a handler is meant to end more than its call.
-
-    That is so for Ctrl-C, which arrives in the main thread wherever that happens to be,
-    and for a coroutine that is thrown away unfinished, which may not await any more.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return threading.current_thread() is threading.main_thread()
-    if isinstance(error, GeneratorExit) and task is not None:
-        try:
-            return asyncio.current_task() is not task
-        except RuntimeError:  # no event loop is running
-            return True
-    return False
-
-
-def _failure(opening: Message, kind: CallKind, error: str) -> Reply:
-    """Return the answer to a call that failed, in the form of its kind."""
-    if kind is CallKind.NET_RPC:
-        return methods.failed(opening.payload, error)
-    return Reply(error=error)

@@ -137,7 +137,7 @@ async def answer(
             argument = records.decode(method.argument_type, request.argument)
             value = await method(context, argument)
             if method.result_type is not _NOTHING:
-                result = records.encode(value, method.result_type)
+                result = records.encode(value, method.result_type, struct_names=True)
         except DecodeError as exc:
             error = str(exc)
         except Exception as exc:  # noqa: BLE001  # any fault of a method ends here

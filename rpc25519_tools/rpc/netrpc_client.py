@@ -14,7 +14,7 @@ from rpc25519_tools.errors import (
     RemoteCallError,
     RemoteProtocolError,
 )
-from rpc25519_tools.rpc.calls import EXPIRED, CallKind
+from rpc25519_tools.rpc.calls import ENDED, EXPIRED, CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.wire import records
 from rpc25519_tools.wire.greenpack import Buffer
@@ -34,8 +34,9 @@ MAX_ERROR_LEN: Final = 2000
 
 def error_of(text: str, reply: Message) -> Exception:
     """Return the exception for an error text of the server's, and what came with it."""
-    if text == EXPIRED:
-        # Both sides watch the clock, and either may be the first to see it run out.
+    if text == EXPIRED or (text == ENDED and reply.header.deadline_ns is not None):
+        # Both sides watch the clock, and either may be the first to see it run out. A
+        # call that we had cancelled would not wait for its reply any more.
         return DeadlineError("the deadline passed at the server")
     return RemoteCallError(
         text[:MAX_ERROR_LEN],
@@ -105,9 +106,7 @@ class NetRpc:
             raise LocalProtocolError(
                 f"the name of a method must be text, not {service_method!r:.40}"
             )
-        packed = records.encode(
-            argument, type(argument) if argument_type is None else argument_type
-        )
+        packed = records.encode(argument, argument_type, struct_names=True)
         limit_s = self._caller.call_timeout_s if timeout_s is None else timeout_s
         async with self._turn:
             seq = self._caller.core.take_seqno()

@@ -18,8 +18,9 @@ from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
 from rpc25519_tools.limits import format_size
-from rpc25519_tools.rpc.connection import SHUTTING_DOWN, Connection
+from rpc25519_tools.rpc.connection import Connection
 from rpc25519_tools.rpc.driver import UNPACKERS
+from rpc25519_tools.rpc.failures import SHUTTING_DOWN
 from rpc25519_tools.rpc.identity_watch import IdentityWatch, warn_of_end
 from rpc25519_tools.rpc.known import KnownGuard, known_guard
 from rpc25519_tools.rpc.memory import MemoryBudget
@@ -310,6 +311,14 @@ class Server:
         """Return the descriptors of all sockets, for who must let go of them."""
         listening = self._listener.filenos() if self._listener is not None else []
         return listening + [one.driver.transport.fileno() for one in self._connections]
+
+    def leave_to_parent(self) -> None:
+        """Close our copies of all sockets that have no transport, in a forked child.
+
+        The loop must not run any more.
+        """
+        if self._listener is not None:
+            self._listener.leave_to_parent()
 
     def stop_accepting(self) -> None:
         """Take no more connections and start no more calls; running ones go on."""

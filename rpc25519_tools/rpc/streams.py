@@ -140,12 +140,18 @@ class IncomingStream:
             self._ended = True
         self._wake()
 
-    def end(self, error: Exception | None = None) -> None:
-        """Let the reader stop after the parts that are here, or fail at once."""
+    def end(self, error: Exception | None = None, *, after_parts: bool = False) -> None:
+        """Let the reader stop after the parts that are here, or fail.
+
+        Args:
+            error: what it fails with.
+            after_parts: whether it gets the parts that are here first.
+        """
         self._ended = True
         if error is not None and self._error is None:
             self._error = error
-            self._drop_parts()
+            if not after_parts:
+                self._drop_parts()
         self._wake()
 
     def discard(self) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity
@@ -29,19 +29,27 @@ ENCRYPTED_LEN: Final = CHUNK_LEN + CHUNK_LEN // (16 * 1024) * 64
 #: A writer is asked to wait while more than this is still unsent.
 WRITE_HIGH_WATER_LEN: Final = 1 << 20
 
+#: Bytes as they are for us, in TLS records, or in the envelopes of a tunnel.
+Layer = Literal["plain", "tls", "tunnel"]
+
 _per_thread = threading.local()
 
 
-def scratch_buffer() -> bytearray:
+def scratch_buffer(layer: Layer = "plain") -> bytearray:
     """Return this thread's CHUNK_LEN bytes of passing-through memory.
 
     Its content is dead as soon as the callback that filled it returns.
+
+    Args:
+        layer: what is in it. Each layer has its own: while one still holds something to
+            be opened, the next one is filled with what was opened so far.
     """
-    try:
-        return _per_thread.scratch  # type: ignore[no-any-return]  # set just below
-    except AttributeError:
-        _per_thread.scratch = bytearray(CHUNK_LEN)
-        return _per_thread.scratch  # type: ignore[no-any-return]  # set just above
+    held: dict[Layer, bytearray] | None = getattr(_per_thread, "scratch", None)
+    if held is None:
+        held = _per_thread.scratch = {}
+    if layer not in held:
+        held[layer] = bytearray(CHUNK_LEN)
+    return held[layer]
 
 
 def body_pool() -> BufferPool:

@@ -85,6 +85,9 @@ class Listening(Protocol):
     def filenos(self) -> list[int]:
         """Return the descriptors of the listening sockets."""
 
+    def leave_to_parent(self) -> None:
+        """Close all sockets that no transport has yet, and touch the loop no more."""
+
     def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         """Learn that a client has sent a whole message; see ``Door.heard``."""
 
@@ -150,6 +153,10 @@ class Door:
     def filenos(self) -> list[int]:
         """The descriptors of connections that are not open yet."""
         return self._porch.filenos
+
+    def leave_to_parent(self) -> None:
+        """Close the sockets of those connections, and touch the loop no more."""
+        self._porch.leave_to_parent()
 
     def arrive(self, sock: socket.socket, address: SocketAddress) -> None:
         """Take a new connection, or close it."""

@@ -261,6 +261,12 @@ class Listener:
         listening = [sock.fileno() for sock in self._acceptor.sockets]
         return listening + self._door.filenos
 
+    def leave_to_parent(self) -> None:
+        """Close all sockets that no transport has yet, and touch the loop no more."""
+        for sock in self._acceptor.sockets:
+            sock.close()
+        self._door.leave_to_parent()
+
     def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         """Learn that a client has sent a whole message.
 

@@ -67,6 +67,9 @@ class Watch(Protocol):
     def close(self) -> None:
         """Watch over none any more."""
 
+    def leave_to_parent(self) -> None:
+        """Let go of it in a forked child; what the parent watches stays as it is."""
+
 
 class EpollWatch:
     """A Watch in the kernel, which is one descriptor for the event loop.
@@ -99,6 +102,10 @@ class EpollWatch:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 
+    def leave_to_parent(self) -> None:
+        """Close our copy of the descriptor, which is shared."""
+        self._epoll.close()
+
 
 class LoopWatch:
     """A Watch made of what every event loop has.
@@ -126,6 +133,9 @@ class LoopWatch:
         """Watch over none any more."""
         for fileno in list(self._filenos):
             self.remove(fileno)
+
+    def leave_to_parent(self) -> None:
+        """Do nothing: the loop lets go of its own."""
 
 
 def make_watch(ready: Callable[[int], None]) -> Watch:
@@ -245,6 +255,12 @@ class Porch:
         for ticket in list(self._callers):
             self.drop(ticket)
         self._watch.close()
+
+    def leave_to_parent(self) -> None:
+        """Close all sockets, and touch neither the loop nor what the parent watches."""
+        for caller in self._waiting.values():
+            caller.sock.close()
+        self._watch.leave_to_parent()
 
     # Inside.
 

@@ -16,7 +16,6 @@ What decides and computes is in ``wire.handshake`` and ``wire.tunnel``.
 import asyncio
 import hmac
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,12 +43,12 @@ from rpc25519_tools.identity.certificate import (
 from rpc25519_tools.identity.pre_shared_key import PreSharedKey
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
-    CHUNK_LEN,
     Accept,
     PeerCheck,
     Receiver,
     Transport,
     body_pool,
+    scratch_buffer,
 )
 from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import NOTHING_PROTECTED
@@ -91,20 +90,6 @@ _BODY_APART_FROM_LEN: Final = 16 * 1024
 _UNPROVEN_CHUNK_LEN: Final = 32 * 1024
 
 Failed = Callable[[Exception, str], None]
-
-_per_thread = threading.local()
-
-
-def _tunnel_scratch() -> bytearray:
-    """Return this thread's memory for sealed bytes.
-
-    Not ``scratch_buffer``: that is filled with what they hold meanwhile.
-    """
-    try:
-        return _per_thread.scratch  # type: ignore[no-any-return]  # set just below
-    except AttributeError:
-        _per_thread.scratch = bytearray(CHUNK_LEN)
-        return _per_thread.scratch  # type: ignore[no-any-return]  # set just above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +295,7 @@ class PskTransport:
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; in the handshake for no more than those."""
         if self._over:
-            return memoryview(_tunnel_scratch())
+            return memoryview(scratch_buffer("tunnel"))
         if self._opener is not None:
             memory = self._opener.get_buffer()
             return memory if self._share is None else memory[:_UNPROVEN_CHUNK_LEN]
@@ -458,7 +443,7 @@ class PskTransport:
         self._opener = Opener(
             key,
             writer,
-            _tunnel_scratch(),
+            scratch_buffer("tunnel"),
             body_pool() if self._share is None else BufferPool(kept=0),
             max_sealed_len=self._max_sealed_len,
             on_held=None if self._share is None else self._hold,

@@ -118,6 +118,10 @@ class QuicListening:
         """Return the descriptors of the sockets, which connections use as well."""
         return [one.fileno() for one in self._listeners]
 
+    def leave_to_parent(self) -> None:
+        """Let go of what is not the ports' own; see ``leave_ports_to_parent``."""
+        self._door.leave_to_parent()
+
     def heard(self, transport: Transport, idle_since: Callable[[], float]) -> None:
         """Learn that a client has sent a whole message; see ``Door.heard``."""
         self._door.heard(transport, idle_since)

@@ -81,6 +81,8 @@ _VERDICTS: Final = {
     26: "its extended key usage does not allow this role",
 }
 
+#: Type, version and length (RFC 8446, 5.1).
+_RECORD_HEADER_LEN: Final = 5
 #: What is encrypted without further ado, in one record.
 _SHORT_LEN: Final = 16 * 1024
 #: Shorter output is copied, lest a slow peer hold a whole chunk for a few bytes.
@@ -88,6 +90,8 @@ _HOLD_FROM_LEN: Final = 64 * 1024
 
 #: Most encrypted bytes given to OpenSSL at a time; four records.
 _FEED_LEN: Final = 64 * 1024
+#: The same until the handshake is done: a hostile peer must not make it keep more.
+_HANDSHAKE_FEED_LEN: Final = 16 * 1024
 #: Most bytes encrypted before the kernel gets them.
 _SEAL_LEN: Final = 128 * 1024
 #: Most bytes of a handshake, from the first to the last. Certificates take a kilobyte
@@ -227,7 +231,7 @@ class TlsTransport(TcpTransport):
         self._has_received = False
         #: Bytes that have come until the handshake was done.
         self._received_len = 0
-        self._scratch = memoryview(scratch_buffer())
+        self._scratch = memoryview(scratch_buffer("tls"))
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
         if side == "client":
@@ -296,25 +300,26 @@ class TlsTransport(TcpTransport):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what came, straight into the receiver's memory."""
-        if self._handshaking:
-            self._has_received = True
-            self._received_len += nbytes
+        self._has_received = True
         # OpenSSL keeps as much memory for each connection as it was ever fed at a time.
-        for start in range(0, nbytes, _FEED_LEN):
-            if self._closing:
-                return
-            self._records.feed(self._scratch[start : min(start + _FEED_LEN, nbytes)])
+        start = 0
+        while start < nbytes and not self._closing:
+            room_len = _HANDSHAKE_FEED_LEN if self._handshaking else _FEED_LEN
+            end = min(start + room_len, nbytes)
+            self._records.feed(self._scratch[start:end])
             if self._handshaking:
+                self._received_len += end - start
                 self._shake_hands()
             if not self._handshaking:
                 self._decrypt()
-        if self._handshaking and self._received_len > _MOST_HANDSHAKE_LEN:
-            self.fail_handshake(
-                HandshakeError(
-                    f"the {self._other()}'s handshake has more than "
-                    f"{_MOST_HANDSHAKE_LEN} bytes"
+            elif self._received_len > _MOST_HANDSHAKE_LEN:
+                self.fail_handshake(
+                    HandshakeError(
+                        f"the {self._other()}'s handshake has more than "
+                        f"{_MOST_HANDSHAKE_LEN} bytes"
+                    )
                 )
-            )
+            start = end
 
     def resume_writing(self) -> None:
         """Encrypt and send more."""
@@ -332,13 +337,7 @@ class TlsTransport(TcpTransport):
         self._closing = True
         if self._handshaking:
             self._end_handshake()
-            self._failed(
-                HandshakeCutError(
-                    f"the {self._other()} closed the connection during the TLS "
-                    "handshake (does it use plain TCP? then give -tcp)"
-                ),
-                self.remote_address,
-            )
+            self._failed(self._cut_error(), self.remote_address)
         super().connection_lost(exc)
 
     # Called from above.
@@ -468,6 +467,14 @@ class TlsTransport(TcpTransport):
         if "did not return a certificate" in text:
             return PeerNotTrustedError("the client sent no certificate")
         return HandshakeError(f"TLS handshake failed: {text}")
+
+    def _cut_error(self) -> Exception:
+        """Tell a peer that knows no TLS from a line that broke."""
+        text = f"the {self._other()} closed the connection during the TLS handshake"
+        # What is no TLS has been refused as soon as there was a record's header.
+        if self._received_len >= _RECORD_HEADER_LEN:
+            return ConnectionLostError(text)
+        return HandshakeCutError(f"{text} (does it use plain TCP? then give -tcp)")
 
     def _decrypt(self) -> None:
         end = ReadEnd.FULL

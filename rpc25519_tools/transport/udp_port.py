@@ -58,6 +58,7 @@ class UdpPort:
         #: Called when the socket has been closed.
         self.closed: Callable[[], None] | None = None
         self._loop.add_reader(sock.fileno(), self._readable)
+        _open.setdefault(self._loop, weakref.WeakSet()).add(sock)
 
     @property
     def address(self) -> Endpoint:
@@ -184,7 +185,22 @@ class UdpPort:
             self._stranger(data, endpoint)
 
 
-_ports: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Endpoint, UdpPort]]"
+_Loop: TypeAlias = asyncio.AbstractEventLoop
+
+_open: "weakref.WeakKeyDictionary[_Loop, weakref.WeakSet[UdpSocket]]"
+_open = weakref.WeakKeyDictionary()
+
+
+def leave_ports_to_parent(loop: _Loop) -> None:
+    """Close our copies of a loop's UDP sockets, in a forked child.
+
+    The loop must not run any more.
+    """
+    for sock in list(_open.get(loop, ())):
+        sock.close()
+
+
+_ports: "weakref.WeakKeyDictionary[_Loop, dict[Endpoint, UdpPort]]"
 _ports = weakref.WeakKeyDictionary()
 
 

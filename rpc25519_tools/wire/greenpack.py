@@ -48,6 +48,14 @@ _BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 #: Forms with a length of 32 bits -> bytes in front of the data.
 _LONG_HEADER_LENS: Final = {0xC6: 5, 0xC9: 6, 0xDB: 5}
 
+#: What Go's streaming encoder writes for a pointer that it has written before, perhaps
+#: in an earlier message. Go's own decoders do not count the pointers as it does.
+_REFERENCE_EXT_CODE: Final = b"\x06"
+_FIXEXTS: Final = (b"\xd4", b"\xd5", b"\xd6", b"\xd7", b"\xd8")
+_REFERENCE: Final = (
+    "a reference to an earlier one, which greenpack -no-dedup makes Go leave out"
+)
+
 NS_PER_S: Final = 1_000_000_000
 TIME: Final = struct.Struct(">qi")
 #: A duration is an int64 in msgpack's own form, inside an extension.
@@ -453,10 +461,20 @@ class ValueReader:
         try:
             length = int(read())
         except (msgpack.OutOfData, ValueError, TypeError) as exc:
-            raise DecodeError(f"{what} is wanted") from exc
+            found = ", not " + _REFERENCE if self._is_reference() else ""
+            raise DecodeError(f"{what} is wanted{found}") from exc
         if length > len(self._data) - self.offset():
             raise DecodeError(f"{what} of {length} members is cut short")
         return length
+
+    def _is_reference(self) -> bool:
+        """Tell whether Go's encoder says here: the same pointer as some time before."""
+        head = bytes(self._data[self.offset() :][:3])
+        if head[:1] == b"\xc7":
+            head = head[1:]
+        elif head[:1] not in _FIXEXTS:
+            return False
+        return head[1:2] == _REFERENCE_EXT_CODE
 
     def skip(self) -> None:
         """Pass over one object of any kind."""

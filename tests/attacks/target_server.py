@@ -1,5 +1,6 @@
 """A real ``srv`` for attacks, and what can be learnt of how it took them."""
 
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,14 @@ UPLOAD = b"".join(
         Codec.NONE,
     )
 )
+#: ``srv`` with a line for each attack: it would tell of the first ones alone.
+_TALKATIVE = """
+from rpc25519_tools.commands.srv import srv
+from rpc25519_tools.transport import door, refusal_log
+door._FAILURES_AT_ONCE = 10**6
+refusal_log._MOST_LINES = refusal_log._MOST_REPEATS = 10**6
+srv()
+"""
 
 
 class TargetServer:
@@ -49,7 +58,8 @@ class TargetServer:
         self._seen = 0
         # All attacks come from one address, which failed handshakes would shut out.
         options = ("-serve", served, "-readfile", served, "-v", "--max-failures", "0")
-        self.srv = SrvProcess(*options, certs=certs)
+        program = (sys.executable, "-c", _TALKATIVE)
+        self.srv = SrvProcess(*options, certs=certs, program=program)
 
     def __enter__(self) -> Self:
         self.srv.__enter__()

@@ -308,6 +308,7 @@ def first_bytes(target: TargetServer, data: bytes) -> tuple[str, bytes]:
 
 NO_TLS = "the client does not speak TLS (give -tcp for plain TCP)"
 CLOSED = "the client closed the connection during the TLS handshake"
+GONE = "the client hung up without TLS handshake"
 FAILED = "TLS handshake failed: "
 HELLO = client_hello(share=bytes(range(1, 33)))
 
@@ -320,7 +321,7 @@ FIRST_BYTES = {
     "zeros": (bytes(5000), NO_TLS),
     "noise": (bytes(range(255, 0, -1)) * 40, NO_TLS),
     "ssl 2": (SSLV2_HELLO, ""),
-    "nothing": (b"", CLOSED),
+    "nothing": (b"", GONE),
     "half a header": (b"\x16\x03\x01", CLOSED),
     "half a hello": (record(HANDSHAKE, HELLO)[:100], CLOSED),
     "an alert first": (record(ALERT, b"\2\x28"), ""),

@@ -27,6 +27,7 @@ from tests.blocking.services import (
     config_of,
     say,
     tcp_sockets,
+    udp_sockets,
 )
 
 
@@ -280,6 +281,25 @@ def ordinary_end(certs: str, address: str) -> None:
 def ended(client: BlockingClient, name: str) -> None:
     with suppress(ConnectionLostError):
         client.call(name)
+
+
+def over_quic(certs: str, address: str) -> None:
+    """A child has no UDP socket of its parent, whose connections go on."""
+    services = Services()
+    config = config_of(certs, network="quic")
+    with (
+        BlockingServer(config, services.registry, services) as server,
+        BlockingClient(config_of(certs, server.address, "quic")) as client,
+    ):
+        theirs = where(client)
+        assert len(udp_sockets()) == 2
+
+        def child() -> None:
+            assert not udp_sockets()
+            refused(lambda: server.clients)
+
+        join(fork(child))
+        assert where(client) == theirs
 
 
 def server_process(certs: str, address: str) -> None:

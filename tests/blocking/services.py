@@ -252,7 +252,7 @@ def say(line: object) -> None:
     print(line, flush=True)  # noqa: T201  # to the test
 
 
-def tcp_sockets() -> set[str]:
+def tcp_sockets(kind: str = "tcp") -> set[str]:
     """Return the TCP sockets that this process holds, by the kernel's numbers."""
     ours = set()
     for fd in os.listdir("/proc/self/fd"):
@@ -260,6 +260,11 @@ def tcp_sockets() -> set[str]:
             ours.add(os.readlink(f"/proc/self/fd/{fd}"))
     return {
         f"socket:[{line.split()[9]}]"
-        for name in ("/proc/net/tcp", "/proc/net/tcp6")
+        for name in (f"/proc/net/{kind}", f"/proc/net/{kind}6")
         for line in Path(name).read_text().splitlines()[1:]
     } & ours
+
+
+def udp_sockets() -> set[str]:
+    """Return the UDP sockets that this process holds, by the kernel's numbers."""
+    return tcp_sockets("udp")

@@ -47,6 +47,7 @@ def test_every_generation_connects_by_itself(served: Served) -> None:
         programs.workers,
         programs.closed_before,
         programs.no_loop,
+        programs.over_quic,
     ],
 )
 def test_parent_and_child_are_all_right(program: object, served: Served) -> None:

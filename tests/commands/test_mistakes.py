@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rpc25519_tools.config import Config, parse_address
-from rpc25519_tools.errors import PeerNotTrustedError
+from rpc25519_tools.errors import PeerNotTrustedError, UnsafePathError
+from rpc25519_tools.files.download import default_local_name
 from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.identity.keyfile import (
     KdfParameters,
@@ -94,6 +96,13 @@ CLI_USAGE = [
     ("-echofile -", "standard input has no name"),
     ("-sendfile - --to x --passphrase-file -", "cannot be both the file and the pass"),
     ("-download=", "the file name is empty"),
+    ("-download a -o=", "'--out': the path is empty"),
+    ("-echofile a -o=", "'--out': the path is empty"),
+    ("-sendfile a --to=", "the name of --to is empty"),
+    ("-n 2 -sendfile a", "-n is for echo calls; one file is moved at a time"),
+    ("-n 2 -download a", "-n is for echo calls"),
+    ("-n 2 -echofile a", "-n is for echo calls"),
+    ("--no-clobber", "--no-clobber goes with -download, -sendfile or -echofile"),
     ("-nosuch", "No such option"),
     ("--nosuch=1", "No such option"),
     ("stray", "unexpected extra argument"),
@@ -131,6 +140,7 @@ SRV_USAGE = [
     ("-s 127.0.0.1:x", "bad address"),
     ("-press zip", "unknown compression 'zip'"),
     ("-grace soon", "bad duration 'soon'"),
+    ("-serve --no-clobber", "--no-clobber goes with -readfile"),
     ("-read 1x", "bad duration '1x'"),
     ("-sec -1", "-1.0 is not in the range x>=0"),
     ("-sec soon", "'soon' is not a valid float"),
@@ -195,6 +205,44 @@ def test_control_characters_of_the_command_line_are_escaped(home: Path) -> None:
         assert outcome.lines[0].isprintable()
 
 
+LONG = "x" * 4000
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "code"),
+    [
+        ("cli", ["-tcp", "-s", LONG], NETWORK),
+        ("cli", ["-press", LONG], USAGE),
+        ("cli", [f"-{LONG}"], USAGE),
+        ("cli", [LONG], USAGE),
+        ("cli", ["-n", LONG], USAGE),
+        ("cli", ["-k", f"a/{LONG}"], USAGE),
+        ("cli", ["-certs", LONG], TRUST),
+        ("srv", ["-access", LONG], FILES),
+        ("selfy", ["-verify", LONG], FAILED),
+        ("rpc25519", ["known", "approve", LONG], USAGE),
+    ],
+)
+def test_long_words_are_shortened(
+    home: Path, program: str, args: list[str], code: int
+) -> None:
+    outcome = run(program, *args, cwd=home)
+    assert outcome.code == code
+    assert len(outcome.stderr) < 700
+    assert "xxx...xxx" in outcome.stderr
+
+
+def test_long_names_of_files_are_shortened(
+    srv: SrvProcess, certs: Path, home: Path
+) -> None:
+    with pytest.raises(UnsafePathError) as caught:
+        default_local_name(f"{LONG}/")
+    assert len(str(caught.value)) < 200
+    address = ["-s", srv.address, "-certs", str(certs)]
+    line = run("cli", *address, "-download", f"{LONG}/", cwd=home).error(FILES)
+    assert line == str(caught.value)
+
+
 # Keys and certificates
 
 
@@ -254,7 +302,7 @@ def test_key_name_that_leads_elsewhere(certs: Path, home: Path, key: str) -> Non
 @pytest.mark.parametrize("name", ["", ".client", "-x", "x" * 300])
 def test_key_name_that_is_no_plain_name(certs: Path, home: Path, name: str) -> None:
     copied(certs, home)
-    line = run_here("cli", home, f"-k={name}").error(FILES)
+    line = run_here("cli", home, f"-k={name}").error(USAGE)
     assert "a name " in line
 
 
@@ -490,6 +538,37 @@ def test_tls_client_of_a_tcp_server(plain: SrvProcess, certs: Path, home: Path) 
     assert "does it use plain TCP? then give -tcp" in line
     plain.wait_for("(bad magic)")
     run("cli", "-s", plain.address, "-tcp", cwd=home).succeed()
+
+
+def cutting_after(listening: socket.socket, server_address: str, count: int) -> None:
+    """Pass one connection on, and end it after so many bytes of the server's."""
+    host, port = server_address.rsplit(":", 1)
+    ours, _ = listening.accept()
+    with ours, socket.create_connection((host, int(port))) as theirs:
+        theirs.sendall(ours.recv(65_536))
+        while count > 0 and (data := theirs.recv(count)):
+            ours.sendall(data)
+            count -= len(data)
+
+
+@pytest.mark.parametrize(
+    ("count", "code", "has_hint"),
+    [(0, TRUST, True), (4, TRUST, True), (5, NETWORK, False), (100, NETWORK, False)],
+)
+def test_line_that_breaks_during_the_handshake(
+    srv: SrvProcess, certs: Path, home: Path, count: int, code: int, has_hint: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        proxy = threading.Thread(
+            target=cutting_after, args=(listening, srv.address, count)
+        )
+        proxy.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        outcome = run("cli", "-s", address, "-certs", str(certs), cwd=home)
+        proxy.join()
+    line = outcome.error(code)
+    assert "the server closed the connection during the TLS handshake" in line
+    assert ("-tcp" in line) == has_hint
 
 
 def test_tcp_client_of_a_tls_server(srv: SrvProcess, home: Path) -> None:

@@ -11,82 +11,31 @@ import stat
 import subprocess
 import sys
 import termios
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
-from click.testing import CliRunner, Result
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from rpc25519_tools.commands import _passphrase
 from rpc25519_tools.commands._authority import CA_VARIABLE
 from rpc25519_tools.commands._passphrase import passphrase_source
-from rpc25519_tools.commands.selfy import selfy
 
 from rpc25519_tools.errors import LocalFileError, PassphraseError
-from rpc25519_tools.identity import keyfile
-from rpc25519_tools.identity.authority import generate_key
-from rpc25519_tools.identity.keyfile import encode_private_key
 from rpc25519_tools.identity.store import load_identity
-from tests.identity.samples import (
-    DATA,
-    NOW,
-    TINY_KDF,
-    golden_certificate,
-    odd_certificate,
-    pem,
-    sample_authority,
-    sample_leaf,
+from tests.commands.selfies import (
+    ALL_FILES,
+    PROGRAM,
+    answer,
+    finish,
+    on_a_terminal,
+    program,
+    run,
+    tree,
 )
 
-# Certificates that are good on any plausible clock of a test machine.
-LONG_AGO = NOW - timedelta(days=3650)
-CENTURY = timedelta(days=36500)
-
-# selfy as a program of its own, with a cheap key derivation.
-PROGRAM = """
-import sys
-from rpc25519_tools.identity import keyfile
-keyfile.DEFAULT_KDF = keyfile.KdfParameters(
-    memory_kib=8, iterations=1, threads=1, key_len=32
-)
-from rpc25519_tools.commands.selfy import selfy
-selfy(prog_name="selfy")
-"""
-
-
-@pytest.fixture(autouse=True)
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, a cheap key derivation, no pass phrase in the air."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(keyfile, "DEFAULT_KDF", TINY_KDF)
-    monkeypatch.delenv("RPC25519_PASSPHRASE", raising=False)
-    monkeypatch.delenv(CA_VARIABLE, raising=False)
-
-
-def run(*words: str, code: int = 0, stdin: str | None = None) -> Result:
-    result = CliRunner().invoke(selfy, words, input=stdin)
-    assert result.exit_code == code, result.output
-    if code:
-        assert "selfy: " in result.stderr
-    assert "Traceback" not in result.output
-    return result
-
-
-def tree(directory: str = ".") -> list[str]:
-    return sorted(str(path) for path in Path(directory).rglob("*") if path.is_file())
-
-
-ALL_FILES = [
-    *("certs/ca.crt", "certs/node.crt", "certs/node.key"),
-    *("my-keep-private-dir/ca.crt", "my-keep-private-dir/ca.key"),
-]
+pytestmark = pytest.mark.usefixtures("selfy_workplace")
 
 
 def test_the_documented_command_makes_everything() -> None:
@@ -129,6 +78,11 @@ def test_missing_email_is_filled_in_and_told() -> None:
         (("--san", "x", "-ca"), 2),
         (("--days", "3", "-gensym", "x"), 2),
         (("--json", "-ca"), 2),
+        (("-v", "x", "--force"), 2),
+        (("-verify", "x", "--force"), 2),
+        (("-gensym", "x", "--ca-passphrase-file", "x"), 2),
+        (("-gensym", "x", "--passphrase-file", "x"), 2),
+        (("-verify", "x", "--passphrase-file", "x"), 2),
         (("-verify", "x", "-ca"), 2),
         (("-k", "node", "--days", "0"), 2),
         (("-k", "node", "--days", "ten"), 2),
@@ -137,16 +91,16 @@ def test_missing_email_is_filled_in_and_told() -> None:
         (("-k", "node", "-e", "a\nb@c"), 2),
         (("-k", "node", "-e", "a@b", "--san", "a b"), 2),
         (("-k", "n", "--passphrase-file", "-", "--ca-passphrase-file", "-"), 2),
-        (("-k", "../x"), 6),
-        (("-k", "a/b"), 6),
-        (("-k", ".."), 6),
-        (("-k", ""), 6),
-        (("-k", ".hidden"), 6),
-        (("-k", "-quiet"), 6),
-        (("-k", "a\x00b"), 6),
-        (("-k", "ca"), 6),
-        (("-gensym", "../x"), 6),
-        (("-gensym", "ca.key"), 6),
+        (("-k", "../x"), 2),
+        (("-k", "a/b"), 2),
+        (("-k", ".."), 2),
+        (("-k", ""), 2),
+        (("-k", ".hidden"), 2),
+        (("-k", "-quiet"), 2),
+        (("-k", "a\x00b"), 2),
+        (("-k", "ca"), 2),
+        (("-gensym", "../x"), 2),
+        (("-gensym", "ca.key"), 2),
         (("-v", "missing"), 4),
         (("-k", "node", "--passphrase-file", "missing"), 6),
     ],
@@ -167,7 +121,7 @@ def test_existing_keys_stay_without_force() -> None:
     result = run("-k", "node", "-e", "a@b", "-nopass", code=6)
     assert "certs/node.key exists; nothing was changed (--force" in result.stderr
     run("-ca", "-nopass", code=6)
-    run("-k", "other", "-gensym", "ca.crt", "-nopass", code=6)
+    run("-k", "other", "-gensym", "ca.crt", "-nopass", code=2)
     assert {path: Path(path).read_bytes() for path in tree()} == before
     run("-k", "node", "-e", "a@b", "-nopass", "--force")
     changed = [path for path in before if Path(path).read_bytes() != before[path]]
@@ -271,10 +225,6 @@ def test_unreadable_phrase_files_are_told(tmp_path: Path) -> None:
         passphrase_source(str(tmp_path / "film"))()
 
 
-def program(*words: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, *words]
-
-
 def test_without_a_terminal_the_three_ways_are_named() -> None:
     done = subprocess.run(
         program("-k", "node", "-e", "a@b"),
@@ -291,34 +241,6 @@ def test_without_a_terminal_the_three_ways_are_named() -> None:
         "terminal to be asked\n"
     )
     assert tree() == []
-
-
-@contextlib.contextmanager
-def on_a_terminal(*words: str) -> Iterator["pexpect.spawn[str]"]:
-    with warnings.catch_warnings():
-        # forkpty warns if another test left a thread behind.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        command, *arguments = program(*words)
-        child = pexpect.spawn(command, arguments, timeout=10, encoding="utf-8")
-    child.logfile_read = io.StringIO()
-    try:
-        yield child
-    finally:
-        child.close(force=True)
-
-
-def finish(child: "pexpect.spawn[str]") -> tuple[int | None, str]:
-    """Wait for the end; return the exit code and all that was shown."""
-    child.expect(pexpect.EOF)
-    child.close()
-    assert isinstance(child.logfile_read, io.StringIO)
-    return child.exitstatus, child.logfile_read.getvalue()
-
-
-def answer(child: "pexpect.spawn[str]", prompt: str, phrase: str) -> None:
-    child.expect_exact(prompt)
-    child.waitnoecho(5)
-    child.sendline(phrase)
 
 
 NEW_CA = "New pass phrase for the authority's key my-keep-private-dir/ca.key: "
@@ -502,205 +424,6 @@ def test_a_kill_while_keys_are_protected_leaves_nothing() -> None:
         child.send_signal(signal.SIGKILL)
     assert tree() == []
     assert not list(Path().iterdir())
-
-
-# Showing.
-
-
-@pytest.mark.parametrize("name", ["ca", "client"])
-def test_view_shows_the_golden_identity(name: str) -> None:
-    shown = run("-v", str(DATA / f"{name}.crt")).stdout
-    golden = (DATA / f"selfy-view-{name}.txt").read_text()
-    for label in ("hex", "base58"):
-        line = next(line for line in shown.splitlines() if f"key, {label}:" in line)
-        assert f" {line.split()[-1]} (" in golden
-    assert "valid, " in shown
-    assert " days left" in shown
-
-
-def test_view_as_json() -> None:
-    fields = json.loads(run("-v", str(DATA / "client.crt"), "--json").stdout)
-    assert fields["key_id"] == "9ZWZYQmC262jcpxETnEhHmuUDs4TdSWz5PXmXRYjyJoACSF29qs"
-    assert fields["kind"] == "certificate"
-    fields = json.loads(run("-v", str(DATA / "client.encrypted.key"), "--json").stdout)
-    assert fields["kdf"]["memory_kib"] == 262144
-    assert fields["protected"] is True
-
-
-def test_view_of_a_protected_key_needs_no_phrase_and_tries_one_that_is_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    key = encode_private_key(
-        generate_key(os.urandom), b"right", random_bytes=os.urandom, kdf=TINY_KDF
-    )
-    Path("x.key").write_bytes(key)
-    Path("x.key").chmod(0o644)
-    result = run("-v", "x.key")
-    assert "Key derivation:      Argon2id" in result.stdout
-    assert "Memory:              0.0078125 MiB" in result.stdout
-    assert "Public key" not in result.stdout
-    assert "was not opened" in result.stderr
-    assert "warning: others can use x.key (mode 0644): chmod 600" in result.stderr
-    monkeypatch.setenv("RPC25519_PASSPHRASE", "right")
-    assert "Public key, base58:  9" in run("-v", "x.key").stdout
-    monkeypatch.setenv("RPC25519_PASSPHRASE", "wrong")
-    assert "x.key: wrong pass phrase" in run("-v", "x.key", code=4).stderr
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"hello", "x: not a certificate"),
-        (b"", "x: not a certificate"),
-        (bytes(10**6), "x is too long"),
-        (
-            b"-----BEGIN RSA PRIVATE KEY-----\n-----END RSA PRIVATE KEY-----\n",
-            "x: not an",
-        ),
-    ],
-)
-def test_view_of_other_files_is_refused(content: bytes, why: str) -> None:
-    Path("x").write_bytes(content)
-    assert f"selfy: {why}" in run("-v", "x", code=4).stderr
-
-
-def test_view_on_a_terminal_is_a_table() -> None:
-    with on_a_terminal("-v", str(DATA / "client.crt")) as child:
-        child.setwinsize(40, 120)
-        code, shown = finish(child)
-    assert code == 0, shown
-    assert "client@example.org" in shown
-    assert "╭" in shown
-    assert "9ZWZYQmC262jcpxETnEhHmuUDs4TdSWz5PXmXRYjyJoACSF29qs" in shown
-
-
-# Verifying.
-
-
-@pytest.fixture
-def vault() -> Path:
-    """A directory with an authority that is good today."""
-    directory = Path("my-keep-private-dir")
-    directory.mkdir(mode=0o700)
-    authority = sample_authority(now=LONG_AGO, life=CENTURY)
-    (directory / "ca.crt").write_bytes(pem(authority))
-    return directory
-
-
-def today(**changes: object) -> x509.Certificate:
-    arguments = {"now": LONG_AGO, "life": CENTURY, **changes}
-    return sample_leaf(**arguments)  # type: ignore[arg-type]  # as given by the caller
-
-
-def odd(*extensions: tuple[x509.ExtensionType, bool], **rest: object) -> bytes:
-    return pem(
-        odd_certificate(*extensions, now=LONG_AGO, life=CENTURY, **rest)  # type: ignore[arg-type]  # as given
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "result"),
-    [
-        (pem(today()), "usable as client and as server"),
-        (pem(today(usages=("client",))), "usable as client, not as server ("),
-        (pem(today(usages=("server",))), "usable as server, not as client ("),
-        (odd(), "names do not include 'localhost'"),
-        (pem(sample_authority(now=LONG_AGO, life=CENTURY)), "is the authority itself"),
-    ],
-    ids=["both", "client", "server", "no name", "authority"],
-)
-def test_good_certificates_verify(vault: Path, content: bytes, result: str) -> None:
-    del vault
-    Path("x.crt").write_bytes(content)
-    shown = run("-verify", "x.crt").stdout
-    assert shown.startswith("x.crt is valid: it ")
-    assert result in shown
-    assert shown.endswith(" days left\n")
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (pem(today(ca_seed=101)), "not signed by our certificate authority"),
-        (pem(golden_certificate("client")), "not signed by our"),
-        (pem(today(life=timedelta(days=1))), "it expired on 2016"),
-        (pem(today(now=datetime(2200, 1, 1, tzinfo=UTC))), "not valid before 2200"),
-        (
-            odd((x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False)),
-            "does not allow use as a client; certificate refused: its ext",
-        ),
-        (
-            odd(public_key=ec.generate_private_key(ec.SECP256R1()).public_key()),
-            "its key is of type EC, not Ed25519",
-        ),
-        (b"rubbish", "x.crt is not a certificate"),
-        (b"", "x.crt is not a certificate"),
-        ((DATA / "client.key").read_bytes(), "x.crt is not a certificate"),
-        (None, "cannot read x.crt: no such file"),
-    ],
-    ids=[
-        *("signature", "authority", "expired", "early", "usage", "key type"),
-        *("rubbish", "empty", "key", "missing"),
-    ],
-)
-def test_bad_certificates_fail_with_the_reason(
-    vault: Path, content: bytes | None, why: str
-) -> None:
-    del vault
-    if content is not None:
-        Path("x.crt").write_bytes(content)
-    result = run("-verify", "x.crt", code=1)
-    assert result.stdout == ""
-    assert result.stderr.startswith("selfy: x.crt: not valid: ")
-    assert why in result.stderr
-
-
-@pytest.mark.parametrize("seed", [100, 101])
-def test_verify_trusts_every_authority_of_the_bundle(vault: Path, seed: int) -> None:
-    authorities = [
-        sample_authority(seed=each, now=LONG_AGO, life=CENTURY) for each in (100, 101)
-    ]
-    bundle = vault / "ca.crt"
-    bundle.write_bytes(b"".join(map(pem, authorities)))
-    Path("x.crt").write_bytes(pem(today(ca_seed=seed)))
-    assert f"it was issued by {bundle}; usable" in run("-verify", "x.crt").stdout
-    Path("x.crt").write_bytes(pem(authorities[seed - 100]))
-    shown = run("-verify", "x.crt").stdout
-    assert f"it is the authority itself, self-signed, in {bundle};" in shown
-    Path("x.crt").write_bytes(pem(today(ca_seed=102)))
-    result = run("-verify", "x.crt", code=1)
-    assert "not signed by our certificate authority" in result.stderr
-    assert result.stderr.endswith(f" (checked against {bundle})\n")
-
-
-def test_an_expired_authority_of_the_bundle_vouches_for_nobody(vault: Path) -> None:
-    good = (vault / "ca.crt").read_bytes()
-    expired = sample_authority(seed=101, now=LONG_AGO, life=timedelta(days=1))
-    (vault / "ca.crt").write_bytes(good + pem(expired))
-    Path("x.crt").write_bytes(pem(today(ca_seed=101)))
-    result = run("-verify", "x.crt", code=1)
-    assert "certificate authority refused: it expired on 2016" in result.stderr
-
-
-def test_verify_without_any_authority_fails() -> None:
-    Path("x.crt").write_bytes(pem(today()))
-    result = run("-verify", "x.crt", code=1)
-    assert "cannot read my-keep-private-dir/ca.crt" in result.stderr
-
-
-def test_verify_falls_back_to_the_copy_beside_the_keys(vault: Path) -> None:
-    Path("certs").mkdir()
-    (vault / "ca.crt").rename("certs/ca.crt")
-    Path("x.crt").write_bytes(pem(today()))
-    assert "issued by certs/ca.crt" in run("-verify", "x.crt").stdout
-
-
-def test_an_expired_authority_fails_verification(vault: Path) -> None:
-    expired = sample_authority(now=LONG_AGO, life=timedelta(days=1))
-    (vault / "ca.crt").write_bytes(pem(expired))
-    Path("x.crt").write_bytes(pem(today()))
-    for path in ("x.crt", "my-keep-private-dir/ca.crt"):
-        assert "it expired on 2016" in run("-verify", path, code=1).stderr
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

@@ -17,7 +17,7 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
     Rpc25519Error,
 )
-from rpc25519_tools.identity import known_store
+from rpc25519_tools.identity import known_store, list_file
 from rpc25519_tools.identity.certificate import key_id
 from rpc25519_tools.identity.known_peers import (
     ANY_ADDRESS,
@@ -29,7 +29,7 @@ from rpc25519_tools.identity.known_peers import (
     parse_list,
 )
 from rpc25519_tools.identity.known_store import KnownStore
-from rpc25519_tools.identity.store import Output, write_outputs
+from rpc25519_tools.identity.outputs import Output, write_outputs
 from tests.commands.hostile import without_root_powers
 from tests.identity.samples import DATA
 
@@ -279,7 +279,7 @@ def test_what_is_unchanged_is_not_read_again(
     before = store.knowledge()
     assert store.has_changed()  # written so recently that more may come unnoticed
     assert store.knowledge() is before
-    monkeypatch.setattr(known_store, "_UNSETTLED_NS", -(10**18))
+    monkeypatch.setattr(list_file, "_UNSETTLED_NS", -(10**18))
     store.knowledge()
     assert not store.has_changed()
     monkeypatch.setattr(os, "open", None)

@@ -13,10 +13,10 @@ from cryptography import x509
 from rpc25519_tools.errors import (
     ConfigError,
     KeyFileError,
+    KeyNameError,
     LocalFileError,
     PassphraseError,
     Rpc25519Error,
-    UnsafePathError,
 )
 from rpc25519_tools.identity.issue import Order, Passphrases, issue
 from rpc25519_tools.identity.renew import Renewal, Renewed, renew
@@ -190,6 +190,18 @@ def test_a_life_ends_with_the_authoritys(tmp_path: Path) -> None:
     assert warning == "node ends with its authority on 2027-04-22; --ca renews that"
 
 
+@pytest.mark.parametrize("days", [None, 36600])
+@pytest.mark.parametrize(("seconds", "remarks"), [(1, 0), (86_399, 0), (86_400, 1)])
+def test_an_end_some_seconds_early_is_not_worth_a_remark(
+    tmp_path: Path, days: int | None, seconds: int, remarks: int
+) -> None:
+    renewal = replace(made(tmp_path, "node", days=36600), days=days)
+    result = run(renewal, now=NOW + timedelta(seconds=seconds))
+    assert len(result.warnings) == remarks
+    end = load_certificate(renewal.private_dir / "ca.crt").not_valid_after_utc
+    assert result.certificates["node"].not_valid_after_utc == end
+
+
 def test_other_authorities_in_a_bundle_stay(tmp_path: Path) -> None:
     renewal = made(tmp_path, "node")
     copy = renewal.certs_dir / "ca.crt"
@@ -276,7 +288,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     [
         ({"names": ()}, ConfigError, "nothing to renew"),
         ({"names": ("ca",)}, ConfigError, "with --ca"),
-        ({"names": ("../x",)}, UnsafePathError, "begin with"),
+        ({"names": ("../x",)}, KeyNameError, "begin with"),
         ({"names": ("a", "b"), "email": "a@b"}, ConfigError, "one certificate only"),
         ({"email": "é@b"}, ConfigError, "ASCII"),
         ({"days": 0}, ConfigError, "at least one day"),

@@ -33,7 +33,7 @@ from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import issue_certs, until, wait_until
 from tests.rpc.nets import Net, raw_client
-from tests.rpc.test_calls import Waiting
+from tests.rpc.offers import Waiting
 
 
 class Noting:

@@ -28,7 +28,7 @@ from tests.helpers import until, wait_until
 from tests.rpc.flows import recorded
 from tests.rpc.memory import Plan, RawPeer
 from tests.rpc.nets import Net, raw_client, raw_server
-from tests.rpc.test_calls import Waiting, echo, parts_of, services
+from tests.rpc.offers import Waiting, echo, parts_of, services
 
 EXPIRED = "context deadline exceeded"
 MS = 10**6
@@ -263,6 +263,33 @@ async def test_streams_end_at_their_deadline_on_both_sides(net: Net) -> None:
         await until(lambda: waiting.cancelled == 3)
         await server.wait_until_idle()
         await client.call("echo", b"")
+
+
+@pytest.mark.parametrize("text", [EXPIRED, "context cancelled"])
+async def test_the_ends_of_time_that_go_tells_of_are_deadlines(
+    memory: Net, text: str
+) -> None:
+    """Go's server calls an upload cancelled whose time is over, and copies the time."""
+    async with (
+        raw_server(memory) as (peer, client),
+        client.upload("any", timeout_s=60) as upload,
+    ):
+        await until(lambda: peer.messages)
+        header = replace(peer.messages[0].header, call_type=CallType.RPC_REPLY)
+        peer.send(Message(header=header, error=text))
+        with pytest.raises(DeadlineError, match="passed at the server"):
+            await upload.reply()
+
+
+async def test_what_has_no_limit_was_cancelled_by_the_handler_itself(
+    memory: Net,
+) -> None:
+    async with raw_server(memory) as (peer, client), client.upload("any") as upload:
+        await until(lambda: peer.messages)
+        header = replace(peer.messages[0].header, call_type=CallType.RPC_REPLY)
+        peer.send(Message(header=header, error="context cancelled"))
+        with pytest.raises(RemoteCallError, match=r"^context cancelled$"):
+            await upload.reply()
 
 
 async def test_a_stream_without_a_limit_carries_no_deadline(memory: Net) -> None:

@@ -32,10 +32,10 @@ from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until
 from tests.rpc.memory import Plan, RawPeer
 from tests.rpc.nets import Net, Seen, raw_client, raw_server
+from tests.rpc.offers import Waiting, parts_of, services
 from tests.rpc.requests import (
     REAL_CODECS,
 )
-from tests.rpc.test_calls import Waiting, parts_of, services
 
 # Faults on the way.
 

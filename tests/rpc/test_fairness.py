@@ -21,7 +21,7 @@ from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net, is_backed_up
-from tests.rpc.test_calls import Waiting, parts_of, services
+from tests.rpc.offers import Waiting, parts_of, services
 
 SMALL_CALLS = 10
 #: How much bulk may pass in the time of one small call, on average. What waits before

@@ -18,7 +18,7 @@ from rpc25519_tools.rpc.handlers import (
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from tests.rpc.nets import Net
-from tests.rpc.test_calls import echo, parts_of
+from tests.rpc.offers import echo, parts_of
 
 pytestmark = pytest.mark.usefixtures("no_thread_stays_busy")
 STREAMS = [CallKind.UPLOAD, CallKind.DOWNLOAD, CallKind.BISTREAM]

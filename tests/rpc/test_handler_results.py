@@ -17,7 +17,7 @@ from rpc25519_tools.errors import (
     RemoteCallError,
     TransferError,
 )
-from rpc25519_tools.rpc import connection
+from rpc25519_tools.rpc import failures
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.handlers import (
@@ -30,7 +30,7 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net
-from tests.rpc.test_calls import echo, reply_of, services
+from tests.rpc.offers import echo, reply_of, services
 
 pytestmark = pytest.mark.usefixtures("no_thread_stays_busy")
 STREAMS = [CallKind.UPLOAD, CallKind.DOWNLOAD, CallKind.BISTREAM]
@@ -278,16 +278,16 @@ def test_a_handler_that_is_thrown_away_with_its_loop_does_nothing_more() -> None
         task = asyncio.current_task()
         assert task is not None
         for error in (GeneratorExit(), SystemExit(1), KeyboardInterrupt()):
-            judged[type(error)] = connection._is_for_us(error, task)
+            judged[type(error)] = failures.is_for_us(error, task)
         other = asyncio.ensure_future(wait_for_ever())
-        judged["of another task"] = connection._is_for_us(GeneratorExit(), other)
+        judged["of another task"] = failures.is_for_us(GeneratorExit(), other)
         other.cancel()
         kept.append(task)
 
     judged: dict[object, bool] = {}
     kept: list[asyncio.Task[None]] = []
     asyncio.run(judge())
-    judged["without a loop"] = connection._is_for_us(GeneratorExit(), kept[0])
+    judged["without a loop"] = failures.is_for_us(GeneratorExit(), kept[0])
     assert judged == {
         GeneratorExit: False,
         SystemExit: False,

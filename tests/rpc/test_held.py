@@ -22,7 +22,7 @@ from rpc25519_tools.transport.tcp import socket_has_hung_up
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net, Seen, is_backed_up
-from tests.rpc.test_calls import services
+from tests.rpc.offers import services
 from tests.rpc.test_deadlines import FakeLoop
 
 

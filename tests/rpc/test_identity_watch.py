@@ -17,7 +17,7 @@ from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.server import Server
 from tests.helpers import issue_certs, until
 from tests.rpc.nets import Net
-from tests.rpc.test_calls import services
+from tests.rpc.offers import services
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from tests.helpers import PATIENCE_S, until
 from tests.rpc.flows import recorded
 from tests.rpc.memory import Plan, RawPeer
 from tests.rpc.nets import Net, Seen, raw_client, raw_server
-from tests.rpc.test_calls import Waiting, echo, parts_of, services
+from tests.rpc.offers import Waiting, echo, parts_of, services
 from tests.rpc.test_deadlines import FakeLoop
 
 KEEP_ALIVE_PLAIN = recorded("keepalive", "c2s")[0].plain

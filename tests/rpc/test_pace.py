@@ -17,7 +17,7 @@ from rpc25519_tools.wire.message import CallType, Message
 from tests.helpers import until
 from tests.rpc.memory import RawPeer
 from tests.rpc.nets import Net, raw_client
-from tests.rpc.test_calls import services
+from tests.rpc.offers import services
 from tests.rpc.test_deadlines import request
 
 #: What a Go client queues for one call.

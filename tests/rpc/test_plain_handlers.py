@@ -35,7 +35,7 @@ from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until, wait_until
 from tests.rpc.memory import Plan
 from tests.rpc.nets import Net, raw_client
-from tests.rpc.test_calls import parts_of, services
+from tests.rpc.offers import parts_of, services
 
 pytestmark = pytest.mark.usefixtures("no_thread_stays_busy")
 STREAMS = [CallKind.UPLOAD, CallKind.DOWNLOAD, CallKind.BISTREAM]

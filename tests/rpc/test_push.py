@@ -28,7 +28,7 @@ from tests.helpers import until
 from tests.rpc.flows import recorded
 from tests.rpc.memory import RawPeer
 from tests.rpc.nets import Net, raw_client, raw_server
-from tests.rpc.test_calls import services
+from tests.rpc.offers import services
 
 PART_LEN = MIB // 4
 #: More than any kernel keeps for a connection.

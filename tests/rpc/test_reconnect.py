@@ -4,77 +4,45 @@ import asyncio
 import contextlib
 import itertools
 import math
-import os
 import socket
 import struct
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rpc25519_tools.config import Config
 from rpc25519_tools.errors import (
-    ConfigError,
     ConnectFailedError,
     ConnectionLostError,
     DeadlineError,
-    HandlerError,
     HandshakeCutError,
     HandshakeError,
     KeyFileError,
     LocalProtocolError,
     NoSuchServiceError,
-    PassphraseError,
     RemoteCallError,
     Rpc25519Error,
 )
-from rpc25519_tools.identity.issue import Order, Passphrases, issue
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.context import CallContext, handling_until
-from rpc25519_tools.rpc.reconnect import Backoff, PersistentClient
+from rpc25519_tools.rpc.context import handling_until
+from rpc25519_tools.rpc.reconnect import Backoff
 from rpc25519_tools.rpc.registry import Registry
-from rpc25519_tools.rpc.server import Server
-from tests.helpers import issue_certs, until
-from tests.identity.samples import TINY_KDF
+from tests.helpers import until
 from tests.rpc.nets import Net, Seen
-from tests.rpc.test_calls import Waiting
-
-QUICK = Backoff(first_s=0.005, longest_s=0.02)
-
-
-class Math:
-    def half(self, number: int) -> int:
-        return number // 2
-
-
-class Counting:
-    """Counts runs of an idempotent service."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-
-    def registry(self) -> Registry:
-        registry = Registry()
-
-        @registry.call("double")
-        async def double(context: CallContext) -> bytes:
-            self.runs += 1
-            await asyncio.sleep(0)
-            return bytes(context.payload) * 2
-
-        @registry.call("refuse")
-        async def refuse(context: CallContext) -> None:
-            self.runs += 1
-            raise HandlerError("never")
-
-        registry.register(Math())
-        return registry
+from tests.rpc.offers import Waiting
+from tests.rpc.returning import (
+    QUICK,
+    Asked,
+    Counting,
+    crash,
+    free_address,
+    persistent,
+    silent_address,
+    start,
+)
 
 
 @pytest.fixture(params=["tcp", "tls"])
@@ -100,54 +68,6 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Client, "connect", counting)
     return times
-
-
-def persistent(net: Net, address: str, **settings: Any) -> PersistentClient:
-    backoff = settings.pop("backoff", QUICK)
-    return PersistentClient(net.config(address, "client", **settings), backoff=backoff)
-
-
-async def start(net: Net, registry: Registry, address: str) -> Server:
-    """Start a server, also where one has just been."""
-    server = Server(net.config(address, "node"), registry)
-    for _ in range(200):
-        with contextlib.suppress(ConnectFailedError):
-            await server.start()
-            return server
-        await asyncio.sleep(0.01)
-    raise AssertionError("the port stays in use")
-
-
-async def crash(server: Server) -> None:
-    """End a server in the manner of one that is killed."""
-    for transport in server.clients:
-        transport.abort()
-    await server.aclose()
-
-
-@contextlib.asynccontextmanager
-async def silent_address() -> AsyncIterator[str]:
-    """Yield an address where connections open and nothing ever comes."""
-
-    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while await reader.read(1 << 16):
-                pass
-        writer.close()
-
-    server = await asyncio.start_server(wait, "127.0.0.1", 0)
-    try:
-        host, port = server.sockets[0].getsockname()
-        yield f"{host}:{port}"
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
-async def free_address() -> str:
-    """Return an address where nobody listens."""
-    async with silent_address() as address:
-        return address
 
 
 # Connections that are lost.
@@ -444,134 +364,7 @@ async def test_what_is_no_time_limit_is_refused(
     assert not attempts
 
 
-# Our own keys.
-
-
-class Asked:
-    """Answers with a pass phrase, and counts how often."""
-
-    def __init__(self, phrase: bytes = b"correct horse") -> None:
-        self.times = 0
-        self._phrase = phrase
-
-    def __call__(self) -> bytes:
-        self.times += 1
-        return self._phrase
-
-
-def protected_certs(directory: Path, *names: str, days: int | None = None) -> Path:
-    """Make pairs whose keys open with the phrase of Asked, in no time."""
-    certs_dir = directory / "certs"
-    for name in names:
-        order = Order(
-            private_dir=directory / "my-keep-private-dir",
-            certs_dir=certs_dir,
-            name=name,
-            email=f"{name}@example.org",
-            days=days,
-        )
-        phrases = Passphrases(
-            existing_authority=None, new_authority=None, new_key=Asked()
-        )
-        issue(
-            order,
-            phrases,
-            now=datetime.now(UTC),
-            random_bytes=os.urandom,
-            kdf=TINY_KDF,
-        )
-    return certs_dir
-
-
-def key_file(directory: Path) -> str:
-    path = directory / "psk.bin"
-    path.write_bytes(bytes(32))
-    return str(path)
-
-
-@pytest.mark.parametrize("network", ["tls", "tcp"])
-async def test_a_pass_phrase_is_asked_for_once(
-    tmp_path: Path, network: Literal["tls", "tcp"]
-) -> None:
-    """Also where the keys are needed for a pre-shared key's tunnel alone."""
-    net, asked = Net(network, protected_certs(tmp_path, "node", "client")), Asked()
-    key_path = key_file(tmp_path) if network == "tcp" else None
-    psk: dict[str, Any] = {"pre_shared_key_path": key_path}
-    async with (
-        net.server(Counting().registry(), passphrase=Asked(), **psk) as server,
-        persistent(net, server.address, passphrase=asked, **psk) as client,
-    ):
-        for count in range(1, 4):
-            assert (await client.call("double", b"a")).payload == b"aa"
-            assert client.connections == count
-            for transport in server.clients:
-                transport.abort()
-            await until(lambda: client.is_down)
-    assert asked.times == 1
-
-
-async def test_a_wrong_pass_phrase_may_be_given_again(tmp_path: Path) -> None:
-    net = Net("tls", protected_certs(tmp_path, "node", "client"))
-    phrases = [b"wrong", b"correct horse"]
-    async with (
-        net.server(Counting().registry(), passphrase=Asked()) as server,
-        persistent(net, server.address, passphrase=lambda: phrases.pop(0)) as client,
-    ):
-        with pytest.raises(PassphraseError):
-            await client.call("double", b"a")
-        assert (await client.call("double", b"a")).payload == b"aa"
-    assert not phrases
-
-
-async def test_a_caller_that_gives_up_does_not_lose_the_pass_phrase(
-    tmp_path: Path,
-) -> None:
-    net = Net("tls", protected_certs(tmp_path, "node", "client"))
-    asked, typed = Asked(), threading.Event()
-
-    def type_slowly() -> bytes:
-        typed.wait(10)
-        return asked()
-
-    async with (
-        net.server(Counting().registry(), passphrase=Asked()) as server,
-        persistent(net, server.address, passphrase=type_slowly) as client,
-    ):
-        with pytest.raises(DeadlineError):
-            await client.call("double", b"a", timeout_s=0.05)
-        typed.set()
-        assert (await client.call("double", b"a")).payload == b"aa"
-    assert asked.times == 1
-
-
-async def test_a_renewed_certificate_is_used_from_the_next_connection_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    certs = issue_certs(tmp_path, "node", "client")
-    net = Net("tls", certs)
-    async with (
-        net.server(Counting().registry()) as server,
-        persistent(net, server.address) as client,
-    ):
-
-        async def shown() -> bytes:
-            assert (await client.call("double", b"a")).payload == b"aa"
-            peer = server.clients[0].peer
-            assert peer is not None
-            for transport in server.clients:
-                transport.abort()
-            await until(lambda: client.is_down and not server.clients)
-            return peer.certificate_der
-
-        first = await shown()
-        assert await shown() == first
-        (certs / "client.crt").rename(certs / "old.crt")
-        for _ in range(2):
-            assert await shown() == first
-        assert "going on with the old certificate" in caplog.text
-        (certs / "client.key").unlink()
-        issue_certs(tmp_path, "client")
-        assert await shown() != first
+# What is not tried again.
 
 
 @pytest.mark.parametrize(
@@ -701,62 +494,3 @@ async def test_a_connection_that_opens_after_closing_is_closed(
             await call
         await until(lambda: not server.clients, timeout_s=2, what="the end of it")
         assert client.is_down
-
-
-# How long it waits.
-
-
-@given(
-    first=st.floats(1e-3, 10),
-    more=st.floats(0, 1000),
-    factor=st.floats(1, 1e12),
-    jitter=st.floats(0, 1),
-    failures=st.integers(1, 10**9),
-)
-def test_waits_grow_within_their_bounds(
-    first: float, more: float, factor: float, jitter: float, failures: int
-) -> None:
-    backoff = Backoff(
-        first_s=first, longest_s=first + more, factor=factor, jitter=jitter
-    )
-    with_jitter = backoff.wait_s(failures)
-    full = Backoff(first_s=first, longest_s=first + more, factor=factor, jitter=0)
-    full_s = full.wait_s(failures)
-    assert first <= full_s <= first + more
-    assert full_s * (1 - jitter) * (1 - 1e-12) <= with_jitter <= full_s
-    assert full.wait_s(1) == first
-    assert full.wait_s(failures + 1) >= full_s
-    if full_s < first + more:
-        assert math.isclose(
-            full.wait_s(failures + 1), min(full_s * factor, first + more)
-        )
-
-
-def test_waits_differ_so_that_not_all_clients_come_back_at_once() -> None:
-    backoff = Backoff(first_s=1, longest_s=100)
-    waits = {backoff.wait_s(3) for _ in range(100)}
-    assert len(waits) > 50
-    assert max(waits) - min(waits) > 0.5
-    assert all(2 <= wait_s <= 4 for wait_s in waits)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"first_s": 0},
-        {"first_s": -1},
-        {"first_s": math.nan},
-        {"first_s": 10},
-        {"longest_s": 0.01},
-        {"longest_s": math.nan},
-        {"factor": 0.99},
-        {"factor": math.nan},
-        {"jitter": -0.1},
-        {"jitter": 1.1},
-        {"jitter": math.nan},
-    ],
-)
-def test_a_backoff_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
-    make: Callable[..., Backoff] = Backoff
-    with pytest.raises(ConfigError):
-        make(**wrong)

@@ -34,7 +34,7 @@ from rpc25519_tools.transport.base import Transport
 from tests.helpers import until
 from tests.rpc.memory import Plan
 from tests.rpc.nets import Net, Seen, raw_client
-from tests.rpc.test_calls import Waiting, services
+from tests.rpc.offers import Waiting, services
 
 
 @pytest.fixture(params=["tcp", "tls"])

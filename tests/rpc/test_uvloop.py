@@ -13,7 +13,7 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.wire.message import Message
 from tests.conftest import ASYNC_TEST_TIMEOUT_S
 from tests.rpc.nets import Net
-from tests.rpc.test_calls import services
+from tests.rpc.offers import services
 
 uvloop = pytest.importorskip("uvloop")
 

@@ -41,6 +41,10 @@ class Recorder:
         self.arriving_len = 0
         self._memory = bytearray(64 * 1024)
 
+    def use(self, memory: bytearray) -> None:
+        """Receive into that memory from now on."""
+        self._memory = memory
+
     def get_buffer(self) -> memoryview:
         return memoryview(self._memory)
 

@@ -1,23 +1,15 @@
-"""HTTP CONNECT: the head as bytes, both ends on sockets, and ends that do not match."""
+"""HTTP CONNECT: both ends on sockets, the server, and ends that do not match."""
 
 import asyncio
-import base64
 import contextlib
-import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rpc25519_tools.config import parse_address
 from rpc25519_tools.errors import (
     BadMagicError,
     ConfigError,
-    ConnectFailedError,
-    DeadlineError,
     HandshakeError,
 )
 from rpc25519_tools.identity.store import LoadedIdentity
@@ -31,332 +23,25 @@ from rpc25519_tools.transport.base import (
 from rpc25519_tools.transport.endpoint import connect, listen
 from rpc25519_tools.transport.http_connect import (
     ANSWER,
-    MAX_HEAD_LEN,
     REQUEST,
-    Head,
-    HeadReader,
-    Side,
-    judge_answer,
-    judge_request,
 )
-from rpc25519_tools.wire.constants import MAGIC, MIB
+from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.framing import FrameDecoder
-from tests.helpers import open_fds, until
+from tests.helpers import until
+from tests.transport.http_peers import (
+    CLIENT_HELLO,
+    DELAY,
+    FRAMES,
+    NEVER_S,
+    REQUESTS,
+    RawClient,
+    calling,
+    leakless,
+    serving,
+)
 from tests.transport.peers import Listening, Recorder, dialled, listening
 
-FLOWS = Path(__file__).parent.parent / "data" / "wire" / "flows"
-DELAY = "rpc25519_tools.transport.http_connect.OPEN_DELAY_S"
-NEVER_S = 1000.0
-CLIENT_HELLO = bytes.fromhex("16030100c2010000be0303")
-TLS_ALERT = bytes.fromhex("15030300020246")
-
-leakless = pytest.mark.usefixtures("no_leaked_fds")
-
-
-# The head, without sockets.
-
-
-def recorded_prelude(direction: str) -> bytes:
-    index = json.loads((FLOWS / "index.json").read_text())
-    (exchange,) = (e for e in index["exchanges"] if e["name"] == "http-connect")
-    prelude = base64.b64decode(exchange[direction]["prelude_b64"])
-    assert (FLOWS / f"http-connect.{direction}.bin").read_bytes().startswith(prelude)
-    return prelude
-
-
-def test_both_sides_say_what_go_programs_say() -> None:
-    assert recorded_prelude("c2s") == REQUEST
-    assert recorded_prelude("s2c") == ANSWER
-
-
-def read_head(side: Side, pieces: list[bytes]) -> Head | str | None:
-    """Return the head, the reason against it, or None where it is not complete."""
-    reader = HeadReader(side)
-    for number, piece in enumerate(pieces):
-        try:
-            head = reader.receive_data(piece)
-        except HandshakeError as exc:
-            return str(exc)
-        if head is not None:
-            return Head(head.first_line, head.rest + b"".join(pieces[number + 1 :]))
-    return None
-
-
-REQUESTS = [
-    REQUEST,
-    b"CONNECT /_goRPC_ HTTP/1.0\r\n\r\n",
-    b"CONNECT /_goRPC_ HTTP/1.1\r\nHost: example.org\r\nX-Empty:\r\n\r\n",
-    b"CONNECT /_goRPC_ HTTP/1.1\nA: 1\r\nB: \xe4\tb\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-]
-ANSWERS = [
-    ANSWER,
-    b"HTTP/1.1 200 Connected to Go RPC\r\n\r\n",
-    b"HTTP/1.0 200 Connected to Go RPC\r\nServer: x\r\n\r\n",
-    b"HTTP/1.1 405 Method Not Allowed\r\nAllow: CONNECT\r\n\r\n",
-    b"HTTP/1.1 200\n\n",
-]
-FRAMES = (FLOWS / "echo-none.c2s.bin").read_bytes()
-NO_HEADS = [
-    b"\n",
-    b"\r\n\r\n",
-    b"\r\r\n",
-    b"CONNECT /_goRPC_ HTTP/1.0\rX: y\n\n",
-    b"CONNECT /_goRPC_ HTTP/2.0\n\n",
-    b"CONNECT  /_goRPC_ HTTP/1.0\n\n",
-    b"CONNECT /_goRPC_\n\n",
-    b"CONNECT /a b HTTP/1.0\n\n",
-    b"CONNECT /_go\x00 HTTP/1.0\n\n",
-    b"CONNECT /_goRPC_ HTTP/1.0\nno header\n\n",
-    b"CONNECT /_goRPC_ HTTP/1.0\n folded: 1\n\n",
-    b"CONNECT /_goRPC_ HTTP/1.0\nA: \x01\n\n",
-    b"HTTP/1.0 20 Connected to Go RPC\n\n",
-    b"HTTP/2 200 Connected to Go RPC\n\n",
-    b"HTTP/1.0\n\n",
-    b"HTTP/1.0 200 Connected to Go RPC\nA : 1\n\n",
-    b"SSH-2.0-OpenSSH_9.6\r\n",
-    b"\xff\xfe",
-    b"\x16\x02 no TLS",
-    b"x" * 3 * MAX_HEAD_LEN,
-    CLIENT_HELLO,
-    TLS_ALERT,
-    FRAMES,
-    MAGIC[:5] + b"??",
-]
-SIDES: list[Side] = ["client", "server"]
-
-
-@pytest.mark.parametrize("head", REQUESTS)
-def test_a_request_is_read_to_its_end(head: bytes) -> None:
-    first_line = head.splitlines()[0].decode()
-    for rest in (b"", b"\n", FRAMES):
-        assert read_head("server", [head + rest]) == Head(first_line, rest)
-    for length in range(len(head)):
-        assert read_head("server", [head[:length]]) is None
-    assert "does not speak HTTP CONNECT" in str(read_head("client", [head]))
-
-
-@pytest.mark.parametrize("head", ANSWERS)
-def test_an_answer_is_read_to_its_end(head: bytes) -> None:
-    first_line = head.splitlines()[0].decode()
-    for rest in (b"", b"\n", FRAMES):
-        assert read_head("client", [head + rest]) == Head(first_line, rest)
-    for length in range(len(head)):
-        assert read_head("client", [head[:length]]) is None
-    assert "does not speak HTTP CONNECT" in str(read_head("server", [head]))
-
-
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("data", NO_HEADS)
-def test_what_is_no_head_is_refused_in_one_printable_line(
-    side: Side, data: bytes
-) -> None:
-    reason = read_head(side, [data])
-    assert isinstance(reason, str)
-    assert reason.isascii()
-    assert reason.isprintable()
-    assert len(reason) < 140
-
-
-@given(
-    side=st.sampled_from(SIDES),
-    data=st.sampled_from(REQUESTS + ANSWERS + NO_HEADS),
-    rest=st.binary(max_size=20),
-    cuts=st.lists(st.integers(0, 120), max_size=12),
-)
-def test_pieces_come_to_the_same(
-    side: Side, data: bytes, rest: bytes, cuts: list[int]
-) -> None:
-    data += rest
-    ends = [*sorted(cuts), len(data)]
-    pieces = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    pieces.append(data[max(ends) :])
-    assert b"".join(pieces) == data
-    whole = read_head(side, [data])
-    assert read_head(side, pieces) == whole
-    assert read_head(side, [data[i : i + 1] for i in range(len(data))]) == whole
-
-
-@given(
-    side=st.sampled_from(SIDES),
-    beginning=st.sampled_from([b"", REQUEST[:-1], ANSWER[:-1], b"GET ", MAGIC[:3]]),
-    data=st.binary(),
-)
-def test_nothing_but_handshake_errors_comes_of_any_bytes(
-    side: Side, beginning: bytes, data: bytes
-) -> None:
-    found = read_head(side, [beginning + data])
-    if isinstance(found, str):
-        assert found.isascii()
-        assert found.isprintable()
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_a_head_may_be_just_as_long_as_the_limit(side: Side) -> None:
-    line = REQUEST[:-1] if side == "server" else ANSWER[:-1]
-    header = b"A: " + b"b" * (MAX_HEAD_LEN - len(line) - 5) + b"\n"
-    head = line + header + b"\n"
-    assert len(head) == MAX_HEAD_LEN
-    assert read_head(side, [head + b"rest"]) == Head(line.decode().rstrip(), b"rest")
-    longer = line + b"b" + header + b"\n" if side == "client" else line + b"b" + header
-    reason = str(read_head(side, [longer + b"\n"]))
-    assert reason.endswith("sent an HTTP head of more than 8192 bytes")
-
-
-@pytest.mark.parametrize(
-    ("first_line", "answer"),
-    [
-        ("CONNECT /_goRPC_ HTTP/1.0", ANSWER),
-        ("CONNECT /_goRPC_ HTTP/1.1", ANSWER),
-        ("GET /_goRPC_ HTTP/1.1", b"405 Method Not Allowed"),
-        ("connect /_goRPC_ HTTP/1.1", b"405 Method Not Allowed"),
-        ("GET / HTTP/1.1", b"404 Not Found"),
-        ("CONNECT /other HTTP/1.1", b"404 Not Found"),
-        ("CONNECT example.org:443 HTTP/1.1", b"404 Not Found"),
-    ],
-)
-def test_a_request_is_judged_by_path_and_method(first_line: str, answer: bytes) -> None:
-    said, error = judge_request(Head(first_line, b""))
-    assert said == answer or said.startswith(b"HTTP/1.0 " + answer + b"\r\n")
-    assert (error is None) == (said == ANSWER)
-    if error is not None:
-        assert str(error) == (
-            f"the client sent {first_line!r} instead of HTTP CONNECT "
-            "(is it a web browser?)"
-        )
-
-
-@pytest.mark.parametrize(
-    "status",
-    ["200 OK", "200", "200 connected to go rpc", "404 Not Found", "200 " + "x" * 7000],
-)
-def test_any_other_status_is_a_refusal(status: str) -> None:
-    judge_answer(Head("HTTP/1.1 200 Connected to Go RPC", b""))
-    with pytest.raises(HandshakeError) as caught:
-        judge_answer(Head(f"HTTP/1.1 {status}", b""))
-    assert str(caught.value) == (
-        f"the server does not speak HTTP CONNECT (status {status[:60]})"
-    )
-
-
 # Both ends on sockets.
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    *,
-    accept: Callable[[Transport], Receiver] | None = None,
-    limits: Limits | None = None,
-) -> AsyncIterator[Listening]:
-    """Listen for HTTP CONNECT on a free port; every socket is closed afterwards."""
-    found, before = Listening(), len(open_fds())
-    listener = await listen(
-        parse_address("127.0.0.1:0"),
-        tls=None,
-        accept=accept or found.accept,
-        failed=found.fail,
-        limits=limits,
-        http_connect=True,
-    )
-    found.address, found.close = listener.address, listener.close
-    try:
-        yield found
-    finally:
-        listener.close()
-        for recorder in found.accepted:
-            recorder.transport.abort()
-        await until(lambda: len(open_fds()) <= before, what="the sockets to be closed")
-
-
-@contextlib.asynccontextmanager
-async def calling(
-    address: str,
-    *,
-    accept: Callable[[Transport], Receiver] = Recorder,
-    timeout_s: float = 10.0,
-) -> AsyncIterator[Recorder]:
-    """Connect with HTTP CONNECT."""
-    made: list[Receiver] = []
-
-    def keep(transport: Transport) -> Receiver:
-        made.append(accept(transport))
-        return made[0]
-
-    await connect(
-        parse_address(address),
-        tls=None,
-        accept=keep,
-        timeout_s=timeout_s,
-        http_connect=True,
-    )
-    (recorder,) = made
-    assert isinstance(recorder, Recorder)
-    try:
-        yield recorder
-    finally:
-        recorder.transport.abort()
-
-
-class RawClient:
-    """A client that sends what a test says."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def to(cls, address: str, data: bytes = b"") -> AsyncIterator["RawClient"]:
-        host, port = address.split(":")
-        client = cls(*await asyncio.open_connection(host, int(port)))
-        client.writer.write(data)
-        try:
-            yield client
-        finally:
-            client.writer.transport.abort()
-
-    async def read_all(self) -> bytes:
-        """Read until the server hangs up."""
-        return await asyncio.wait_for(self.reader.read(), 10)
-
-    async def expect_end(self) -> None:
-        """Wait until the server has gone, in whatever way."""
-        with contextlib.suppress(ConnectionError):
-            await self.read_all()
-
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def raw_server(talk: Talk) -> AsyncIterator[str]:
-    """Serve one client as a test says, and then until it hangs up."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            await talk(reader, writer)
-            await reader.read()
-        writer.transport.abort()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-
-
-def saying(data: bytes, *, hang_up: bool = False) -> Talk:
-    """Answer the exact request with ``data``."""
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        assert await reader.readexactly(len(REQUEST)) == REQUEST
-        writer.write(data)
-        if hang_up:
-            writer.write_eof()
-
-    return talk
 
 
 @leakless
@@ -514,10 +199,6 @@ async def test_a_receiver_may_end_the_connection_at_once(ending: str) -> None:
         assert not found.failures
 
 
-NO_ANSWER = (
-    "the server hung up instead of answering HTTP CONNECT "
-    "(does it use TLS, or plain TCP without HTTP CONNECT?)"
-)
 BROWSER = "(is it a web browser?)"
 
 
@@ -720,139 +401,6 @@ async def test_open_connections_outlive_the_listener() -> None:
         found.close()
         ours.transport.write([b"after"])
         await until(lambda: found.accepted[0].data == b"before after")
-
-
-# The client.
-
-
-@leakless
-@pytest.mark.parametrize("answer", ANSWERS[:3])
-async def test_the_client_opens_with_the_answer(answer: bytes) -> None:
-    async with (
-        raw_server(saying(answer + FRAMES)) as address,
-        calling(address) as ours,
-    ):
-        await until(lambda: ours.data == FRAMES)
-
-
-@leakless
-async def test_the_client_sends_nothing_before_the_whole_answer() -> None:
-    made: list[Transport] = []
-
-    def accept(transport: Transport) -> Receiver:
-        made.append(transport)
-        transport.write([b"frames"])
-        return Recorder(transport)
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        assert await reader.readexactly(len(REQUEST)) == REQUEST
-        for position in range(len(ANSWER)):
-            assert not made
-            writer.write(ANSWER[position : position + 1])
-            await writer.drain()
-        assert await reader.readexactly(6) == b"frames"
-        writer.write(b"all is well")
-
-    async with raw_server(talk) as address, calling(address, accept=accept) as ours:
-        await until(lambda: ours.data == b"all is well")
-
-
-@leakless
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (
-            b"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET\r\n\r\n405\n",
-            "the server does not speak HTTP CONNECT (status 405 Method Not Allowed)",
-        ),
-        (
-            b"HTTP/1.1 200 OK\r\n\r\n",
-            "the server does not speak HTTP CONNECT (status 200 OK)",
-        ),
-        (
-            TLS_ALERT,
-            "the server speaks TLS, and this side HTTP CONNECT on plain TCP",
-        ),
-        (
-            FRAMES,
-            "the server sent frames right away: it does not use HTTP CONNECT",
-        ),
-        (
-            b"SSH-2.0-OpenSSH_9.6p1\r\n",
-            "the server does not speak HTTP CONNECT (it sent 'SSH-2.0-OpenSSH_9.6p1')",
-        ),
-        (
-            b"\x1b[31mred\n",
-            "the server does not speak HTTP CONNECT",
-        ),
-        (
-            ANSWER[:-1] + b"x" * 10_000,
-            "the server sent an HTTP head of more than 8192 bytes",
-        ),
-    ],
-)
-async def test_other_servers_are_refused(answer: bytes, reason: str) -> None:
-    async with raw_server(saying(answer)) as address:
-        with pytest.raises(HandshakeError) as caught:
-            async with calling(address):
-                pass
-        assert str(caught.value) == reason
-
-
-@leakless
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (b"", NO_ANSWER),
-        (b"HTTP/1.0 200 Conn", "the server hung up in the middle of HTTP CONNECT"),
-    ],
-)
-async def test_a_server_that_hangs_up_is_told(answer: bytes, reason: str) -> None:
-    async with raw_server(saying(answer, hang_up=True)) as address:
-        with pytest.raises(HandshakeError) as caught:
-            async with calling(address):
-                pass
-        assert str(caught.value) == reason
-
-
-@leakless
-@pytest.mark.parametrize("answer", [b"", ANSWER[:-1]])
-async def test_a_slow_answer_runs_into_the_limit_for_connecting(
-    answer: bytes,
-) -> None:
-    async with raw_server(saying(answer)) as address:
-        with pytest.raises(DeadlineError, match=r"no answer from .* within 0\.05 s"):
-            async with calling(address, timeout_s=0.05):
-                pass
-
-
-@leakless
-async def test_waiting_for_the_answer_can_be_cancelled() -> None:
-    asked = asyncio.Event()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(len(REQUEST))
-        asked.set()
-
-    async def call(address: str) -> None:
-        async with calling(address):
-            pass
-
-    async with raw_server(talk) as address:
-        task = asyncio.create_task(call(address))
-        await asked.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
-@leakless
-async def test_a_port_where_nobody_listens_is_told() -> None:
-    async with raw_server(saying(b"")) as address:
-        pass
-    with pytest.raises(ConnectFailedError, match="nobody listens there"):
-        async with calling(address):
-            pass
 
 
 # Ends that are set differently.

@@ -19,8 +19,13 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
-from rpc25519_tools.transport.base import WRITE_HIGH_WATER_LEN
+from rpc25519_tools.transport.base import (
+    ENCRYPTED_LEN,
+    WRITE_HIGH_WATER_LEN,
+    scratch_buffer,
+)
 from rpc25519_tools.transport.tls import TlsTransport, tls_context
+from rpc25519_tools.transport.tls_records import FastRecords
 from rpc25519_tools.wire.constants import MIB
 from rpc25519_tools.wire.framing import FrameDecoder
 from tests.helpers import until
@@ -92,6 +97,32 @@ async def test_bytes_arrive_whole_both_ways(
         assert theirs.data == up
         assert ours.data == down
         assert ours.transport.unsent_len == theirs.transport.unsent_len == 0
+
+
+@pytest.mark.parametrize("first_len", [1, 16_000, 100_000])
+async def test_a_chunk_of_records_arrives_whole_in_memory_that_all_share(
+    node: LoadedIdentity, client: LoadedIdentity, first_len: int
+) -> None:
+    # 16,000 bytes are a part of a record, so that the next 64 KiB fill up four long
+    # ones and bring a shorter one: more comes out than went in, while the rest of the
+    # chunk still waits to be decrypted.
+    lengths = ([16 * 1024] * 4 + [10_000]) * 6
+    sent = [random.Random(3).randbytes(length) for length in lengths]
+    async with listening(node) as found, dialled(found.address, client) as ours:
+        theirs = await accepted(found)
+        theirs.use(scratch_buffer())  # as a FrameDecoder does
+        near, far = ours.transport, theirs.transport
+        assert isinstance(near, TlsTransport)
+        assert isinstance(far, TlsTransport)
+        for record in sent:
+            near._records.write(record)
+        memory = memoryview(bytearray(ENCRYPTED_LEN))
+        encrypted = memory[: near._records.take_encrypted(memory)]
+        for piece in (encrypted[:first_len], encrypted[first_len:]):
+            far.get_buffer(-1)[: len(piece)] = piece
+            far.buffer_updated(len(piece))
+        assert theirs.data == b"".join(sent)
+        assert not theirs.lost
 
 
 async def test_closing_sends_what_is_queued_and_ends_in_order(
@@ -397,6 +428,35 @@ async def test_a_client_that_leaves_during_the_handshake_is_noted(
             await until(lambda: ours.lost)
         await until(lambda: found.outcomes)
         assert "hung up without TLS handshake" in str(found.failure)
+
+
+async def test_openssl_gets_no_more_of_a_handshake_than_it_may_have(
+    node: LoadedIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps a first message until that is whole, however much it announces."""
+    fed: list[int] = []
+    feed = FastRecords.feed
+
+    def counted(records: FastRecords, encrypted: memoryview) -> None:
+        fed.append(len(encrypted))
+        feed(records, encrypted)
+
+    monkeypatch.setattr(FastRecords, "feed", counted)
+    body = b"\x01" + (120_000).to_bytes(3, "big") + bytes(100_000)
+    records = b"".join(
+        b"\x16\x03\x01" + len(body[start : start + 16_384]).to_bytes(2, "big")
+        + body[start : start + 16_384]
+        for start in range(0, len(body), 16_384)
+    )  # fmt: skip
+    async with listening(node) as found:
+        host, port = found.address.rsplit(":", 1)
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(records)
+        await until(lambda: found.outcomes)
+        assert "more than 32768 bytes" in str(found.failure)
+        assert max(fed) <= 16 * 1024
+        assert sum(fed) <= 48 * 1024
+        writer.close()
 
 
 async def test_handshakes_under_way_end_with_the_listener(

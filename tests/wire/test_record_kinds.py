@@ -23,7 +23,7 @@ from rpc25519_tools.greenpack import (
     encode,
     zid,
 )
-from tests.wire.go_structs import TYPES, Level, Row, built, entries
+from tests.wire.go_structs import TYPES, Inner, Level, Row, built, entries
 
 ENTRIES = entries()
 each_entry = pytest.mark.parametrize(
@@ -82,6 +82,41 @@ def test_what_is_cut_short_is_refused(entry: dict[str, Any]) -> None:
     for length in range(len(packed)):
         with pytest.raises(DecodeError):
             decode(TYPES[entry["type"]], packed[:length])
+
+
+# Pointers that Go sends twice.
+
+
+@dataclasses.dataclass
+class Twins:
+    first: Inner | None = zid(0, None)
+    second: Inner | None = zid(1, None)
+
+
+#: What Go's EncodeMsg makes of Twins{p, p}, up to the second p.
+TWINS = bytes.fromhex(
+    "83a140a55477696e73af46697273745f7a696430305f70747283a140a5496e6e6572ae4e616d655f7a"
+    "696430305f737472a170ab4e5f7a696430315f696e7405b05365636f6e645f7a696430315f707472"
+)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["d40600", "c70306d100c8", "c70306d1012c", "c70506d200009c40"],
+    ids=["0 pointers before", "200", "300", "40000"],
+)
+def test_a_reference_to_an_earlier_pointer_is_refused_by_its_name(
+    reference: str,
+) -> None:
+    with pytest.raises(DecodeError, match=r"Twins\.second: .*-no-dedup"):
+        decode(Twins, TWINS + bytes.fromhex(reference))
+    assert decode(Twins, TWINS + b"\x80") == Twins(Inner("p", 5), Inner())
+
+
+@pytest.mark.parametrize("packed", ["d40700", "c70307d100c8", "c7", "d4", "05", ""])
+def test_nothing_else_is_called_a_reference(packed: str) -> None:
+    with pytest.raises(DecodeError, match=r"Twins\.second: a map is wanted$"):
+        decode(Twins, TWINS + bytes.fromhex(packed))
 
 
 # Bytes and arrays of a fixed length.

@@ -1,0 +1,50 @@
+"""Fixtures for tests that write and transfer files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.files.atomics import count_fds
+from tests.files.places import Place
+from tests.rpc.memory import MemoryNetwork
+from tests.rpc.nets import Net
+
+
+@pytest.fixture
+def no_fd_leak() -> Iterator[None]:
+    before = count_fds()
+    yield
+    assert count_fds() == before
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Hold the old file and nothing else."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"old")
+    return folder
+
+
+@pytest.fixture
+def memory(certs: Path, monkeypatch: pytest.MonkeyPatch) -> Net:
+    network = MemoryNetwork()
+    network.install(monkeypatch)
+    return Net("tcp", certs, network)
+
+
+@pytest.fixture(params=["memory", "tls"])
+def net(request: pytest.FixtureRequest, certs: Path) -> Net:
+    if request.param == "memory":
+        found: Net = request.getfixturevalue("memory")
+        return found
+    return Net("tls", certs)
+
+
+@pytest.fixture
+def place(tmp_path: Path, no_leaked_fds: None) -> Place:
+    place = Place(tmp_path / "served", tmp_path / "local")
+    place.served.mkdir()
+    place.local.mkdir()
+    return place
