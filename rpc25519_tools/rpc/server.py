@@ -108,7 +108,8 @@ class Server:
         self._listener: Listening | None = None
         self._known: KnownGuard | None = None
         self._connections: set[Connection] = set()
-        self._by_address: dict[str, Connection] = {}
+        # Over QUIC clients that share their port have one address; the last one counts.
+        self._by_address: dict[str, dict[Connection, None]] = {}
         self._started = False
         self._stopping = False
         self._identity_reloaded = identity_reloaded
@@ -277,7 +278,8 @@ class Server:
         Returns when the message is queued; waits while the client takes too little.
 
         Args:
-            address: the client's ``remote_address``, such as ``127.0.0.1:50000``.
+            address: the client's ``remote_address``, such as ``127.0.0.1:50000``; where
+                several QUIC clients share it, the one that connected last.
             service_name: what the message is about; clients see it in the header.
             payload: what to send.
             args: small named strings to send along.
@@ -289,10 +291,7 @@ class Server:
             ConnectionLostError, SecurityError: it has just gone.
             LocalProtocolError: the message is too large.
         """
-        connection = self._by_address.get(address)
-        if connection is None:
-            raise NotConnectedError(f"no client is connected from {address}")
-        await connection.push(
+        await self._connected_from(address).push(
             service_name, payload, args=args, call_id=call_id, compress=compress
         )
 
@@ -302,10 +301,13 @@ class Server:
         Raises:
             NotConnectedError: no client is connected from there.
         """
-        connection = self._by_address.get(address)
-        if connection is None:
+        self._connected_from(address).driver.abort(ConnectionLostError(reason))
+
+    def _connected_from(self, address: str) -> Connection:
+        found = self._by_address.get(address)
+        if not found:
             raise NotConnectedError(f"no client is connected from {address}")
-        connection.driver.abort(ConnectionLostError(reason))
+        return next(reversed(found))
 
     def filenos(self) -> list[int]:
         """Return the descriptors of all sockets, for who must let go of them."""
@@ -385,7 +387,7 @@ class Server:
     def _accept(self, transport: Transport) -> Receiver:
         connection = Connection(self, transport)
         self._connections.add(connection)
-        self._by_address[transport.remote_address] = connection
+        self._by_address.setdefault(transport.remote_address, {})[connection] = None
         if self._stopping:
             # Its handshake took longer than we live; nobody else would close it.
             transport.abort()
@@ -437,8 +439,10 @@ class Server:
         """Drop a connection that is over."""
         self._connections.discard(connection)
         transport = connection.driver.transport
-        if self._by_address.get(transport.remote_address) is connection:
-            del self._by_address[transport.remote_address]
+        here = self._by_address.get(transport.remote_address, {})
+        here.pop(connection, None)
+        if not here:
+            self._by_address.pop(transport.remote_address, None)
         if is_proven(transport):
             self._tell(lambda observer: observer.disconnected(transport, reason))
 

@@ -79,6 +79,8 @@ class QuicTransport:
         self._finished = False
         self._over = False
         self._paused = False
+        #: Whether something was handed on just now.
+        self._delivered = False
         self._unsent: deque[memoryview] = deque()
         self._queued_len = 0
         self._was_over = False
@@ -250,7 +252,7 @@ class QuicTransport:
     def _deliver(self) -> None:
         """Hand on what has come, as far as it is wanted."""
         engine, arrived = self._engine, self._engine.arrived
-        owes = False
+        owes = self._delivered = False
         while arrived and self._receiver is not None and not self._paused:
             if self._closing:
                 break
@@ -273,6 +275,7 @@ class QuicTransport:
             del arrived[:taken]
             owes = engine.consume(filled)
             self._receiver.buffer_updated(filled)
+            self._delivered = True
         if self._closing and arrived:
             owes = engine.consume(sum(map(len, arrived)))
             arrived.clear()
@@ -282,7 +285,8 @@ class QuicTransport:
                 self._receiver.arriving(0, held_len)
         if owes:
             self._pump_soon()
-        if engine.peer_ended and not arrived and not engine.is_closed:
+        done = engine.peer_ended and not arrived and not self._paused
+        if done and not engine.is_closed:
             self._engine.close()
 
     def _pump_soon(self) -> None:
@@ -329,6 +333,11 @@ class QuicTransport:
     def _feed(self) -> None:
         """Give the engine what it can use soon."""
         engine = self._engine
+        if not engine.can_send:
+            if self._closing and not self._finished:
+                self._finished = True
+                engine.close()
+            return
         while self._unsent and engine.unsent_len < _AHEAD_LEN:
             head = self._unsent[0]
             piece = head[:_PIECE_LEN]
@@ -340,10 +349,7 @@ class QuicTransport:
                 self._unsent[0] = head[len(piece) :]
         if self._closing and not self._unsent and not self._finished:
             self._finished = True
-            if self._opened:
-                engine.finish()
-            else:
-                engine.close()
+            engine.finish()
 
     def _arm(self) -> None:
         at = self._engine.timer()
@@ -388,9 +394,8 @@ class QuicTransport:
             return
         engine = self._engine
         error = error or engine.error
-        in_order = error is None and engine.arrived and not self._closing
-        if in_order and self._receiver is not None and self._paused:
-            return  # what came before the end still counts
+        if error is None and self._is_being_read():
+            return
         self._over = True
         for handle in (self._timer, self._pump_handle, self.handshake_timer):
             if handle is not None:
@@ -419,6 +424,17 @@ class QuicTransport:
             receiver.connection_lost(error)
         if self.gone is not None:
             self.gone()
+
+    def _is_being_read(self) -> bool:
+        """Tell whether what came before the end in order has yet to be taken.
+
+        It still counts: whoever is told of the end drops what it is doing.
+        """
+        if self._closing or self._receiver is None:
+            return False
+        if self._delivered:
+            self._pump_soon()
+        return self._delivered or self._paused
 
     def _drop_silently(self) -> None:
         """End what has never been a connection."""

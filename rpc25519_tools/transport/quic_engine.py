@@ -33,9 +33,11 @@ from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     PING_FRAME_CAPACITY,
+    TRANSPORT_CLOSE_FRAME_CAPACITY,
     QuicConnection,
     QuicConnectionState,
 )
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -235,6 +237,7 @@ class _Connection(QuicConnection):
         self.mtu: PathMtu | None = None
         self._now = 0.0
         self._unacked = 0
+        self._must_open = False
         # The peer opens one stream at a server, and none at a client.
         for limit, value in (
             (self._local_max_streams_bidi, 1 if side == "server" else 0),
@@ -304,6 +307,15 @@ class _Connection(QuicConnection):
         control.mtu, control.narrowed = self.mtu, self.use_mtu
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
+        if self._must_open:
+            frame = builder.start_frame(
+                QuicFrameType.STREAM_BASE | 2,  # with a length
+                capacity=3,
+                handler=self._on_open_delivery,
+            )
+            frame.push_uint_var(_STREAM)
+            frame.push_uint_var(0)
+            self._must_open = False
         limit = self._local_max_data
         if self.consumed + WINDOW_LEN - limit.value >= _WINDOW_STEP:
             limit.value = self.consumed + WINDOW_LEN
@@ -397,6 +409,19 @@ class _Connection(QuicConnection):
         elif self._unacked >= _ACK_EVERY:
             space.ack_at = min(space.ack_at, now)
             self._unacked = 0
+
+    def open_stream(self) -> None:
+        """Let the server know the stream, though there is nothing in it yet.
+
+        It could say nothing before: a push, say. aioquic sends no empty frames.
+        """
+        self.send_stream_data(_STREAM, b"")
+        self._must_open = True
+
+    def _on_open_delivery(self, delivery: QuicDeliveryState) -> None:
+        stream = self.stream
+        if delivery is not QuicDeliveryState.ACKED and stream is not None:
+            self._must_open = stream.sender.highest_offset == 0
 
     def use_mtu(self) -> None:
         """Make datagrams of the size that the path is known to take."""
@@ -550,6 +575,8 @@ class QuicEngine:
                 self._refuse(exc)
                 return
         self.is_open = True
+        if self.side == "client":
+            self._quic.open_stream()
 
     def _refuse(self, reason: PeerNotTrustedError) -> None:
         self._refusal = reason
@@ -638,6 +665,11 @@ class QuicEngine:
         self._quic.send_stream_data(_STREAM, b"", end_stream=True)
 
     @property
+    def can_send(self) -> bool:
+        """Whether there is a stream; the server's comes with the client's."""
+        return self._quic.stream is not None
+
+    @property
     def unsent_len(self) -> int:
         """Bytes queued that have never been sent."""
         stream = self._quic.stream
@@ -714,6 +746,10 @@ class QuicEngine:
         if self._quic.ends_by_peer:
             if end.error_code == QuicErrorCode.NO_ERROR:
                 return None
+            if end.error_code == QuicErrorCode.CONNECTION_REFUSED:
+                return ConnectionLostError(
+                    f"the {self._other()} takes no connections for now"
+                )
             if alert in _CERTIFICATE_ALERTS:
                 return PeerNotTrustedError(
                     f"the {self._other()} refused our certificate "
@@ -768,6 +804,34 @@ class Doorman:
             original_destination_cid=first.destination_id,
             retry_token=token,
         )
+
+    def refuse(self, first: "FirstPacket") -> bytes:
+        """Return what tells a client that nobody is let in (RFC 9000 section 5.2.2).
+
+        It is far shorter than what it answers.
+        """
+        keys = CryptoPair()
+        keys.setup_initial(
+            cid=first.destination_id,
+            is_client=False,
+            version=QuicProtocolVersion.VERSION_1,
+        )
+        builder = QuicPacketBuilder(
+            host_cid=first.destination_id,
+            peer_cid=first.source_id,
+            version=QuicProtocolVersion.VERSION_1,
+            is_client=False,
+            max_datagram_size=BASE_LEN,
+        )
+        builder.start_packet(QuicPacketType.INITIAL, keys)
+        frame = builder.start_frame(
+            QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY
+        )
+        frame.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
+        frame.push_uint_var(QuicFrameType.PADDING)
+        frame.push_uint_var(0)  # no words
+        (datagram,), _ = builder.flush()
+        return datagram
 
     def original_id(
         self, first: "FirstPacket", endpoint: Endpoint, now: float

@@ -313,6 +313,33 @@ def test_a_second_stream_is_a_fault(
     assert theirs.arrived == []
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_server_may_speak_first(
+    client: LoadedIdentity, node: LoadedIdentity, seed: int
+) -> None:
+    """The client opens the stream as soon as it is let in, whatever gets lost."""
+    net = engines(client, node, Path(loss=0.3, seed=seed))
+    ours, theirs = opened(net)
+    net.run_until(lambda: theirs.can_send)
+    assert theirs.arrived == []
+    assert moved(net, theirs, ours, b"news") == b"news"
+    assert moved(net, ours, theirs, b"answer") == b"answer"
+
+
+def test_a_client_that_is_not_let_in_learns_it(client: LoadedIdentity) -> None:
+    settings = TlsSettings(identity=client, verify=True)
+    engine = QuicEngine("client", settings, peer_host="192.0.2.2")
+    engine.connect(SERVER, 0.0)
+    ((data, _), *_) = engine.outgoing(0.0)
+    first = first_packet(data)
+    assert first is not None
+    answer = Doorman().refuse(first)
+    assert len(answer) < 100  # whoever it really was that asked is not flooded
+    engine.receive(answer, SERVER, 0.0)
+    assert engine.is_closed
+    assert "takes no connections for now" in str(engine.error)
+
+
 # Bad paths.
 
 
@@ -416,7 +443,7 @@ def test_every_second_packet_is_acknowledged_at_once(
 ) -> None:
     """After a loss few packets are on their way, and wait for no timer."""
     net = engines(client, node, Path(delay_s=0.0001))
-    ours, theirs = opened(net)
+    ours, _ = opened(net)
     net.run_for(1.0)
     before = net.now
     ours.send(memoryview(bytes(20_000)))
