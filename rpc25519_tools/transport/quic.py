@@ -402,8 +402,8 @@ class QuicTransport:
                 handle.cancel()
         self._unsent.clear()
         self._queued_len = 0
-        self._goodbye = engine.outgoing(self._loop.time())
-        if self._goodbye:
+        if engine.has_received:  # else there is nobody to say it to
+            self._goodbye = engine.outgoing(self._loop.time())
             self._port.send(self, self._goodbye)
         at = engine.timer()
         if at is None or not self._goodbye:

@@ -122,6 +122,11 @@ class UdpSocket:
         """Close it; doing so again changes nothing."""
         self._sock.close()
 
+    def __del__(self) -> None:
+        """Close it without a word: a loop may end while farewells can be repeated."""
+        if hasattr(self, "_sock"):
+            self._sock.close()
+
     def receive(self) -> tuple[list[tuple[bytes, Endpoint]], list[Endpoint]]:
         """Take what has come, as far as some calls bring it.
 

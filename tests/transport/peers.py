@@ -97,8 +97,9 @@ async def listening(
     *,
     verify: bool = True,
     limits: Limits | None = None,
+    quic: bool = False,
 ) -> AsyncIterator[Listening]:
-    """Listen on a free port; TLS with an identity, plain TCP without."""
+    """Listen on a free port; TLS or QUIC with an identity, plain TCP without."""
     found = Listening()
     listener = await listen(
         parse_address("127.0.0.1:0"),
@@ -106,6 +107,7 @@ async def listening(
         accept=found.accept,
         failed=found.fail,
         limits=limits,
+        quic=quic,
     )
     found.address, found.close = listener.address, listener.close
     try:
@@ -123,8 +125,9 @@ async def dialled(
     *,
     verify: bool = True,
     timeout_s: float = 10.0,
+    quic: bool = False,
 ) -> AsyncIterator[Recorder]:
-    """Connect; TLS with an identity, plain TCP without."""
+    """Connect; TLS or QUIC with an identity, plain TCP without."""
     made: list[Recorder] = []
 
     def accept(transport: Transport) -> Receiver:
@@ -136,6 +139,7 @@ async def dialled(
         tls=TlsSettings(identity=identity, verify=verify) if identity else None,
         accept=accept,
         timeout_s=timeout_s,
+        quic=quic,
     )
     try:
         yield made[0]
