@@ -288,6 +288,7 @@ class _Connection(QuicConnection):
                 self._judged = True
                 self._judge(certificate)
             elif done:
+                self._judged = True
                 raise _NoCertificateAlert
         except PeerNotTrustedError:
             raise _RefusedAlert from None
@@ -362,7 +363,11 @@ class _Connection(QuicConnection):
 
     @property
     def knows_address(self) -> bool:
-        return bool(self._network_paths) and self._network_paths[0].is_validated
+        # Who has shown a certificate, or that there is none, has read our hello; where
+        # that ends the handshake, aioquic does not look at the path any more.
+        return self._judged or (
+            bool(self._network_paths) and self._network_paths[0].is_validated
+        )
 
     @property
     def end(self) -> events.ConnectionTerminated | None:
