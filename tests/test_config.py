@@ -153,7 +153,9 @@ def test_defaults_are_safe() -> None:
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'udp': use tls, tcp or quic"):
+    with pytest.raises(
+        ConfigError, match="unknown network 'udp': use tls, tcp or quic"
+    ):
         Config(address=HERE, network="udp")  # type: ignore[arg-type]  # on purpose
 
 

@@ -66,6 +66,9 @@ _log = logging.getLogger(__name__)
 _CLEANUP_TIMEOUT_S: Final = 2.0
 #: What a running call takes beside the message that began it.
 _CALL_COST: Final = 2048
+_TOO_MUCH_BEGUN: Final = (
+    "the first messages of this connection's streams take too much memory together"
+)
 _UNREAD: Final = f"nobody has read this stream for {UNREAD_LIMIT_S:g} s"
 
 
@@ -122,6 +125,9 @@ class Connection:
         self._running: dict[OpenCall, RunningCall] = {}
         self._deadlines: Deadlines[OpenCall] = Deadlines(self._expire)
         self._held_len = 0
+        #: Of that, what began streams: it stays until their ends, and nothing is
+        #: gained by not reading on.
+        self._kept_len = 0
         self._holding = False
         self._heard = False
         self._closes_when_idle = False
@@ -306,6 +312,8 @@ class Connection:
         cost = len(opening.payload) + header_size + _CALL_COST
         running = RunningCall(incoming, Cancellation(), until_s, cost)
         self._running[call] = running
+        if call.kind.has_parts:
+            self._keep(running)
         self._change_held(cost)
         # In a context of its own: reading may go on in that of some handler.
         run = self._run(call, opening, running)
@@ -345,15 +353,27 @@ class Connection:
                 self._deadlines.discard(call)
             self._core.close(call)  # whatever became of its answer
             del self._running[call]
+            self._kept_len -= running.kept_len
             self._change_held(-running.cost)
             if self._closes_when_idle and not self._running:
                 self._closing = self._loop.create_task(self._close_driver())
+
+    def _keep(self, running: RunningCall) -> None:
+        """Count what begins a stream; refuse it where others have brought too much.
+
+        One may bring as much as a message can be long.
+        """
+        if self._kept_len and self._kept_len + running.cost > self._max_held_len:
+            running.refusal = _TOO_MUCH_BEGUN
+        else:
+            running.kept_len = running.cost
+            self._kept_len += running.cost
 
     def _change_held(self, difference: int) -> None:
         """Count what calls and streams hold; read on only when that is bearable."""
         self._held_len += difference
         self.driver.change_held(difference)
-        too_much = self._held_len > self._max_held_len
+        too_much = self._held_len - self._kept_len > self._max_held_len
         if too_much and not self._holding:
             self._holding = True
             self.driver.hold_reading()
@@ -372,6 +392,8 @@ class Connection:
         """
         if self._owner.stopping:
             raise HandlerError(SHUTTING_DOWN)
+        if running.refusal:
+            raise HandlerError(running.refusal)
         if call.cancelled:
             raise CallCancelledError(CANCELLED)
         if call.expired:

@@ -23,8 +23,9 @@ class RunningCall:
     A task that is cancelled before it has begun runs nothing at all, not even what
     answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
     and only its answer is on the way. ``cost`` is what the message that began it takes,
-    in bytes. ``sending`` counts the parts that are about to be sent, and ``turn`` is
-    taken by those who wait until they may make some.
+    in bytes; ``kept_len`` is as much for a stream, and 0 for others. ``refusal`` is why
+    it must not run. ``sending`` counts the parts that are about to be sent, and
+    ``turn`` is taken by those who wait until they may make some.
     """
 
     incoming: IncomingStream | None
@@ -36,6 +37,8 @@ class RunningCall:
     answering: bool = False
     sending: int = 0
     turn: Turn | None = None
+    kept_len: int = 0
+    refusal: str = ""
 
     @property
     def its_task(self) -> asyncio.Task[Any]:

@@ -31,9 +31,9 @@ from rpc25519_tools.transport.door import Listening
 from rpc25519_tools.transport.endpoint import listen
 from rpc25519_tools.transport.psk import (
     PskTransport,
-    TunnelSettings,
     is_proven,
 )
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 

@@ -188,6 +188,7 @@ class OutgoingStream:
     def __init__(self, send_part: SendPart, turn: Turn) -> None:
         self._send_part = send_part
         self.turn = turn
+        self._has_begun = False
 
     async def send(
         self,
@@ -205,7 +206,8 @@ class OutgoingStream:
         Args:
             payload: the bytes; they must not change until they have left.
             args: small named strings to send along.
-            last: whether no more parts follow.
+            last: whether no more parts follow. Where there is only one, an empty part
+                comes after it: the wire has no other way to say so.
             compress: False sends this one part without compression.
 
         Raises:
@@ -213,4 +215,9 @@ class OutgoingStream:
                 large; or one before it could not be sent after later ones had been.
             ConnectionLostError: the connection is over.
         """
-        await self._send_part(payload, args, last, compress)
+        # Part 0 has a type of its own, which cannot say that it is the last.
+        is_only = last and not self._has_begun
+        await self._send_part(payload, args, last and not is_only, compress)
+        self._has_begun = True
+        if is_only:
+            await self._send_part(b"", NO_ARGS, True, compress)

@@ -5,7 +5,7 @@ import asyncio
 from rpc25519_tools.identity.pre_shared_key import load_pre_shared_key
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import PeerCheck
-from rpc25519_tools.transport.psk import TunnelSettings
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 
 
 async def load_tunnel(

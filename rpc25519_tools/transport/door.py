@@ -37,9 +37,9 @@ from rpc25519_tools.transport.porch import (
 from rpc25519_tools.transport.psk import (
     TUNNEL_TIMEOUT_S,
     PskTransport,
-    TunnelSettings,
     open_tunnel,
 )
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.transport.refusal_log import REPORT_INTERVAL_S, RefusalLog
 from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import TcpTransport

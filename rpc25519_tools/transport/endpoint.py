@@ -30,7 +30,8 @@ from rpc25519_tools.transport.base import (
 from rpc25519_tools.transport.door import Door, Failed, Listening
 from rpc25519_tools.transport.http_connect import HttpConnectTransport
 from rpc25519_tools.transport.listening import Acceptor, open_listening
-from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
+from rpc25519_tools.transport.psk import PskTransport
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.transport.tcp import TcpTransport
 from rpc25519_tools.transport.tls import TlsTransport, client_context, tls_context
 

@@ -4,52 +4,39 @@ To the transport below (TCP, TLS, whatever comes) it is a Receiver, to what is a
 is a Transport: frames that are written to it leave as envelopes, envelopes that open
 arrive above as frames. What is above cannot tell the difference.
 
-Before that both sides show a certificate of the authority and a signed fresh key: over
-plain TCP as well as inside TLS, where it must be that of the same peer. Anybody who has
-seen such a message can send it again. What proves the peer, and that its pre-shared key
+Before that comes the handshake, which is in ``psk_handshake``. Anybody who has seen a
+peer's part of it can send it again. What proves the peer, and that its pre-shared key
 is right, is the first sealed message that opens, or before it the confirmation of a
 server that is one of ours.
 
-What decides and computes is in ``wire.handshake`` and ``wire.tunnel``.
+What seals and opens is in ``wire.tunnel``.
 """
 
 import asyncio
 import hmac
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from rpc25519_tools.errors import (
     ConnectionLostError,
     DecryptionError,
     HandshakeError,
-    KeyFileError,
     LocalProtocolError,
-    PeerNotTrustedError,
     ProtocolError,
     SecurityError,
 )
 from rpc25519_tools.identity.certificate import (
     PeerIdentity,
-    parse_certificate,
-    verify_peer,
 )
-from rpc25519_tools.identity.pre_shared_key import PreSharedKey
-from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import (
     Accept,
-    PeerCheck,
     Receiver,
     Transport,
     body_pool,
     scratch_buffer,
 )
+from rpc25519_tools.transport.psk_handshake import TunnelHandshake, TunnelSettings
 from rpc25519_tools.transport.repeats import SeenHandshakes
 from rpc25519_tools.transport.tcp import NOTHING_PROTECTED
 from rpc25519_tools.transport.unproven import Share
@@ -67,10 +54,7 @@ from rpc25519_tools.wire.tunnel import (
     Opener,
     Sealer,
     Side,
-    confirmation,
     first_nonce,
-    session_key,
-    shared_secret,
 )
 
 #: How long a client may take for its part of the handshake; a Go peer's own limit.
@@ -90,32 +74,6 @@ _BODY_APART_FROM_LEN: Final = 16 * 1024
 _UNPROVEN_CHUNK_LEN: Final = 32 * 1024
 
 Failed = Callable[[Exception, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TunnelSettings:
-    """Who we are inside the tunnel, and its key.
-
-    Attributes:
-        identity: our keys.
-        key: the pre-shared key.
-        peer_check: asked about each peer whose certificate and signature are good.
-
-    Raises:
-        KeyFileError: our certificate is too long for the handshake.
-    """
-
-    identity: LoadedIdentity
-    key: PreSharedKey = field(repr=False)
-    peer_check: PeerCheck | None = None
-
-    def __post_init__(self) -> None:
-        handshake.check_certificate_fits(self.certificate_der)
-
-    @property
-    def certificate_der(self) -> bytes:
-        """Our own certificate."""
-        return self.identity.certificate.public_bytes(Encoding.DER)
 
 
 class PskTransport:
@@ -159,15 +117,14 @@ class PskTransport:
         self._peer_host = peer_host
         self._max_sealed_len = max_message_len + OVERHEAD_LEN
         self._share = share
-        self._seen = SeenHandshakes() if seen is None else seen
         self._shaking = True
         self._proven = False
         self._when_proven: list[Callable[[], None]] = []
         self._closing = False
         self._over = False
-        self._prefix = b""
-        self._shake_memory = bytearray(handshake.PREFIX_LEN)
-        self._shake_filled = 0
+        self._handshake = TunnelHandshake(
+            settings, side, SeenHandshakes() if seen is None else seen
+        )
         self._peer: PeerIdentity | None = None
         self._confirmed = False
         self._sealer: Sealer | None = None
@@ -176,9 +133,8 @@ class PskTransport:
         self._body_left = 0
         self._pieces: list[Buffer] = []
         self.handshake_timer: asyncio.TimerHandle | None = None
-        self._ephemeral = X25519PrivateKey.generate()
         if side == "client":
-            below.write([self._hello()])
+            below.write([self._handshake.hello()])
 
     # What is above sees this.
 
@@ -218,7 +174,7 @@ class PskTransport:
     @property
     def has_received(self) -> bool:
         """Whether the peer has sent anything."""
-        return bool(self._prefix or self._shake_filled)
+        return self._handshake.has_received
 
     @property
     def is_open(self) -> bool:
@@ -299,16 +255,16 @@ class PskTransport:
         if self._opener is not None:
             memory = self._opener.get_buffer()
             return memory if self._share is None else memory[:_UNPROVEN_CHUNK_LEN]
-        return memoryview(self._shake_memory)[self._shake_filled :]
+        return self._handshake.get_buffer()
 
     def buffer_updated(self, count: int) -> None:
         """Go on with the handshake, or open what has come."""
         if self._over:
             return
         if self._opener is None:
-            self._shake_filled += count
-            if self._shake_filled == len(self._shake_memory):
-                self._take_handshake(bytes(self._shake_memory))
+            data = self._handshake.buffer_updated(count)
+            if data is not None:
+                self._take_handshake(data)
             return
         opened = self._opener.buffer_updated(count)
         while not self._over:
@@ -383,28 +339,12 @@ class PskTransport:
         if self.handshake_timer is not None:
             self.handshake_timer.cancel()
 
-    def _hello(self, proof: bytes = b"") -> bytes:
-        ephemeral = self._ephemeral.public_key().public_bytes_raw()
-        return handshake.encode_handshake(
-            Handshake(
-                ephemeral=ephemeral,
-                signature=self._settings.identity.private_key.sign(ephemeral),
-                certificate_der=self._settings.certificate_der,
-                sent_at_ns=time.time_ns(),
-                confirmation=proof,
-            )
-        )
-
     def _take_handshake(self, data: bytes) -> None:
         """Take the first eight bytes of the peer's message, and then its rest."""
         try:
-            if not self._prefix:
-                rest_len = handshake.rest_len(data)
-                self._prefix = data
-                self._shake_memory = bytearray(rest_len)
-                self._shake_filled = 0
-                return
-            self._open_tunnel(handshake.decode_handshake(self._prefix, data))
+            theirs = self._handshake.take(data)
+            if theirs is not None:
+                self._open_tunnel(theirs)
         except (HandshakeError, DecryptionError) as exc:
             self._over = True
             self._stop_shaking()
@@ -419,18 +359,14 @@ class PskTransport:
         Raises:
             HandshakeError, DecryptionError: the peer is refused.
         """
-        peer = self._judge(theirs)
-        shared = shared_secret(self._ephemeral, theirs.ephemeral)
-        psk = self._settings.key.secret
-        key = session_key(shared, psk)
+        peer = self._handshake.judge(theirs, outer=self._below.peer, host=self._host())
+        agreed = self._handshake.agree(theirs)
+        key = agreed.session_key
         self._sealer = Sealer(key, first_nonce(self._side, os.urandom(NONCE_LEN)))
-        ours = self._ephemeral.public_key().public_bytes_raw()
         if self._side == "server":
-            proof = confirmation(shared, psk, theirs.ephemeral, ours)
-            self._below.write([self._hello(proof)])
+            self._below.write([self._handshake.hello(agreed.proof)])
         elif theirs.confirmation:
-            proof = confirmation(shared, psk, ours, theirs.ephemeral)
-            if not hmac.compare_digest(proof, theirs.confirmation):
+            if not hmac.compare_digest(agreed.proof, theirs.confirmation):
                 # The server learns it from this, which does not open there.
                 self._below.write(self._sealer.seal([MAGIC + bytes([Codec.NONE])]))
                 raise DecryptionError(
@@ -507,37 +443,6 @@ class PskTransport:
         """Tell of a client that was accepted and has come to nothing."""
         if self._side == "server" and not self._proven:
             self._failed(error, self.remote_address)
-
-    def _judge(self, theirs: Handshake) -> PeerIdentity:
-        """Check certificate and signature, and that nobody repeats a handshake."""
-        if self._side == "server" and theirs.ephemeral in self._seen:
-            raise HandshakeError("the client repeats a handshake that was used before")
-        try:
-            certificate = parse_certificate(theirs.certificate_der)
-        except KeyFileError as exc:
-            raise PeerNotTrustedError(
-                "the peer's handshake holds no certificate"
-            ) from exc
-        peer = verify_peer(
-            certificate,
-            self._settings.identity.authorities,
-            usage="client" if self._side == "server" else "server",
-            now=datetime.now(UTC),
-            host_name=None,
-        )
-        handshake.check_signature(theirs, peer.public_key)
-        if self._side == "server":
-            self._seen.add(theirs.ephemeral)
-        outer = self._below.peer
-        if outer is not None and outer.public_key != peer.public_key:
-            raise PeerNotTrustedError(
-                f"the {self._other()} has one key for TLS ({outer.key_id}) and another "
-                f"one inside the tunnel ({peer.key_id})"
-            )
-        if self._settings.peer_check is not None:
-            # Not only in TLS: that may have been a while ago.
-            self._settings.peer_check.check(peer, self._host())
-        return peer
 
     def _lost_in_handshake(self, error: Exception | None) -> Exception:
         if isinstance(error, SecurityError):

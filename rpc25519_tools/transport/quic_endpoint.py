@@ -14,7 +14,7 @@ from rpc25519_tools.transport.base import (
     format_address,
 )
 from rpc25519_tools.transport.door import Door
-from rpc25519_tools.transport.psk import TunnelSettings
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.transport.quic import QuicTransport
 from rpc25519_tools.transport.quic_engine import (
     Doorman,

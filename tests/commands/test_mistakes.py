@@ -473,11 +473,17 @@ def test_pass_phrase_file_that_is_missing(protected: Path, home: Path) -> None:
 
 
 def test_port_in_use(srv: SrvProcess, certs: Path, home: Path) -> None:
-    args = ["-s", srv.address, "-certs", str(certs)]
-    for program, address in (("srv", "-s"), ("samesame", "-c")):
-        args = [address, srv.address, "-certs", str(certs)]
-        line = run(program, *args, cwd=home).error(NETWORK)
-        assert line == f"cannot listen on {srv.address}: the port is in use"
+    line = run("srv", "-s", srv.address, "-certs", str(certs), cwd=home).error(NETWORK)
+    assert line == f"cannot listen on {srv.address}: the port is in use"
+
+
+@pytest.mark.parametrize("words", [("srv", "-q", "-s"), ("samesame", "-c")])
+def test_udp_port_in_use(words: tuple[str, ...], certs: Path, home: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = run(*words, address, "-certs", str(certs), cwd=home).error(NETWORK)
+        assert line == f"cannot listen on {address}: the port is in use"
 
 
 def test_address_of_another_machine(certs: Path, home: Path) -> None:

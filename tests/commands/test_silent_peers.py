@@ -31,7 +31,7 @@ def test_plain_client_of_a_silent_server_is_told_about_tls(
     assert "not one byte came: perhaps it speaks TLS (then drop -tcp)" in line
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a//b"])
+@pytest.mark.parametrize("name", [".", "..", "../x", "/x", "a//b"])
 def test_upload_names_that_leave_the_directory_are_refused_before_connecting(
     name: str, silent_address: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rpc25519_tools.errors import LocalProtocolError
+from rpc25519_tools.errors import LocalProtocolError, RemoteCallError
+from rpc25519_tools.limits import Limits
 from rpc25519_tools.rpc import driver, streams
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client_stream import ClientStream
@@ -298,3 +299,74 @@ async def test_a_download_goes_on_after_a_part_that_did_not_go(net: Net) -> None
         assert parts[:3] == [b"0", b"1", b"2"]
         assert parts[-1] == b"end"
         assert len(raised) == 3
+
+
+# What begins a stream.
+
+
+class Collector:
+    """Takes uploads; each waits until it may read on."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go = asyncio.Event()
+
+    async def __call__(self, context: CallContext, parts: IncomingStream) -> Reply:
+        self.begun += 1
+        await self.go.wait()
+        length = sum([len(part.payload) async for part in parts])
+        return Reply(payload=str(length).encode())
+
+
+async def test_an_upload_may_begin_with_more_than_a_connection_may_hold(
+    net: Net,
+) -> None:
+    registry, collector = Registry(), Collector()
+    registry.add_upload("collect", collector)
+    collector.go.set()
+    limits = Limits(max_connection_memory_len=MIB)
+    async with net.pair(registry, limits=limits) as (_, client):
+        first = bytes(3 * MIB)
+        async with client.upload("collect", first) as stream:
+            for number in range(8):
+                await stream.send(bytes(MIB // 2), last=number == 7)
+            assert bytes((await stream.reply()).payload) == b"%d" % (7 * MIB)
+
+
+async def test_uploads_that_begin_with_too_much_together_are_refused(
+    net: Net,
+) -> None:
+    registry, collector = Registry(), Collector()
+    registry.add_upload("collect", collector)
+    limits = Limits(max_connection_memory_len=MIB)
+    async with (
+        net.pair(registry, limits=limits) as (_, client),
+        client.upload("collect", bytes(MIB // 2)) as one,
+    ):
+        await until(lambda: collector.begun == 1)
+        async with client.upload("collect", bytes(MIB)) as two:
+            collector.go.set()  # or the connection would not be read any further
+            with pytest.raises(RemoteCallError, match="too much memory together"):
+                await two.reply()
+        await one.send(b"", last=True)
+        assert bytes((await one.reply()).payload) == b"%d" % (MIB // 2)
+        async with client.upload("collect", bytes(MIB)) as three:
+            await three.send(b"", last=True)
+            assert bytes((await three.reply()).payload) == b"%d" % MIB
+
+
+async def test_a_download_may_have_one_part_that_is_the_last(net: Net) -> None:
+    registry = Registry()
+
+    async def single(context: CallContext, out: OutgoingStream) -> None:
+        await out.send(b"all of it", args={"k": "v"}, last=True)
+
+    registry.add_download("single", single)
+    async with (
+        net.pair(registry) as (_, client),
+        client.download("single") as stream,
+    ):
+        parts = [part async for part in stream]
+        assert [bytes(part.payload) for part in parts] == [b"all of it", b""]
+        assert parts[0].args == {"k": "v"}
+        assert parts[1].last

@@ -22,8 +22,9 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
-from rpc25519_tools.transport import psk
-from rpc25519_tools.transport.psk import PskTransport, TunnelSettings
+from rpc25519_tools.transport import psk_handshake
+from rpc25519_tools.transport.psk import PskTransport
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from tests.helpers import until
 from tests.rpc.nets import Seen
 from tests.rpc.test_known import (
@@ -143,7 +144,7 @@ async def test_a_server_that_does_not_confirm_is_recorded_once_it_is_proven(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Servers of Go do not confirm the key.
-    monkeypatch.setattr(psk, "confirmation", lambda *_: b"")
+    monkeypatch.setattr(psk_handshake, "confirmation", lambda *_: b"")
     async with way.serving(Seen()) as server:
         async with await way.dial(server, ANN) as client:
             by_tls = way.network != "tcp" and way.verify

@@ -25,7 +25,7 @@ from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.reconnect import PersistentClient
 from rpc25519_tools.rpc.registry import Registry
-from rpc25519_tools.transport import psk
+from rpc25519_tools.transport import psk_handshake
 from rpc25519_tools.transport.base import Transport
 from rpc25519_tools.transport.psk import PskTransport
 from rpc25519_tools.wire.codecs import Codec, codec_from_name
@@ -133,7 +133,7 @@ async def test_another_codec_than_a_go_server_bears_is_not_sent(
     net: Net, key_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What tells our servers from those of Go is the proof in their handshake.
-    monkeypatch.setattr(psk, "confirmation", lambda *_: b"")
+    monkeypatch.setattr(psk_handshake, "confirmation", lambda *_: b"")
     registry, _ = services()
     async with net.server(registry, pre_shared_key_path=key_path) as server:
         for compression, expected in (
@@ -172,7 +172,7 @@ async def test_a_wrong_key_is_told_to_both(
 async def test_a_wrong_key_that_nothing_confirms_is_told_to_both(
     net: Net, key_path: str, other_key_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(psk, "confirmation", lambda *_: b"")
+    monkeypatch.setattr(psk_handshake, "confirmation", lambda *_: b"")
     registry, calls = services()
     seen = Seen()
     async with net.server(registry, seen, pre_shared_key_path=key_path) as server:

@@ -48,7 +48,7 @@ def test_a_good_client_is_served_beside_a_silent_crowd(
 ) -> None:
     async def run() -> None:
         net = Net("tls" if network == "tls" else "tcp", certs)
-        limits = Limits(max_startups=Startups(5, 100, 20))
+        limits = Limits(max_startups=Startups(20, 100, 20))
         async with net.server(services(), limits=limits) as server:
             host, port = server.address.split(":")
             crowd = [await asyncio.open_connection(host, int(port)) for _ in range(40)]

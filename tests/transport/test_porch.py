@@ -42,6 +42,12 @@ def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(porch_module, "make_watch", make)
 
 
+@pytest.fixture(autouse=True)
+def _no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody make room before that is certain."""
+    monkeypatch.setattr("secrets.randbelow", lambda below: below - 1)
+
+
 class Served:
     """A listener, and what came of it."""
 
@@ -155,8 +161,11 @@ async def test_a_tunnel_over_plain_tcp_begins_with_the_first_bytes() -> None:
         writer.close()
 
 
-async def test_plain_tcp_is_open_without_a_word_also_in_a_crowd() -> None:
+async def test_plain_tcp_is_open_without_a_word_also_in_a_crowd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A server may have something to say to who only listens."""
+    monkeypatch.setattr(door_module, "_SILENT_S", 0.5)
     limits = Limits(max_startups=Startups(2, 1, 1000))
     async with serving(tls=False, limits=limits) as served, served.silent(10):
         await until(lambda: len(served.found.accepted) == 2)
@@ -233,7 +242,10 @@ async def test_who_cannot_be_watched_is_closed(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("tls", [True, False])
-async def test_nobody_waits_when_the_listener_has_closed(tls: bool) -> None:
+async def test_nobody_waits_when_the_listener_has_closed(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "_SILENT_S", 1000.0)
     limits = Limits(max_startups=Startups(1, 1, 100))
     async with serving(tls=tls, limits=limits) as served, served.silent(10) as readers:
         await until(lambda: served.waiting >= 9)

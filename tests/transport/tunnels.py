@@ -15,7 +15,8 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
 from rpc25519_tools.transport.endpoint import connect, listen
-from rpc25519_tools.transport.psk import PskTransport, TunnelSettings, open_tunnel
+from rpc25519_tools.transport.psk import PskTransport, open_tunnel
+from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.wire.codecs import Codec
 from rpc25519_tools.wire.framing import encode_frame
 from rpc25519_tools.wire.handshake import (
