@@ -47,6 +47,7 @@ from aioquic.quic.packet import (
     encode_quic_version_negotiation,
     pull_quic_header,
     pull_quic_transport_parameters,
+    push_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import (
     QuicDeliveryState,
@@ -100,6 +101,10 @@ _INITIAL_RTT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 2.0
 _DOUBLINGS: Final = 2
 
+#: What we tell peers of how long our acknowledgements may take. It is a millisecond,
+#: unless the loop is busy; they wait so much longer before they send anew what may be
+#: lost. aioquic says 25 ms, and does not mean it.
+_MOST_ACK_DELAY_MS: Final = 5
 #: So many packets are acknowledged at once, fewer soon.
 _ACK_EVERY: Final = 2
 
@@ -306,6 +311,14 @@ class _Connection(QuicConnection):
         control = self._loss._cc
         assert isinstance(control, _WatchedReno)
         control.mtu, control.narrowed = self.mtu, self.use_mtu
+
+    def _serialize_transport_parameters(self) -> bytes:
+        plain = super()._serialize_transport_parameters()
+        parameters = pull_quic_transport_parameters(QuicBuffer(data=plain))
+        parameters.max_ack_delay = _MOST_ACK_DELAY_MS
+        buffer = QuicBuffer(capacity=len(plain) + 8)
+        push_quic_transport_parameters(buffer, parameters)
+        return buffer.data
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
         if self._must_open:

@@ -64,6 +64,7 @@ def test_the_parameters_are_those_that_a_go_peer_expects(
         assert quic.tls.key_schedule.cipher_suite.name == "CHACHA20_POLY1305_SHA256"
         assert quic._version == 1
         assert end.security.split()[-1] == "x25519"
+        assert quic._loss.max_ack_delay == 0.005  # as the other end says
     assert first_of(net.client) == [1200]
 
 
