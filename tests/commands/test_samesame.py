@@ -161,7 +161,7 @@ def test_each_has_one_udp_port(certs: Path, home: Path, host: str) -> None:
 
 def test_they_meet_on_a_bad_network(certs: Path, home: Path) -> None:
     ports = free_udp_ports(2)
-    faults = Faults(loss=0.15, duplication=0.1, reordering=0.1)
+    faults = Faults(loss=0.08, duplication=0.1, reordering=0.1)
     own, other = (f"127.0.0.1:{port}" for port in ports)
     with (
         UdpProxy(("127.0.0.1", ports[0]), faults, seed=5) as to_own,
