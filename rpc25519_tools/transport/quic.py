@@ -117,6 +117,11 @@ class QuicTransport:
         return self._engine.knows_address
 
     @property
+    def has_heard(self) -> bool:
+        """Whether the peer has sent anything that could be read."""
+        return self._engine.has_received
+
+    @property
     def unsent_len(self) -> int:
         """Bytes accepted by ``write`` that have never been sent."""
         return self._queued_len + self._engine.unsent_len

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -27,12 +28,16 @@ from rpc25519_tools.transport.quic_engine import (
 from rpc25519_tools.transport.udp_port import UdpPort, open_port, source_for
 
 Failed: TypeAlias = Callable[[Exception, str], None]
+#: Family, address of the server, and what our socket is bound to.
+Route: TypeAlias = tuple[int, Endpoint, Endpoint]
 #: Makes the transport of a client that may come in.
 MakeQuic: TypeAlias = Callable[[Accept, Failed], QuicTransport]
 
 #: Handshakes from addresses that are not known to be true. Beyond these, a client first
 #: has to show that it can receive what is sent to its address: a round trip more.
 _MOST_UNCHECKED: Final = 32
+#: How long an address may be silent before the next one of the same host is tried.
+_PATIENCE_S: Final = 1.0
 #: All addresses of this machine.
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared, not bound
 #: Clients that are told, in a second, that they may not come in; others find out by
@@ -42,16 +47,21 @@ _MOST_REFUSALS: Final = 50
 _PORT_ATTEMPTS: Final = 20
 
 
-async def _resolve(address: Address, family: int = 0) -> tuple[int, Endpoint]:
-    """Return the family and the socket address of a host and port."""
+async def _places(
+    address: Address, *, family: int = 0, passive: bool = False
+) -> list[tuple[int, Endpoint]]:
+    """Return families and socket addresses of a host and port, the best first."""
+    nobody = "::1" if family == socket.AF_INET6 else "127.0.0.1"
     found = await asyncio.get_running_loop().getaddrinfo(
-        address.host or ("::1" if family == socket.AF_INET6 else "127.0.0.1"),
+        address.host or (None if passive else nobody),
         address.port,
         family=family,
         type=socket.SOCK_DGRAM,
+        flags=socket.AI_PASSIVE if passive else 0,
     )
-    family, _, _, _, endpoint = found[0]
-    return family, endpoint
+    return list(
+        dict.fromkeys((family, endpoint) for family, _, _, _, endpoint in found)
+    )
 
 
 async def dial(
@@ -62,8 +72,10 @@ async def dial(
     failed: Failed,
     local: Address | None,
     share: bool,
-) -> QuicTransport:
+) -> "Dialling":
     """Begin a connection; its handshake goes on by itself.
+
+    A host can have several addresses: where nobody answers at one, the next is tried.
 
     Args:
         address: where to.
@@ -76,24 +88,100 @@ async def dial(
     Raises:
         OSError: the name does not resolve, or the local address cannot be had.
     """
-    family, endpoint = await _resolve(address)
-    everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
-    own: Endpoint = (everywhere, 0 if local is None else local.port)
+    host = address.host or "127.0.0.1"
+    routes: list[Route] = []
+    missing: OSError | None = None
+    for family, endpoint in await _places(address):
+        try:
+            routes.append((family, endpoint, await _own(local, family)))
+        except OSError as exc:  # the local address is of the other family
+            missing = exc
+    if not routes:
+        raise missing or OSError(errno.EADDRNOTAVAIL, "no address")
+
+    def begin(route: Route, refused: Failed) -> QuicTransport:
+        family, endpoint, own = route
+        port = open_port(family, own, destination_of, share=share)
+        made = QuicTransport(
+            QuicEngine("client", settings, peer_host=host),
+            port,
+            endpoint,
+            local=format_address(source_for(family, endpoint, port)),
+            accept=accept,
+            failed=refused,
+        )
+        made.connect()
+        return made
+
+    dialling = Dialling(routes, begin, failed)
+    dialling.go_on()
+    return dialling
+
+
+async def _own(local: Address | None, family: int) -> Endpoint:
+    """Return what a client's socket is bound to."""
     # A server of ours may have the one for IPv4 and the one for IPv6, by one number.
-    if local is not None and local.host not in _EVERYWHERE:
-        _, own = await _resolve(local, family)
-    port = open_port(family, own, destination_of, share=share)
-    engine = QuicEngine("client", settings, peer_host=address.host or "127.0.0.1")
-    made = QuicTransport(
-        engine,
-        port,
-        endpoint,
-        local=format_address(source_for(family, endpoint, port)),
-        accept=accept,
-        failed=failed,
-    )
-    made.connect()
-    return made
+    if local is None or local.host in _EVERYWHERE:
+        everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
+        return (everywhere, 0 if local is None else local.port)
+    return (await _places(local, family=family))[0][1]
+
+
+class Dialling:
+    """A client's attempts, one after another.
+
+    Args:
+        routes: where to, and from where.
+        begin: begins one attempt; it is told what to call when that fails.
+        failed: called when the last one has failed.
+    """
+
+    def __init__(
+        self,
+        routes: list[Route],
+        begin: Callable[[Route, Failed], QuicTransport],
+        failed: Failed,
+    ) -> None:
+        self._routes = deque(routes)
+        self._begin = begin
+        self._failed = failed
+        self._made: QuicTransport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def go_on(self) -> None:
+        """Try the next one.
+
+        Raises:
+            OSError: its local address cannot be had.
+        """
+        self._made = self._begin(self._routes.popleft(), self._refused)
+        if self._routes:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_PATIENCE_S, self._lose_patience)
+
+    def give_up(self) -> None:
+        """End it at once."""
+        self._routes.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._made is not None:
+            self._made.give_up()
+
+    def _lose_patience(self) -> None:
+        if self._made is not None and not self._made.has_heard:
+            self._made.give_up()
+
+    def _refused(self, error: Exception, where: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        is_silent = self._made is not None and not self._made.has_heard
+        if not (self._routes and is_silent):
+            self._failed(error, where)
+            return
+        try:
+            self.go_on()
+        except OSError:
+            self._failed(error, where)
 
 
 class QuicListening:
@@ -162,7 +250,7 @@ async def listen(
 
 async def _open_ports(address: Address, *, share: bool) -> list[UdpPort]:
     """Open all ports that an address means, with one number; each is in use once."""
-    places = await _places(address)
+    places = await _places(address, passive=True)
     for attempts_left in reversed(range(_PORT_ATTEMPTS)):
         try:
             return _open_all(places, share=share)
@@ -194,19 +282,6 @@ def _open_all(places: list[tuple[int, Endpoint]], *, share: bool) -> list[UdpPor
     if not opened:
         raise missing or OSError(errno.EADDRNOTAVAIL, "no address")
     return opened
-
-
-async def _places(address: Address) -> list[tuple[int, Endpoint]]:
-    """Return families and socket addresses of a host to listen at."""
-    found = await asyncio.get_running_loop().getaddrinfo(
-        address.host or None,
-        address.port,
-        type=socket.SOCK_DGRAM,
-        flags=socket.AI_PASSIVE,
-    )
-    return list(
-        dict.fromkeys((family, endpoint) for family, _, _, _, endpoint in found)
-    )
 
 
 class QuicListener:

@@ -372,7 +372,7 @@ class _Connection(QuicConnection):
 
     @property
     def has_begun(self) -> bool:
-        return self._state is not QuicConnectionState.FIRSTFLIGHT
+        return self._peer_cid.sequence_number is not None
 
     @property
     def knows_address(self) -> bool:
