@@ -24,6 +24,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
 from rpc25519_tools.transport.endpoint import connect, listen
+from tests.helpers import until
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -116,6 +117,13 @@ async def listening(
         listener.close()
         for recorder in found.accepted:
             recorder.transport.abort()
+
+
+async def accepted(found: Listening) -> Recorder:
+    """Return the server's end of the first connection."""
+    await until(lambda: found.outcomes, what="the handshake's end")
+    assert not found.failures, found.failures
+    return found.accepted[0]
 
 
 @contextlib.asynccontextmanager

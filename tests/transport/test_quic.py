@@ -2,31 +2,26 @@
 
 import asyncio
 import contextlib
-import os
 import random
 import socket
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from rpc25519_tools.config import Address, parse_address
-from rpc25519_tools.errors import ConnectFailedError, DeadlineError
+from rpc25519_tools.errors import DeadlineError
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport import quic as quic_module
 from rpc25519_tools.transport import quic_endpoint, quic_engine
 from rpc25519_tools.transport.base import (
     WRITE_HIGH_WATER_LEN,
-    TlsSettings,
-    Transport,
 )
-from rpc25519_tools.transport.endpoint import connect, listen
 from rpc25519_tools.transport.quic import QuicTransport
 from rpc25519_tools.transport.quic_engine import WINDOW_LEN
 from rpc25519_tools.transport.udp_port import UdpPort
 from rpc25519_tools.transport.udp_socket import Sent, UdpSocket
 from rpc25519_tools.wire.constants import MIB
-from tests.helpers import free_udp_ports, until
-from tests.transport.peers import Listening, Recorder, dialled, listening
+from tests.helpers import until
+from tests.transport.peers import Recorder, accepted, dialled, listening
 from tests.transport.udp_proxy import Faults, UdpProxy
 
 Pair = tuple[Recorder, Recorder]
@@ -35,12 +30,6 @@ Pair = tuple[Recorder, Recorder]
 def inner(recorder: Recorder) -> QuicTransport:
     assert isinstance(recorder.transport, QuicTransport)
     return recorder.transport
-
-
-async def accepted(found: Listening) -> Recorder:
-    await until(lambda: found.outcomes, what="the handshake's end")
-    assert not found.failures, found.failures
-    return found.accepted[0]
 
 
 @contextlib.asynccontextmanager
@@ -297,6 +286,7 @@ def move(port: UdpPort, host: str) -> tuple[str, int]:
     if port._unsent:
         port._writable()
     return (host, port._sock.address[1])
+<<<<<<< HEAD
 
 
 # Dialling.
@@ -497,3 +487,5 @@ async def test_a_closed_listener_refuses_others_but_open_connections_go_on(
             await dial(found.address, client)
         ours.transport.write([b"still here"])
         await until(lambda: theirs.data == b"still here")
+=======
+>>>>>>> qnet
