@@ -11,6 +11,7 @@ import pytest
 from rpc25519_tools.config import Address, parse_address
 from rpc25519_tools.errors import ConnectFailedError, DeadlineError
 from rpc25519_tools.identity.store import LoadedIdentity
+from rpc25519_tools.transport import quic_endpoint
 from rpc25519_tools.transport.base import TlsSettings, Transport
 from rpc25519_tools.transport.endpoint import connect, listen
 from tests.helpers import free_udp_ports, until
@@ -54,6 +55,31 @@ async def test_a_port_where_nobody_listens_is_told(client: LoadedIdentity) -> No
     assert str(caught.value) == (
         f"cannot connect to {address}: nobody listens there (connection refused)"
     )
+
+
+@pytest.mark.parametrize("first", ["deaf", "silent"])
+async def test_the_next_address_of_a_host_is_tried(
+    first: str,
+    node: LoadedIdentity,
+    client: LoadedIdentity,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quic_endpoint, "_PATIENCE_S", 0.05)
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.2", 0))
+        number = other.getsockname()[1]
+        if first == "deaf":
+            other.close()
+        async with listening_at(Address("127.0.0.1", number), node):
+
+            async def both(*_: object, **__: object) -> list[object]:
+                kind = (socket.AF_INET, socket.SOCK_DGRAM, 17, "")
+                return [(*kind, (f"127.0.0.{n}", number)) for n in (2, 1)]
+
+            monkeypatch.setattr(loop, "getaddrinfo", both)
+            async with dialled(f"two.example:{number}", client, quic=True) as ours:
+                assert ours.transport.remote_address == f"127.0.0.1:{number}"
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
