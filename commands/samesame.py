@@ -1,23 +1,19 @@
 """The ``samesame`` command: be server and client at the same time."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
 from ._options import DEFAULT_CERTS_DIR, NamedPath, verbosity_options, version_option
-from ._output import Talk, printable
+from ._output import Talk
 from ._passphrase import passphrase_options, passphrase_source
 from ._psk import psk_option, warn_unprotected
 
-if TYPE_CHECKING:
-    from rpc25519_tools.config import Config
-    from rpc25519_tools.identity.store import LoadedIdentity
-
-#: How long to wait between two attempts to reach the partner, in seconds.
-RETRY_S = 0.2
+#: How long the partner may take to answer a call, if -wait is not shorter, in seconds.
+CALL_TIMEOUT_S = 10.0
+#: A shorter -wait means this, in seconds.
+SHORTEST_WAIT_S = 0.1
 
 
 @click.command("samesame", cls=GoStyleCommand)
@@ -109,6 +105,7 @@ def samesame(
         from rpc25519_tools.config import Config, parse_address, parse_duration
 
         from ._logging import log_to
+        from ._meeting import Meeting
         from ._run import run_to_end
 
         talk = Talk(prog="samesame", quiet=quiet)
@@ -116,7 +113,7 @@ def samesame(
         if swap:
             own_address, partner_address = partner_address, own_address
             client_key, server_key = server_key, client_key
-        wait_s = parse_duration(wait)
+        wait_s = max(parse_duration(wait), SHORTEST_WAIT_S)
         as_client = Config(
             address=parse_address(partner_address),
             network="quic",
@@ -125,6 +122,7 @@ def samesame(
             passphrase=passphrase_source(passphrase_file),
             verify_peer=not skip_verify,
             pre_shared_key_path=psk_path,
+            call_timeout_s=min(CALL_TIMEOUT_S, wait_s),
         )
         warn_unprotected(
             as_client,
@@ -141,91 +139,14 @@ def samesame(
         keys = (open_identity(as_client, talk), open_identity(as_server, talk))
 
         async def main() -> None:
-            await _meet(as_client, as_server, keys, sends, wait_s, talk, verbose)
+            meeting = Meeting(
+                as_client,
+                as_server,
+                sends=sends,
+                wait_s=wait_s,
+                talk=talk,
+                verbose=verbose,
+            )
+            await meeting.run(*keys)
 
         run_to_end("samesame", main)
-
-
-async def _meet(
-    as_client: "Config",
-    as_server: "Config",
-    keys: "tuple[LoadedIdentity | None, LoadedIdentity | None]",
-    sends: int,
-    wait_s: float,
-    talk: Talk,
-    verbose: bool,
-) -> None:
-    import asyncio
-    from dataclasses import replace
-
-    from rpc25519_tools.config import parse_address
-    from rpc25519_tools.errors import DeadlineError
-    from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, echo_call
-    from rpc25519_tools.rpc.context import CallContext
-    from rpc25519_tools.rpc.handlers import Reply
-    from rpc25519_tools.rpc.registry import Registry
-    from rpc25519_tools.rpc.server import Server
-
-    from ._transferlog import ServerLog
-
-    received = 0
-    all_received = asyncio.Event()
-
-    async def counted_echo(context: CallContext) -> Reply:
-        nonlocal received
-        received += 1
-        text = bytes(context.payload).decode("utf-8", "replace")
-        click.echo(f"received call {received}: {printable(text)}")
-        if received >= sends:
-            all_received.set()
-        return await echo_call(context)
-
-    registry = Registry()
-    registry.add_call(ECHO_CALL_SERVICE, counted_echo)
-    server = Server(as_server, registry, ServerLog(talk, verbose=verbose))
-    await server.start(keys[1])
-    try:
-        click.echo(f"samesame: listening on {server.address}")
-        # From the port that we serve on.
-        as_client = replace(as_client, local_address=parse_address(server.address))
-        for number in range(1, sends + 1):
-            reply = await _call_partner(as_client, keys[0], number, wait_s)
-            click.echo(f"reply to call {number}: {printable(reply)}")
-        try:
-            async with asyncio.timeout(wait_s):
-                await all_received.wait()
-        except TimeoutError as exc:
-            raise DeadlineError(
-                f"sent {sends} calls, but received {received} of {sends} from the "
-                f"partner within {wait_s:g} s"
-            ) from exc
-        await server.wait_until_idle()
-    finally:
-        await server.aclose()
-    talk.say(f"samesame: sent {sends} calls, received {received}")
-
-
-async def _call_partner(
-    config: "Config", key: "LoadedIdentity | None", number: int, wait_s: float
-) -> str:
-    """Make one call on a new connection; wait for the partner to be there."""
-    import asyncio
-
-    from rpc25519_tools.errors import ConnectFailedError, DeadlineError
-    from rpc25519_tools.files.echo import ECHO_CALL_SERVICE, ECHO_REQUEST
-    from rpc25519_tools.rpc.client import Client
-
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + wait_s
-    client: Client | None = None
-    while client is None:
-        try:
-            client = await Client.connect(config, key)
-        except (ConnectFailedError, DeadlineError):
-            if loop.time() > give_up_at:
-                raise
-            await asyncio.sleep(RETRY_S)
-    async with client:
-        request = f"call {number}: {ECHO_REQUEST}".encode()
-        reply = await client.call(ECHO_CALL_SERVICE, request)
-        return bytes(reply.payload).decode("utf-8", "replace")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sysconfig
 import tempfile
@@ -56,6 +57,18 @@ def wait_until(
 def open_fds(pid: int | str = "self") -> set[int]:
     """Return the open descriptors of a process."""
     return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+
+
+def free_udp_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return so many numbers of UDP ports that nobody uses right now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sock.bind((host, 0))
+            ports.append(sock.getsockname()[1])
+        return ports
 
 
 def issue_certs(

@@ -29,6 +29,9 @@ _ROUNDS: Final = 4
 #: When nothing came for so long, the peer is asked whether it is there. Routers forget
 #: a UDP path after half a minute or more (RFC 4787 section 4.3).
 _PING_S: Final = 10.0
+#: A peer from which nothing comes for so long while we close is not waited for. TCP's
+#: kernel would go on alone; here it is we who send again what got lost.
+_LINGER_S: Final = 3.0
 #: So often is a peer that goes on sending told again that the connection is over.
 _MOST_GOODBYES: Final = 8
 #: Held bytes below this are not worth counting.
@@ -76,6 +79,8 @@ class QuicTransport:
         self._finished = False
         self._over = False
         self._paused = False
+        #: Whether something was handed on just now.
+        self._delivered = False
         self._unsent: deque[memoryview] = deque()
         self._queued_len = 0
         self._was_over = False
@@ -83,6 +88,8 @@ class QuicTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._heard_at = self._loop.time()
+        #: When we began to close.
+        self._linger_from: float | None = None
         self._goodbye: list[Datagram] = []
         self._goodbyes_left = _MOST_GOODBYES
         self._ids: set[bytes] = set()
@@ -110,6 +117,11 @@ class QuicTransport:
     def has_received(self) -> bool:
         """Whether the peer has sent something from where it says it is."""
         return self._engine.knows_address
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether the peer has sent anything that could be read."""
+        return self._engine.has_received
 
     @property
     def unsent_len(self) -> int:
@@ -195,6 +207,7 @@ class QuicTransport:
         """Send what is queued, wait until the peer has it, and close in order."""
         if not self._closing and not self._over:
             self._closing = True
+            self._linger_from = self._loop.time()
             self._pump_soon()
 
     def abort(self) -> None:
@@ -249,7 +262,7 @@ class QuicTransport:
     def _deliver(self) -> None:
         """Hand on what has come, as far as it is wanted."""
         engine, arrived = self._engine, self._engine.arrived
-        owes = False
+        owes = self._delivered = False
         while arrived and self._receiver is not None and not self._paused:
             if self._closing:
                 break
@@ -273,13 +286,15 @@ class QuicTransport:
             owes = engine.consume(filled)
             self._counted_len = 0
             self._receiver.buffer_updated(filled)
+            self._delivered = True
         if self._closing and arrived:
             owes = engine.consume(sum(map(len, arrived)))
             arrived.clear()
         self._count_held()
         if owes:
             self._pump_soon()
-        if engine.peer_ended and not arrived and not engine.is_closed:
+        done = engine.peer_ended and not arrived and not self._paused
+        if done and not engine.is_closed:
             self._engine.close()
 
     def _count_held(self) -> None:
@@ -337,6 +352,11 @@ class QuicTransport:
     def _feed(self) -> None:
         """Give the engine what it can use soon."""
         engine = self._engine
+        if not engine.can_send:
+            if self._closing and not self._finished:
+                self._finished = True
+                engine.close()
+            return
         while self._unsent and engine.unsent_len < _AHEAD_LEN:
             head = self._unsent[0]
             piece = head[:_PIECE_LEN]
@@ -348,16 +368,15 @@ class QuicTransport:
                 self._unsent[0] = head[len(piece) :]
         if self._closing and not self._unsent and not self._finished:
             self._finished = True
-            if self._opened:
-                engine.finish()
-            else:
-                engine.close()
+            engine.finish()
 
     def _arm(self) -> None:
         at = self._engine.timer()
         if self._opened:
-            ping_at = self._heard_at + _PING_S
-            at = ping_at if at is None else min(at, ping_at)
+            own_at = self._heard_at + _PING_S
+            if self._linger_from is not None:
+                own_at = self._linger_until(self._linger_from)
+            at = own_at if at is None else min(at, own_at)
         if self._timer is not None:
             if at is not None and self._timer_at <= at:
                 return  # it looks again when it goes off
@@ -370,11 +389,17 @@ class QuicTransport:
     def _timed(self) -> None:
         self._timer = None
         now = self._loop.time()
-        if self._opened and now >= self._heard_at + _PING_S:
+        if self._linger_from is not None:
+            if now >= self._linger_until(self._linger_from):
+                self._engine.close()
+        elif self._opened and now >= self._heard_at + _PING_S:
             self._heard_at = now
             self._engine.ping()
         self._engine.handle_timer(now)
         self._after()
+
+    def _linger_until(self, since: float) -> float:
+        return max(since, self._heard_at) + _LINGER_S
 
     # The end.
 
@@ -388,17 +413,16 @@ class QuicTransport:
             return
         engine = self._engine
         error = error or engine.error
-        in_order = error is None and engine.arrived and not self._closing
-        if in_order and self._receiver is not None and self._paused:
-            return  # what came before the end still counts
+        if error is None and self._is_being_read():
+            return
         self._over = True
         for handle in (self._timer, self._pump_handle, self.handshake_timer):
             if handle is not None:
                 handle.cancel()
         self._unsent.clear()
         self._queued_len = 0
-        self._goodbye = engine.outgoing(self._loop.time())
-        if self._goodbye:
+        if engine.has_received:  # else there is nobody to say it to
+            self._goodbye = engine.outgoing(self._loop.time())
             self._port.send(self, self._goodbye)
         if not engine.knows_address:
             self._goodbyes_left = 0  # it could be larger than what it answers
@@ -421,6 +445,17 @@ class QuicTransport:
             receiver.connection_lost(error)
         if self.gone is not None:
             self.gone()
+
+    def _is_being_read(self) -> bool:
+        """Tell whether what came before the end in order has yet to be taken.
+
+        It still counts: whoever is told of the end drops what it is doing.
+        """
+        if self._closing or self._receiver is None:
+            return False
+        if self._delivered:
+            self._pump_soon()
+        return self._delivered or self._paused
 
     def _drop_silently(self) -> None:
         """End what has never been a connection."""

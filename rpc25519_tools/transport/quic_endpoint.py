@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -27,6 +28,8 @@ from rpc25519_tools.transport.quic_engine import (
 from rpc25519_tools.transport.udp_port import UdpPort, open_port, source_for
 
 Failed: TypeAlias = Callable[[Exception, str], None]
+#: Family, address of the server, and what our socket is bound to.
+Route: TypeAlias = tuple[int, Endpoint, Endpoint]
 #: Makes the transport of a client that may come in.
 MakeQuic: TypeAlias = Callable[[Accept, Failed], QuicTransport]
 
@@ -37,20 +40,32 @@ _MOST_UNCHECKED: Final = 32
 #: send must not keep us busy.
 _UNCHECKED_BURST: Final = 64
 _UNCHECKED_PER_S: Final = 100.0
+#: How long an address may be silent before the next one of the same host is tried.
+_PATIENCE_S: Final = 1.0
+#: All addresses of this machine.
+_EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared, not bound
+#: Clients that are told, in a second, that they may not come in; others find out by
+#: hearing nothing. Each costs a tenth of a millisecond or two.
+_MOST_REFUSALS: Final = 50
 #: Attempts to find one free port for both IPv4 and IPv6.
 _PORT_ATTEMPTS: Final = 20
 
 
-async def _resolve(address: Address, family: int = 0) -> tuple[int, Endpoint]:
-    """Return the family and the socket address of a host and port."""
+async def _places(
+    address: Address, *, family: int = 0, passive: bool = False
+) -> list[tuple[int, Endpoint]]:
+    """Return families and socket addresses of a host and port, the best first."""
+    nobody = "::1" if family == socket.AF_INET6 else "127.0.0.1"
     found = await asyncio.get_running_loop().getaddrinfo(
-        address.host or ("::1" if family == socket.AF_INET6 else "127.0.0.1"),
+        address.host or (None if passive else nobody),
         address.port,
         family=family,
         type=socket.SOCK_DGRAM,
+        flags=socket.AI_PASSIVE if passive else 0,
     )
-    family, _, _, _, endpoint = found[0]
-    return family, endpoint
+    return list(
+        dict.fromkeys((family, endpoint) for family, _, _, _, endpoint in found)
+    )
 
 
 async def dial(
@@ -61,8 +76,10 @@ async def dial(
     failed: Failed,
     local: Address | None,
     share: bool,
-) -> QuicTransport:
+) -> "Dialling":
     """Begin a connection; its handshake goes on by itself.
+
+    A host can have several addresses: where nobody answers at one, the next is tried.
 
     Args:
         address: where to.
@@ -75,24 +92,100 @@ async def dial(
     Raises:
         OSError: the name does not resolve, or the local address cannot be had.
     """
-    family, endpoint = await _resolve(address)
-    own: Endpoint = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
-    if local is not None and local.host:
-        _, own = await _resolve(local, family)
-    elif local is not None:
-        own = (own[0], local.port)
-    port = open_port(family, own, destination_of, share=share)
-    engine = QuicEngine("client", settings, peer_host=address.host or "127.0.0.1")
-    made = QuicTransport(
-        engine,
-        port,
-        endpoint,
-        local=format_address(source_for(family, endpoint, port)),
-        accept=accept,
-        failed=failed,
-    )
-    made.connect()
-    return made
+    host = address.host or "127.0.0.1"
+    routes: list[Route] = []
+    missing: OSError | None = None
+    for family, endpoint in await _places(address):
+        try:
+            routes.append((family, endpoint, await _own(local, family)))
+        except OSError as exc:  # the local address is of the other family
+            missing = exc
+    if not routes:
+        raise missing or OSError(errno.EADDRNOTAVAIL, "no address")
+
+    def begin(route: Route, refused: Failed) -> QuicTransport:
+        family, endpoint, own = route
+        port = open_port(family, own, destination_of, share=share)
+        made = QuicTransport(
+            QuicEngine("client", settings, peer_host=host),
+            port,
+            endpoint,
+            local=format_address(source_for(family, endpoint, port)),
+            accept=accept,
+            failed=refused,
+        )
+        made.connect()
+        return made
+
+    dialling = Dialling(routes, begin, failed)
+    dialling.go_on()
+    return dialling
+
+
+async def _own(local: Address | None, family: int) -> Endpoint:
+    """Return what a client's socket is bound to."""
+    # A server of ours may have the one for IPv4 and the one for IPv6, by one number.
+    if local is None or local.host in _EVERYWHERE:
+        everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
+        return (everywhere, 0 if local is None else local.port)
+    return (await _places(local, family=family))[0][1]
+
+
+class Dialling:
+    """A client's attempts, one after another.
+
+    Args:
+        routes: where to, and from where.
+        begin: begins one attempt; it is told what to call when that fails.
+        failed: called when the last one has failed.
+    """
+
+    def __init__(
+        self,
+        routes: list[Route],
+        begin: Callable[[Route, Failed], QuicTransport],
+        failed: Failed,
+    ) -> None:
+        self._routes = deque(routes)
+        self._begin = begin
+        self._failed = failed
+        self._made: QuicTransport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def go_on(self) -> None:
+        """Try the next one.
+
+        Raises:
+            OSError: its local address cannot be had.
+        """
+        self._made = self._begin(self._routes.popleft(), self._refused)
+        if self._routes:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_PATIENCE_S, self._lose_patience)
+
+    def give_up(self) -> None:
+        """End it at once."""
+        self._routes.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._made is not None:
+            self._made.give_up()
+
+    def _lose_patience(self) -> None:
+        if self._made is not None and not self._made.has_heard:
+            self._made.give_up()
+
+    def _refused(self, error: Exception, where: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        is_silent = self._made is not None and not self._made.has_heard
+        if not (self._routes and is_silent):
+            self._failed(error, where)
+            return
+        try:
+            self.go_on()
+        except OSError:
+            self._failed(error, where)
 
 
 class QuicListening:
@@ -161,7 +254,7 @@ async def listen(
 
 async def _open_ports(address: Address, *, share: bool) -> list[UdpPort]:
     """Open all ports that an address means, with one number; each is in use once."""
-    places = await _places(address)
+    places = await _places(address, passive=True)
     for attempts_left in reversed(range(_PORT_ATTEMPTS)):
         try:
             return _open_all(places, share=share)
@@ -195,19 +288,6 @@ def _open_all(places: list[tuple[int, Endpoint]], *, share: bool) -> list[UdpPor
     return opened
 
 
-async def _places(address: Address) -> list[tuple[int, Endpoint]]:
-    """Return families and socket addresses of a host to listen at."""
-    found = await asyncio.get_running_loop().getaddrinfo(
-        address.host or None,
-        address.port,
-        type=socket.SOCK_DGRAM,
-        flags=socket.AI_PASSIVE,
-    )
-    return list(
-        dict.fromkeys((family, endpoint) for family, _, _, _, endpoint in found)
-    )
-
-
 class QuicListener:
     """Takes new connections at a port.
 
@@ -236,6 +316,8 @@ class QuicListener:
         self._closed = False
         self._unchecked_left = float(_UNCHECKED_BURST)
         self._unchecked_at = self._loop.time()
+        self._refusals_left = 0
+        self._refusals_until = self._loop.time()
         self.address = format_address(port.address)
         port.listen(self._stranger)
 
@@ -251,7 +333,7 @@ class QuicListener:
         """Take no more connections; open ones go on."""
         if not self._closed:
             self._closed = True
-            self._port.listen(None)
+            self._port.listen_no_more(self._stranger)
             self._port.release()
 
     def _stranger(self, data: bytes, endpoint: Endpoint) -> None:
@@ -262,7 +344,9 @@ class QuicListener:
             self._port.send_alone(self._doorman.refuse_version(first), endpoint)
             return
         now = self._loop.time()
-        if first.token:
+        if self._closed:
+            self._refuse(first, endpoint, now)
+        elif first.token:
             original_id = self._doorman.original_id(first, endpoint, now)
             if original_id is not None:  # else from before we started, say
                 self._begin(data, endpoint, first, original_id)
@@ -309,5 +393,16 @@ class QuicListener:
             )
 
         made = self._let_in(endpoint, make)
-        if made is not None:
+        if made is None:
+            self._refuse(first, endpoint, self._loop.time())
+        else:
             made.answer(data, first.destination_id)
+
+    def _refuse(self, first: FirstPacket, endpoint: Endpoint, now: float) -> None:
+        """Tell a client that it may not come in, unless too many were told of late."""
+        if now >= self._refusals_until:
+            self._refusals_until = now + 1.0
+            self._refusals_left = _MOST_REFUSALS
+        if self._refusals_left:
+            self._refusals_left -= 1
+            self._port.send_alone(self._doorman.refuse(first), endpoint)

@@ -13,6 +13,7 @@ Source: RFC 9000, 9001, 9002; SECURITY-WIRE.md section 6.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,11 +33,13 @@ from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     PING_FRAME_CAPACITY,
+    TRANSPORT_CLOSE_FRAME_CAPACITY,
     QuicConnection,
     QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
 )
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -46,6 +49,7 @@ from aioquic.quic.packet import (
     encode_quic_version_negotiation,
     pull_quic_header,
     pull_quic_transport_parameters,
+    push_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import (
     QuicDeliveryState,
@@ -102,6 +106,18 @@ _MOST_WINDOW_LEN: Final = 2 * WINDOW_LEN
 #: The round trip that is assumed before one was measured (RFC 9002 section 6.2.2 has
 #: 333 ms): a lost first datagram is sent again after twice this.
 _INITIAL_RTT_S: Final = 0.1
+
+#: A silent peer is asked again at least so often; on a path with long round trips after
+#: twice as long, and twice as long again.
+_LONGEST_WAIT_S: Final = 2.0
+_DOUBLINGS: Final = 2
+
+#: What we tell peers of how long our acknowledgements may take. It is a millisecond,
+#: unless the loop is busy; they wait so much longer before they send anew what may be
+#: lost. aioquic says 25 ms, and does not mean it.
+_MOST_ACK_DELAY_MS: Final = 5
+#: So many packets are acknowledged at once, fewer soon.
+_ACK_EVERY: Final = 2
 
 #: RFC 8446 section 6.2: alerts about a certificate.
 _CERTIFICATE_ALERTS: Final = {
@@ -236,6 +252,8 @@ class _Connection(QuicConnection):
         self.consumed = 0
         self.mtu: PathMtu | None = None
         self._now = 0.0
+        self._unacked = 0
+        self._must_open = False
         # The peer opens one stream at a server, and none at a client.
         for limit, value in (
             (self._local_max_streams_bidi, 1 if side == "server" else 0),
@@ -286,6 +304,7 @@ class _Connection(QuicConnection):
                 self._judged = True
                 self._judge(certificate)
             elif done:
+                self._judged = True
                 raise _NoCertificateAlert
         except PeerNotTrustedError:
             raise _RefusedAlert from None
@@ -359,7 +378,24 @@ class _Connection(QuicConnection):
         assert isinstance(control, _WatchedReno)
         control.mtu, control.narrowed = self.mtu, self.use_mtu
 
+    def _serialize_transport_parameters(self) -> bytes:
+        plain = super()._serialize_transport_parameters()
+        parameters = pull_quic_transport_parameters(QuicBuffer(data=plain))
+        parameters.max_ack_delay = _MOST_ACK_DELAY_MS
+        buffer = QuicBuffer(capacity=len(plain) + 8)
+        push_quic_transport_parameters(buffer, parameters)
+        return buffer.data
+
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
+        if self._must_open:
+            frame = builder.start_frame(
+                QuicFrameType.STREAM_BASE | 2,  # with a length
+                capacity=3,
+                handler=self._on_open_delivery,
+            )
+            frame.push_uint_var(_STREAM)
+            frame.push_uint_var(0)
+            self._must_open = False
         limit = self._local_max_data
         if self.owes_window:
             limit.value = self.consumed + self._window_len
@@ -402,11 +438,15 @@ class _Connection(QuicConnection):
 
     @property
     def has_begun(self) -> bool:
-        return self._state is not QuicConnectionState.FIRSTFLIGHT
+        return self._peer_cid.sequence_number is not None
 
     @property
     def knows_address(self) -> bool:
-        return bool(self._network_paths) and self._network_paths[0].is_validated
+        # Who has shown a certificate, or that there is none, has read our hello; where
+        # that ends the handshake, aioquic does not look at the path any more.
+        return self._judged or (
+            bool(self._network_paths) and self._network_paths[0].is_validated
+        )
 
     @property
     def end(self) -> events.ConnectionTerminated | None:
@@ -450,6 +490,47 @@ class _Connection(QuicConnection):
                 break
             path.bytes_sent -= len(datagrams.pop()[0])
         return datagrams
+
+    def limit_backoff(self) -> None:
+        """Ask a silent peer again in time, however long it has been silent.
+
+        Each time that nothing comes aioquic waits twice as long; when the path works
+        again nothing moves for as long as it did not. A packet every two seconds is
+        no burden to any path.
+        """
+        loss = self._loss
+        doublings = math.log2(_LONGEST_WAIT_S / loss.get_probe_timeout())
+        loss._pto_count = min(loss._pto_count, max(_DOUBLINGS, int(doublings)))
+
+    def count_received(self) -> None:
+        """Count a datagram that has come."""
+        self._unacked += 1
+
+    def ack_often(self, now: float) -> None:
+        """Acknowledge every second packet at once (RFC 9000 section 13.2.2).
+
+        aioquic waits for a millisecond, which is a round trip or more on many paths:
+        after a loss, when few packets are on their way, everything waits for that.
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if space.ack_at is None:
+            self._unacked = 0
+        elif self._unacked >= _ACK_EVERY:
+            space.ack_at = min(space.ack_at, now)
+            self._unacked = 0
+
+    def open_stream(self) -> None:
+        """Let the server know the stream, though there is nothing in it yet.
+
+        It could say nothing before: a push, say. aioquic sends no empty frames.
+        """
+        self.send_stream_data(_STREAM, b"")
+        self._must_open = True
+
+    def _on_open_delivery(self, delivery: QuicDeliveryState) -> None:
+        stream = self.stream
+        if delivery is not QuicDeliveryState.ACKED and stream is not None:
+            self._must_open = stream.sender.highest_offset == 0
 
     def use_mtu(self) -> None:
         """Make datagrams of the size that the path is known to take."""
@@ -605,6 +686,8 @@ class QuicEngine:
                 self._refuse(exc)
                 return
         self.is_open = True
+        if self.side == "client":
+            self._quic.open_stream()
 
     def _refuse(self, reason: PeerNotTrustedError) -> None:
         self._refusal = reason
@@ -633,6 +716,7 @@ class QuicEngine:
             elif endpoint != self._first_endpoint:
                 return
         quic._now = now
+        quic.count_received()
         try:
             quic.receive_datagram(data, endpoint, now)
         except Exception as exc:  # noqa: BLE001  # whatever a stranger's bytes set off
@@ -650,6 +734,7 @@ class QuicEngine:
         if at is not None and now >= at:
             self._quic._now = now
             self._quic.handle_timer(now)
+            self._quic.limit_backoff()
             self._take_events()
 
     def timer(self) -> float | None:
@@ -663,8 +748,9 @@ class QuicEngine:
         """Return the datagrams that are to be sent now."""
         quic = self._quic
         quic._now = now
+        quic.ack_often(now)
         try:
-            datagrams = quic.datagrams_to_send(now)
+            datagrams: list[Outgoing] = quic.datagrams_to_send(now)
         except Exception as exc:  # noqa: BLE001  # as in receive
             self._break_off(exc)
             datagrams = quic.datagrams_to_send(now)  # the farewell
@@ -705,6 +791,11 @@ class QuicEngine:
     def finish(self) -> None:
         """Say that nothing comes after what is queued."""
         self._quic.send_stream_data(_STREAM, b"", end_stream=True)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether there is a stream; the server's comes with the client's."""
+        return self._quic.stream is not None
 
     @property
     def unsent_len(self) -> int:
@@ -798,6 +889,10 @@ class QuicEngine:
         if self._quic.ends_by_peer:
             if end.error_code == QuicErrorCode.NO_ERROR:
                 return None
+            if end.error_code == QuicErrorCode.CONNECTION_REFUSED:
+                return ConnectionLostError(
+                    f"the {self._other()} takes no connections for now"
+                )
             if alert in _CERTIFICATE_ALERTS:
                 return PeerNotTrustedError(
                     f"the {self._other()} refused our certificate "
@@ -852,6 +947,34 @@ class Doorman:
             original_destination_cid=first.destination_id,
             retry_token=token,
         )
+
+    def refuse(self, first: "FirstPacket") -> bytes:
+        """Return what tells a client that nobody is let in (RFC 9000 section 5.2.2).
+
+        It is far shorter than what it answers.
+        """
+        keys = CryptoPair()
+        keys.setup_initial(
+            cid=first.destination_id,
+            is_client=False,
+            version=QuicProtocolVersion.VERSION_1,
+        )
+        builder = QuicPacketBuilder(
+            host_cid=first.destination_id,
+            peer_cid=first.source_id,
+            version=QuicProtocolVersion.VERSION_1,
+            is_client=False,
+            max_datagram_size=BASE_LEN,
+        )
+        builder.start_packet(QuicPacketType.INITIAL, keys)
+        frame = builder.start_frame(
+            QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY
+        )
+        frame.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
+        frame.push_uint_var(QuicFrameType.PADDING)
+        frame.push_uint_var(0)  # no words
+        (datagram,), _ = builder.flush()
+        return datagram
 
     def original_id(
         self, first: "FirstPacket", endpoint: Endpoint, now: float

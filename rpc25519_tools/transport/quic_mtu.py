@@ -23,7 +23,7 @@ _MOST_PROBES: Final = 2
 #: So many large packets lost, and none that was sent after them arrived: a black hole.
 _MOST_LOST: Final = 4
 #: When larger sizes are tried again, after they have failed; each time twice as late.
-_FIRST_RETRY_S: Final = 5.0
+_FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 600.0
 #: A black hole after so long without one is a new one.
 _CALM_S: Final = 60.0
@@ -79,7 +79,10 @@ class PathMtu:
         self.size = max(self.size, size)
         self._lost_in_row = 0
         if any(other > self.size for other in self._all):
-            self._retry_at = now + _LAST_RETRY_S
+            if now - self._fell_back_at <= _CALM_S:
+                self._retry_later(now)  # it has been wider a moment ago
+            else:
+                self._retry_at = now + _LAST_RETRY_S
 
     def probe_lost(self, size: int, now: float) -> None:
         """Learn that a probe has got lost, or was not sent for want of room."""

@@ -53,6 +53,8 @@ class UdpPort:
         self._links: dict[bytes, Link] = {}
         self._callers: dict[Link, None] = {}
         self._stranger: Stranger | None = None
+        #: Whether new connections are taken, and not only refused.
+        self._has_listener = False
         self._users = 0
         self._unsent: deque[Datagram] = deque()
         self._waiting: dict[Link, None] = {}
@@ -74,7 +76,7 @@ class UdpPort:
     @property
     def has_listener(self) -> bool:
         """Whether somebody takes new connections here."""
-        return self._stranger is not None
+        return self._has_listener
 
     @property
     def family(self) -> int:
@@ -103,9 +105,15 @@ class UdpPort:
             if self.closed is not None:
                 self.closed()
 
-    def listen(self, stranger: Stranger | None) -> None:
-        """Have somebody told of datagrams that are for nobody; None for nobody."""
+    def listen(self, stranger: Stranger) -> None:
+        """Have somebody told of datagrams that are for nobody."""
         self._stranger = stranger
+        self._has_listener = True
+
+    def listen_no_more(self, refuse: Stranger) -> None:
+        """Have others refused from now on, until somebody else listens."""
+        self._stranger = refuse
+        self._has_listener = False
 
     def bind(self, ids: Iterable[bytes], link: Link) -> None:
         """Give a link the datagrams for these ids."""

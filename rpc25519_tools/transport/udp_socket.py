@@ -38,6 +38,8 @@ _LONGEST_LEN: Final = 65535
 #: Most datagrams, and bytes, that go out in one call.
 _BATCH: Final = 64
 _BATCH_LEN: Final = 65000
+#: Most errors of earlier datagrams that are passed over in one go.
+_MOST_REFUSALS: Final = 16
 #: Most calls that take datagrams before something else gets its turn.
 _CALLS: Final = 32
 
@@ -120,6 +122,11 @@ class UdpSocket:
         """Close it; doing so again changes nothing."""
         self._sock.close()
 
+    def __del__(self) -> None:
+        """Close it without a word: a loop may end while farewells can be repeated."""
+        if hasattr(self, "_sock"):
+            self._sock.close()
+
     def receive(self) -> tuple[list[tuple[bytes, Endpoint]], list[Endpoint]]:
         """Take what has come, as far as some calls bring it.
 
@@ -138,6 +145,8 @@ class UdpSocket:
                     _LONGEST_LEN, _CONTROL_LEN
                 )
             except BlockingIOError:
+                if not taken:  # woken by an error that ``send`` has met already
+                    deaf += self._deaf()
                 break
             except OSError:
                 deaf += self._deaf()  # an error of an earlier datagram
@@ -178,7 +187,7 @@ class UdpSocket:
 
         What cannot be sent for another reason counts as lost on its way.
         """
-        done = 0
+        done = refusals = 0
         too_long: list[int] = []
         while done < len(datagrams):
             count = self._run_len(datagrams, done) if self._segments else 1
@@ -196,6 +205,12 @@ class UdpSocket:
                     )
             except BlockingIOError:
                 break
+            except ConnectionRefusedError:
+                # An earlier datagram met nobody, perhaps one of another connection;
+                # this one has not been looked at. ``receive`` tells who is deaf.
+                refusals += 1
+                if refusals <= _MOST_REFUSALS:
+                    continue
             except OSError as exc:
                 if exc.errno == errno.EMSGSIZE:
                     too_long.append(len(data))

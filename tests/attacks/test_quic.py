@@ -189,8 +189,8 @@ def test_an_empty_hello_is_refused(target: QuicTarget, bent: Bent) -> None:
 def test_other_versions_are_told_of_ours_in_few_words(
     target: QuicTarget, bent: Bent
 ) -> None:
+    data = bytearray(initial(b"\x01", destination_id=b"versions"))
     for version in (QuicProtocolVersion.VERSION_2, 0x1A2A3A4A):
-        data = bytearray(initial(b"\x01", destination_id=b"versions"))
         data[1:5] = version.to_bytes(4, "big")
         bent.send_raw(bytes(data))
         answer = bent.take(5)

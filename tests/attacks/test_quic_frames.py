@@ -3,6 +3,8 @@
 import random
 import time
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from aioquic.tls import Epoch
@@ -181,7 +183,7 @@ def test_ids_that_are_given_back_are_forgotten(
     assert len(server.ids) <= 9
 
 
-FLOODS = {
+FLOODS: dict[str, Callable[[int], bytes]] = {
     "new ids": lambda n: b"\x18" + varints(n + 1, n) + b"\x14" + bytes(36),
     "ids beyond all": lambda n: (
         b"\x18" + varints(1 << 40, 1 << 40) + b"\x14" + bytes(36)
@@ -234,8 +236,8 @@ def test_a_flood_of_addresses_is_followed_with_little(
     assert moved(net, client, server, b"hello") == b"hello"
     server.send(memoryview(bytes(1 << 20)))
     dice = random.Random(1)
-    came: dict[object, int] = {}
-    went: dict[object, int] = {}
+    came: dict[Any, int] = {}
+    went: dict[Any, int] = {}
     for number in range(3000):
         place = (f"198.51.100.{number % 250}", dice.randrange(1024, 65_536))
         data = packet(client, b"\x01")

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -492,36 +491,3 @@ def test_protected_keys_of_both_sides(protected: Path, home: Path, way: str) -> 
         outcome = run("cli", *args, cwd=home, env=env, input=PHRASE).succeed()
     assert len(outcome.lines) == 1
     assert (home / "g").read_bytes() == CONTENT
-
-
-# samesame
-
-
-@pytest.mark.parametrize("swapped_first", [False, True])
-def test_samesame_in_either_order(certs: Path, home: Path, swapped_first: bool) -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("127.0.0.1", 0)) as other,
-    ):
-        addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in (one, other)]
-    options = ["-c", addresses[0], "-s", addresses[1], "-certs", str(certs)]
-    options += ["--sends", "3", "-wait", "20s"]
-    first, second = (["-r"], []) if swapped_first else ([], ["-r"])
-    with started("samesame", *options, *first, cwd=home) as early:
-        assert early.stdout is not None
-        listening = early.stdout.readline()
-        with started("samesame", *options, *second, cwd=home) as late:
-            outcomes = [finish(early, "samesame"), finish(late, "samesame")]
-    assert listening.startswith("samesame: listening on 127.0.0.1:")
-    for outcome in outcomes:
-        outcome.succeed()
-        for number in (1, 2, 3):
-            assert f"received call {number}: call " in outcome.stdout
-            assert f"reply to call {number}: call {number}: " in outcome.stdout
-        assert outcome.lines[-1] == "samesame: sent 3 calls, received 3"
-
-
-def test_samesame_whose_partner_never_comes(certs: Path, home: Path) -> None:
-    options = ["-c", "127.0.0.1:0", "-s", "127.0.0.1:1", "-certs", str(certs)]
-    outcome = run("samesame", *options, "-wait", "300ms", cwd=home)
-    assert "cannot connect to 127.0.0.1:1" in outcome.error(3)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import SrvProcess, program_path, run_program, wait_until
+from tests.helpers import SrvProcess, run_program
 
 CONTENT = os.urandom(700_000) + b"text " * 150_000
-NETWORKS = pytest.mark.parametrize("network", [["-tcp"], []], ids=["tcp", "tls"])
+NETWORKS = pytest.mark.parametrize(
+    "network", [["-tcp"], [], ["-q"]], ids=["tcp", "tls", "quic"]
+)
 TRUST = 4
 
 
@@ -137,32 +139,3 @@ def test_a_certificate_that_is_too_long_is_refused_at_start(
     assert done.returncode == TRUST
     assert "at most 641" in done.stderr
     assert "listening" not in done.stdout
-
-
-def test_two_programs_meet_through_it(certs: Path, key: Path, tmp_path: Path) -> None:
-    options = ["-certs", str(certs), "-psk", str(key), "-c", "127.0.0.1:0"]
-    with SrvProcess("-psk", key, certs=certs) as srv:
-        with subprocess.Popen(
-            [program_path("samesame"), *options, "-s", srv.address, "-wait", "30s"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=tmp_path,
-        ) as partner:
-            try:
-                assert partner.stdout is not None
-                lines = [partner.stdout.readline()]
-                address = lines[0].split()[-1]
-                for _ in range(2):
-                    done = run_program(
-                        *("cli", "-s", address, "-certs", certs, "-psk", key),
-                        cwd=tmp_path,
-                    )
-                    assert done.returncode == 0
-                wait_until(lambda: partner.poll() is not None)
-                rest = partner.stdout.read()
-            finally:
-                partner.kill()
-        assert partner.returncode == 0
-        assert "reply to call 2" in rest
-        assert "received call 2" in rest

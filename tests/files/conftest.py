@@ -34,12 +34,12 @@ def memory(certs: Path, monkeypatch: pytest.MonkeyPatch) -> Net:
     return Net("tcp", certs, network)
 
 
-@pytest.fixture(params=["memory", "tls"])
+@pytest.fixture(params=["memory", "tls", "quic"])
 def net(request: pytest.FixtureRequest, certs: Path) -> Net:
     if request.param == "memory":
         found: Net = request.getfixturevalue("memory")
         return found
-    return Net("tls", certs)
+    return Net(request.param, certs)
 
 
 @pytest.fixture

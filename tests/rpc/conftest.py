@@ -21,7 +21,7 @@ def memory(certs: Path, monkeypatch: pytest.MonkeyPatch) -> Net:
     return Net("tcp", certs, network)
 
 
-@pytest.fixture(params=["memory", "tcp", "tls"])
+@pytest.fixture(params=["memory", "tcp", "tls", "quic"])
 def net(request: pytest.FixtureRequest, certs: Path) -> Net:
     """Each of the networks in turn."""
     if request.param == "memory":

@@ -1,4 +1,4 @@
-"""Clients and servers over three networks: memory, plain TCP and TLS on loopback."""
+"""Clients and servers over four networks: memory; TCP, TLS and QUIC on loopback."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -47,9 +47,14 @@ class Seen(ServerObserver):
 class Net:
     """One kind of network, to serve and to connect on."""
 
-    network: Literal["tcp", "tls"]
+    network: Literal["tcp", "tls", "quic"]
     certs: Path
     memory: MemoryNetwork | None = None
+
+    @property
+    def scheme(self) -> str:
+        """What the addresses in messages begin with."""
+        return "udp" if self.network == "quic" else "tcp"
 
     def config(self, address: str, key_name: str, **settings: Any) -> Config:
         return Config(

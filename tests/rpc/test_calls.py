@@ -153,11 +153,11 @@ async def test_the_handler_knows_who_calls(net: Net) -> None:
         assert context.header.args == {"k": "v"}
         assert context.local_address == server.address
         assert context.remote_address == client.transport.local_address
-        assert context.header.sender == f"tcp://{context.remote_address}"
+        assert context.header.sender == f"{net.scheme}://{context.remote_address}"
         assert context.header.recipient.endswith(context.local_address) or (
             net.memory is not None
         )
-        if net.network == "tls":
+        if net.network != "tcp":
             assert context.peer is not None
             assert "client@example.org" in str(context.peer)
         else:

@@ -88,7 +88,7 @@ async def test_calls_of_every_kind_come_with_their_context(net: Net) -> None:
             assert context.header.call_type == kind.value
             assert context.local_address == server.address
             assert context.remote_address == client.local_address
-            assert (context.peer is not None) == (net.network == "tls")
+            assert (context.peer is not None) == (net.network != "tcp")
             if kind is not CallKind.NET_RPC:
                 assert context.payload == b"payload"
                 assert context.header.service_name == "note"

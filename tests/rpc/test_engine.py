@@ -331,9 +331,9 @@ async def test_a_stream_may_begin_without_compression(
 # Pushes.
 
 
-@pytest.mark.parametrize("network", ["tcp", "tls"])
+@pytest.mark.parametrize("network", ["tcp", "tls", "quic"])
 async def test_the_server_pushes_to_one_of_its_clients(
-    certs: Any, network: Literal["tcp", "tls"]
+    certs: Any, network: Literal["tcp", "tls", "quic"]
 ) -> None:
     seen, net = Seen(), Net(network, certs)
     async with net.server(Registry(), seen) as server:

@@ -27,7 +27,7 @@ def _soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowds, "IDLE_S", IDLE_S)
 
 
-@pytest.fixture(params=["tcp", "tls"])
+@pytest.fixture(params=["tcp", "tls", "quic"])
 def net(request: pytest.FixtureRequest, certs: Path) -> Net:
     return Net(request.param, certs)
 

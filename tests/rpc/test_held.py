@@ -26,7 +26,7 @@ from tests.rpc.offers import services
 from tests.rpc.test_deadlines import FakeLoop
 
 
-@pytest.fixture(params=["tcp", "tls"])
+@pytest.fixture(params=["tcp", "tls", "quic"])
 def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
     return Net(request.param, certs)
 

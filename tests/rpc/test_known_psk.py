@@ -51,7 +51,7 @@ Change = Callable[[KnownStore, Path, LoadedIdentity], None]
 class Way:
     """How clients and servers meet, and where their lists are."""
 
-    network: Literal["tcp", "tls"]
+    network: Literal["tcp", "tls", "quic"]
     verify: bool
     directory: Path
 
@@ -98,7 +98,9 @@ class Way:
         return await Client.connect(config, identity)
 
 
-def way_in(directory: Path, network: Literal["tcp", "tls"], *, verify: bool) -> Way:
+def way_in(
+    directory: Path, network: Literal["tcp", "tls", "quic"], *, verify: bool
+) -> Way:
     way = Way(network, verify, directory)
     way.key_path.write_bytes(os.urandom(32))
     way.key_path.chmod(0o600)
@@ -107,10 +109,11 @@ def way_in(directory: Path, network: Literal["tcp", "tls"], *, verify: bool) -> 
     return way
 
 
-@pytest.fixture(params=["tcp", "tls", "skip-verify"])
+@pytest.fixture(params=["tcp", "tls", "quic", "skip-verify"])
 def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
-    network: Literal["tcp", "tls"] = "tcp" if request.param == "tcp" else "tls"
-    return way_in(tmp_path, network, verify=request.param != "skip-verify")
+    if request.param == "skip-verify":
+        return way_in(tmp_path, "tls", verify=False)
+    return way_in(tmp_path, request.param, verify=True)
 
 
 async def assert_refused(
@@ -144,7 +147,7 @@ async def test_a_server_that_does_not_confirm_is_recorded_once_it_is_proven(
     monkeypatch.setattr(psk_handshake, "confirmation", lambda *_: b"")
     async with way.serving(Seen()) as server:
         async with await way.dial(server, ANN) as client:
-            by_tls = way.network == "tls" and way.verify
+            by_tls = way.network != "tcp" and way.verify
             assert lines_of(way.servers) == ([line(NODE)] if by_tls else [])
             await assert_works(client)
         assert lines_of(way.servers) == [line(NODE)]
@@ -208,7 +211,10 @@ async def test_a_tunnel_handshake_that_waited_is_judged_by_what_holds_now(
     async with (
         way.serving(seen) as server,
         dialled(
-            server.address, BOB if way.network == "tls" else None, verify=way.verify
+            server.address,
+            BOB if way.network != "tcp" else None,
+            verify=way.verify,
+            quic=way.network == "quic",
         ) as below,
     ):
         # A whole good connection after it: the server is done with what came before.

@@ -36,7 +36,7 @@ from rpc25519_tools.wire.tunnel import INNER_HEADER_LEN
 from tests.helpers import until
 from tests.rpc.nets import Net, Seen
 
-NETWORKS: tuple[Literal["tcp", "tls"], ...] = ("tcp", "tls")
+NETWORKS: tuple[Literal["tcp", "tls", "quic"], ...] = ("tcp", "tls", "quic")
 
 
 @pytest.fixture(params=NETWORKS)
@@ -252,7 +252,7 @@ async def test_what_tls_has_proved_is_in_the_account_before_the_key_is_shown(
         below.write([wire[: 6 * MIB]])
         await until(lambda: driver.moved_len >= 6 * MIB)
         # On plain TCP it shares the memory of those that nobody has proved.
-        assert (server.memory.total_len >= 6 * MIB) == (net.network == "tls")
+        assert (server.memory.total_len >= 6 * MIB) == (net.network != "tcp")
         assert not server.clients
 
 
@@ -335,7 +335,7 @@ async def test_clients_that_connect_again_use_the_key(net: Net, key_path: str) -
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_programs_without_asyncio_use_the_key(
-    network: Literal["tcp", "tls"], certs: Path, key_path: str
+    network: Literal["tcp", "tls", "quic"], certs: Path, key_path: str
 ) -> None:
     registry, _ = services()
     net = Net(network, certs)

@@ -45,7 +45,7 @@ from tests.rpc.returning import (
 )
 
 
-@pytest.fixture(params=["tcp", "tls"])
+@pytest.fixture(params=["tcp", "tls", "quic"])
 def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
     """A network on which a server can come back to its address."""
     return Net(request.param, certs)

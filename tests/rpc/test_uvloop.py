@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -18,8 +19,10 @@ from tests.rpc.offers import services
 uvloop = pytest.importorskip("uvloop")
 
 
-@pytest.mark.parametrize("network", ["tcp", "tls"])
-def test_calls_and_large_messages_pass(network: str, certs: Path) -> None:
+@pytest.mark.parametrize("network", ["tcp", "tls", "quic"])
+def test_calls_and_large_messages_pass(
+    network: Literal["tcp", "tls", "quic"], certs: Path
+) -> None:
     registry = Registry()
 
     @registry.call("echo")
@@ -27,7 +30,7 @@ def test_calls_and_large_messages_pass(network: str, certs: Path) -> None:
         return bytes(context.payload)
 
     async def run() -> None:
-        net = Net("tls" if network == "tls" else "tcp", certs)
+        net = Net(network, certs)
         async with net.pair(registry, compression="none") as (_, client):
             for size in (0, 1, 100_000, 5_000_000):
                 payload = bytes(size)

@@ -24,6 +24,7 @@ from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.limits import Limits
 from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
 from rpc25519_tools.transport.endpoint import connect, listen
+from tests.helpers import until
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -97,8 +98,9 @@ async def listening(
     *,
     verify: bool = True,
     limits: Limits | None = None,
+    quic: bool = False,
 ) -> AsyncIterator[Listening]:
-    """Listen on a free port; TLS with an identity, plain TCP without."""
+    """Listen on a free port; TLS or QUIC with an identity, plain TCP without."""
     found = Listening()
     listener = await listen(
         parse_address("127.0.0.1:0"),
@@ -106,6 +108,7 @@ async def listening(
         accept=found.accept,
         failed=found.fail,
         limits=limits,
+        quic=quic,
     )
     found.address, found.close = listener.address, listener.close
     try:
@@ -116,6 +119,13 @@ async def listening(
             recorder.transport.abort()
 
 
+async def accepted(found: Listening) -> Recorder:
+    """Return the server's end of the first connection."""
+    await until(lambda: found.outcomes, what="the handshake's end")
+    assert not found.failures, found.failures
+    return found.accepted[0]
+
+
 @contextlib.asynccontextmanager
 async def dialled(
     address: str,
@@ -123,8 +133,9 @@ async def dialled(
     *,
     verify: bool = True,
     timeout_s: float = 10.0,
+    quic: bool = False,
 ) -> AsyncIterator[Recorder]:
-    """Connect; TLS with an identity, plain TCP without."""
+    """Connect; TLS or QUIC with an identity, plain TCP without."""
     made: list[Recorder] = []
 
     def accept(transport: Transport) -> Receiver:
@@ -136,6 +147,7 @@ async def dialled(
         tls=TlsSettings(identity=identity, verify=verify) if identity else None,
         accept=accept,
         timeout_s=timeout_s,
+        quic=quic,
     )
     try:
         yield made[0]

@@ -65,6 +65,7 @@ def test_the_parameters_are_those_that_a_go_peer_expects(
         assert quic.tls.key_schedule.cipher_suite.name == "CHACHA20_POLY1305_SHA256"
         assert quic._version == 1
         assert end.security.split()[-1] == "x25519"
+        assert quic._loss.max_ack_delay == 0.005  # as the other end says
     assert first_of(net.client) == [1200]
 
 
@@ -316,6 +317,33 @@ def test_a_second_stream_is_a_fault(
     assert theirs.arrived == []
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_server_may_speak_first(
+    client: LoadedIdentity, node: LoadedIdentity, seed: int
+) -> None:
+    """The client opens the stream as soon as it is let in, whatever gets lost."""
+    net = engines(client, node, Path(loss=0.3, seed=seed))
+    ours, theirs = opened(net)
+    net.run_until(lambda: theirs.can_send)
+    assert theirs.arrived == []
+    assert moved(net, theirs, ours, b"news") == b"news"
+    assert moved(net, ours, theirs, b"answer") == b"answer"
+
+
+def test_a_client_that_is_not_let_in_learns_it(client: LoadedIdentity) -> None:
+    settings = TlsSettings(identity=client, verify=True)
+    engine = QuicEngine("client", settings, peer_host="192.0.2.2")
+    engine.connect(SERVER, 0.0)
+    ((data, _), *_) = engine.outgoing(0.0)
+    first = first_packet(data)
+    assert first is not None
+    answer = Doorman().refuse(first)
+    assert len(answer) < 100  # whoever it really was that asked is not flooded
+    engine.receive(answer, SERVER, 0.0)
+    assert engine.is_closed
+    assert "takes no connections for now" in str(engine.error)
+
+
 # Bad paths.
 
 
@@ -412,6 +440,61 @@ def test_a_client_whose_address_changes_goes_on(
     assert moved(net, ours, theirs, b"and from there") == b"and from there"
     assert moved(net, theirs, ours, b"back" * 5000) == b"back" * 5000
     assert theirs.peer_endpoint == net.client_endpoint
+
+
+def test_every_second_packet_is_acknowledged_at_once(
+    client: LoadedIdentity, node: LoadedIdentity
+) -> None:
+    """After a loss few packets are on their way, and wait for no timer."""
+    net = engines(client, node, Path(delay_s=0.0001))
+    ours, _ = opened(net)
+    net.run_for(1.0)
+    before = net.now
+    ours.send(memoryview(bytes(20_000)))
+    net.run_until(lambda: ours.unacked_len == 0)
+    assert net.now - before < 0.0005
+    # One alone has to wait for a moment: there may be something to send with it.
+    net.run_for(1.0)
+    before = net.now
+    ours.send(memoryview(b"one"))
+    net.run_until(lambda: ours.unacked_len == 0)
+    assert 0.001 <= net.now - before < 0.002
+
+
+def test_a_lossy_path_is_used(client: LoadedIdentity, node: LoadedIdentity) -> None:
+    net = engines(client, node, Path(loss=0.05, delay_s=0.0002, mtu=1500))
+    ours, theirs = opened(net)
+    start, data = net.now, bytes(1_000_000)
+    assert moved(net, ours, theirs, data) == data
+    assert net.now - start < 0.25  # seconds: 4 MB/s at least
+
+
+@pytest.mark.parametrize("for_s", [5.0, 15.0])
+def test_all_goes_on_soon_after_a_black_out(
+    client: LoadedIdentity, node: LoadedIdentity, for_s: float
+) -> None:
+    net = engines(client, node, Path(delay_s=0.02))
+    ours, theirs = opened(net)
+    ours.send(memoryview(bytes(500_000)))
+    net.run_for(0.1)
+    net.path.loss = 1.0
+    net.run_for(for_s)
+    net.path.loss = 0.0
+    back = net.now
+    net.run_until(lambda: sum(map(len, theirs.arrived)) == 500_000)
+    assert net.now - back < 4
+
+
+def test_a_handshake_survives_a_black_out(
+    client: LoadedIdentity, node: LoadedIdentity
+) -> None:
+    net = engines(client, node, Path(loss=1.0))
+    net.connect()
+    net.run_for(6.0)
+    net.path.loss = 0.0
+    back = net.now
+    net.run_until(lambda: len(net.ends) == 2 and all(end.is_open for end in net.ends))
+    assert net.now - back < 3
 
 
 # Ends.

@@ -118,5 +118,21 @@ def test_a_path_that_fails_again_and_again_is_tried_ever_more_seldom() -> None:
         waits.append(mtu.next_at - now)
         now = mtu.next_at
         settle(mtu, 1452, now)
-    assert waits[:4] == [5.0, 10.0, 20.0, 40.0]
+    assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
     assert max(waits) <= 600.0
+
+
+def test_after_a_black_hole_all_larger_sizes_are_tried_again_soon() -> None:
+    mtu = PathMtu(1452)
+    settle(mtu, 1452, 0.0)
+    for number in range(4):
+        mtu.packet_lost(1452, number, 100.0)
+    settle(mtu, 1232, 101.0)
+    assert mtu.size == 1232
+    assert mtu.next_at == 103.0
+    settle(mtu, 1452, 103.0)
+    assert mtu.size == 1452
+    # A path that was never wider is left alone.
+    other = PathMtu(1452)
+    settle(other, 1232, 0.0)
+    assert (other.size, other.next_at) == (1232, 600.0)

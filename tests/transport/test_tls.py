@@ -35,7 +35,7 @@ from tests.transport.peers import (
     Authority,
     Listening,
     OpensslServer,
-    Recorder,
+    accepted,
     dialled,
     listening,
     s_client,
@@ -45,12 +45,6 @@ from tests.transport.peers import (
 SUITE = "TLS_CHACHA20_POLY1305_SHA256"
 #: From this OpenSSL on there is X25519MLKEM768.
 HYBRID_FROM = 0x30500000
-
-
-async def accepted(found: Listening) -> Recorder:
-    await until(lambda: found.outcomes, what="the handshake's end")
-    assert not found.failures, found.failures
-    return found.accepted[0]
 
 
 # Friends.

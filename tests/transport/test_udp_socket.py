@@ -90,6 +90,22 @@ def test_where_nobody_listens_is_told() -> None:
             assert taken(other, 1) == [b"hello"]
 
 
+@pytest.mark.skipif(not hasattr(socket, "MSG_ERRQUEUE"), reason="Linux tells it")
+def test_one_who_is_deaf_costs_others_no_datagram() -> None:
+    """The system tells of an earlier datagram when the next one is to be sent."""
+    with sockets(3) as (ours, theirs, other):
+        gone = theirs.address
+        theirs.close()
+        for number in range(5):
+            ours.send([(b"anybody?", gone)])
+            select.select([ours], [], [], 5)
+            assert ours.send([(b"%d" % number, other.address)]).count == 1
+            assert taken(other, 1) == [b"%d" % number]
+            assert ours.receive() == ([], [gone])
+            # Nothing is left that would wake us again and again.
+            assert select.select([ours], [], [], 0)[0] == []
+
+
 # Ports.
 
 

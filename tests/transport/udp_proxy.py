@@ -44,8 +44,12 @@ class UdpProxy:
     def __init__(self, server: Endpoint, faults: Faults, *, seed: int = 1) -> None:
         self.faults = faults
         self.address = ""
-        #: Datagrams that went through, in both directions; the longest one; those lost.
-        self.passed = self.lost = self.longest = 0
+        #: Datagrams that went through, in both directions, and their bytes; the longest
+        #: one; those lost.
+        self.passed = self.bytes = self.longest = self.lost = 0
+        #: How often it has rebound.
+        self.rebound = 0
+        self._plans: list[tuple[int, Callable[[], None]]] = []
         self._server = server
         self._dice = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -76,9 +80,36 @@ class UdpProxy:
 
     def rebind(self) -> None:
         """Let all clients come from other ports from now on, as a router may."""
-        self._call(self._forget_backs)
+        self._call(self._rebind)
+
+    def rebind_at(self, count: int) -> None:
+        """Rebind when so many bytes have gone through."""
+        self._plans.append((count, self._rebind))
+
+    def change_at(self, count: int, **faults: Any) -> None:
+        """Do something else when so many bytes have gone through."""
+        self._plans.append((count, lambda: self.change(**faults)))
+
+    def black_out_at(self, count: int, for_s: float) -> None:
+        """Lose everything for a while when so many bytes have gone through."""
+
+        def begin() -> None:
+            before = self.faults.loss
+            self.change(loss=1.0)
+            self._loop.call_later(for_s, lambda: self.change(loss=before))
+
+        self._plans.append((count, begin))
+
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether all that was planned has begun."""
+        return not self._plans
 
     # In the thread.
+
+    def _rebind(self) -> None:
+        self._forget_backs()
+        self.rebound += 1
 
     def _call(self, step: Callable[[], None]) -> None:
         done = threading.Event()
@@ -141,6 +172,9 @@ class UdpProxy:
             self.lost += 1
             return
         self.passed += 1
+        self.bytes += len(data)
+        while self._plans and self.bytes >= self._plans[0][0]:
+            self._plans.pop(0)[1]()
         self.longest = max(self.longest, len(data))
         for _ in range(1 + (dice.random() < faults.duplication)):
             delay_s = faults.delay_s
