@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -49,6 +50,7 @@ from rpc25519_tools.wire.handshake import encode_handshake
 from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.fuzz.grammars import FRAMES
 from tests.fuzz.mutators import BYTES, ODD_NUMBERS, mutate
+from tests.fuzz.quic_seeds import quic_seeds
 from tests.fuzz.runner import peak_bytes, reset_peak
 from tests.fuzz.wire_targets import _streams
 from tests.helpers import SrvProcess, issue_certs
@@ -105,8 +107,8 @@ class Open:
     receiver: Discard
 
 
-def dialler(*, tls: bool, psk: bool = False) -> Dial:
-    """Return what connects over TLS or plain TCP, perhaps with a tunnel inside."""
+def dialler(*, tls: bool, psk: bool = False, quic: bool = False) -> Dial:
+    """Return what connects over TLS, QUIC or TCP, perhaps with a tunnel inside."""
 
     @contextlib.asynccontextmanager
     async def dial(
@@ -122,6 +124,7 @@ def dialler(*, tls: bool, psk: bool = False) -> Dial:
             tls=TlsSettings(identity=identity) if tls else None,
             accept=accept,
             timeout_s=PATIENCE_S,
+            quic=quic,
             tunnel=await load_tunnel(str(folder / PSK_NAME), identity) if psk else None,
         )
         try:
@@ -178,6 +181,11 @@ def client_hello() -> list[bytes]:
     return [hello, hello, hello, *others]
 
 
+def first_datagrams() -> list[bytes]:
+    """Return what a QUIC client sends first, and what else may come."""
+    return [*quic_seeds(), bytes(1200), b"\xc0" + bytes(20), client_hello()[0]]
+
+
 def sample_hello() -> bytes:
     """Return the first message of a tunnel's client, by a stranger."""
     return encode_handshake(sample_handshake())
@@ -193,6 +201,13 @@ WAYS: dict[str, Way] = {
             network="tcp",
             dial=dialler(tls=False),
             garbage=lambda: [*_streams()],
+        ),
+        Way(
+            name="quic",
+            options=("-q",),
+            network="quic",
+            dial=dialler(tls=True, quic=True),
+            garbage=first_datagrams,
         ),
         Way(
             name="tls+psk",
@@ -398,6 +413,11 @@ class Attack:
         )
         self.report.inputs += 1
         host, port = self._address.rsplit(":", 1)
+        if self._way.network == "quic":
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(data, (host, int(port)))
+            await asyncio.sleep(0)
+            return
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             with contextlib.suppress(ConnectionError):
