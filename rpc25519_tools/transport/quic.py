@@ -9,6 +9,7 @@ from rpc25519_tools.errors import (
     ConnectFailedError,
     ConnectionLostError,
     HandshakeCutError,
+    HandshakeError,
 )
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.transport.base import (
@@ -463,6 +464,10 @@ class QuicTransport:
         if self.handshake_timer is not None:
             self.handshake_timer.cancel()
         self._release()
+        if self._engine.knows_address:  # by a token of ours: no accident, and its own
+            self._failed(
+                HandshakeError("its first packet cannot be read"), self.remote_address
+            )
         if self.gone is not None:
             self.gone()
 
