@@ -149,6 +149,9 @@ class Bent:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.engine.is_open and not self.engine.is_closed:
+            self.engine.close()
+            self.flush()
         self.sock.close()
 
     def send_raw(self, data: bytes) -> None:

@@ -36,8 +36,7 @@ async def connected(address: str, who: LoadedIdentity, **more: object) -> Client
     config = Config(
         address=parse_address(address),
         network="quic",
-        call_timeout_s=10,
-        **{"connect_timeout_s": 10, **more},  # type: ignore[arg-type]  # any of them
+        **{"connect_timeout_s": 10, "call_timeout_s": 10, **more},  # type: ignore[arg-type]  # any of them
     )
     return await Client.connect(config, who)
 
@@ -291,6 +290,10 @@ def test_a_retry_token_is_good_for_its_own_address(
         with Bent(target.address, client_identity, host="127.0.0.5") as thief:
             thief.send_raw(again)
             assert thief.take(0.2) is None
+        # Garbage behind a good token is a failure of its address, unlike other garbage.
+        bent.send_raw(again[:250] + bytes(len(again) - 250))
+        said = target.refusal(bent.local)
+        assert said == "its first packet cannot be read"
         bent.send_raw(again)
         bent.run(lambda: bent.engine.is_open)
         assert bent.engine.is_open
@@ -368,7 +371,7 @@ def test_forged_farewells_end_nothing(target: QuicTarget, bent: Bent) -> None:
     assert b"hello" in bent.answer
 
 
-def test_one_address_two_thousand_failures_do_not_shut_out_the_spoofed(
+def test_failures_shut_out_their_own_address_alone(
     certs: Path, client_identity: LoadedIdentity
 ) -> None:
     """Only who has shown that it receives there can fail in the name of an address."""
@@ -381,6 +384,14 @@ def test_one_address_two_thousand_failures_do_not_shut_out_the_spoofed(
                 spoofer.send_raw(initial(broken, destination_id=dice.randbytes(8)))
             wait_until(lambda: "TLS handshake failed" in srv.stderr())
         assert asyncio.run(serve_one(srv.address, client_identity)) < SERVED_S
+        for _ in range(4):
+            with Bent(srv.address, client_identity, host="127.0.0.7") as stranger:
+                show(stranger.engine, None)
+                stranger.connect(2)
+        srv.wait_for("too many failed handshakes from its address")
+        with Bent(srv.address, client_identity, host="127.0.0.9") as other:
+            other.connect()
+            assert other.engine.is_open
 
 
 # Who may come in, and for how long.
@@ -423,6 +434,47 @@ def test_limits_hold(certs: Path, client_identity: LoadedIdentity) -> None:
         asyncio.run(scenario(srv.address))
         srv.wait_for("too many connections from its address")
         assert time.monotonic() - began < 15
+
+
+def test_without_verification_anybody_comes_in_and_srv_says_so(
+    certs: Path, client_identity: LoadedIdentity
+) -> None:
+    with (
+        SrvProcess("-q", "-skip-verify", certs=certs) as srv,
+        Bent(srv.address, client_identity) as nobody,
+    ):
+        show(nobody.engine, None)
+        nobody.early = ECHO
+        nobody.connect()
+        nobody.run(lambda: b"hello" in nobody.answer)
+        assert b"hello" in nobody.answer
+        assert "-skip-verify" in srv.stderr()
+
+
+def test_a_tunnel_needs_its_key(
+    certs: Path, client_identity: LoadedIdentity, psk_path: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.touch(mode=0o600)
+    wrong.write_bytes(bytes(range(32)))
+
+    async def served(address: str, key: Path | None) -> bool:
+        path = None if key is None else str(key)
+        try:
+            client = await connected(
+                address, client_identity, pre_shared_key_path=path, call_timeout_s=2
+            )
+            async with client:
+                reply = await client.call(ECHO_CALL_SERVICE, b"good")
+        except Rpc25519Error:
+            return False
+        return bytes(reply.payload).startswith(b"good")
+
+    with SrvProcess("-q", "-psk", psk_path, certs=certs) as srv:
+        assert asyncio.run(served(srv.address, psk_path))
+        assert not asyncio.run(served(srv.address, wrong))
+        assert not asyncio.run(served(srv.address, None))
+        assert asyncio.run(served(srv.address, psk_path))
 
 
 # Pushes.
