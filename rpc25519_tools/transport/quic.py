@@ -8,6 +8,7 @@ from typing import Final
 from rpc25519_tools.errors import (
     ConnectFailedError,
     ConnectionLostError,
+    DeadlineError,
     HandshakeCutError,
     HandshakeError,
 )
@@ -232,6 +233,10 @@ class QuicTransport:
         if receiver is not None:
             receiver.connection_lost(error)
 
+    def end_for_gap(self) -> None:
+        """End, since too much is held behind its gaps."""
+        self.end_with(DeadlineError("too much waits for what the peer has left out"))
+
     # Inside.
 
     def _bind(self) -> None:
@@ -302,7 +307,11 @@ class QuicTransport:
         """Tell how much is held for the receiver, and for want of what comes before."""
         if self._receiver is None:
             return
-        held_len = self._engine.gap_len + sum(map(len, self._engine.arrived))
+        gap_len = self._engine.gap_len
+        counted_len = gap_len if gap_len > _MINOR_LEN else 0
+        for one in self._port.gaps.note(self, counted_len, self._engine.gap_start):
+            self._loop.call_soon(one.end_for_gap)
+        held_len = gap_len + sum(map(len, self._engine.arrived))
         if held_len <= _MINOR_LEN:
             held_len = 0
         if held_len != self._counted_len:
@@ -427,6 +436,8 @@ class QuicTransport:
             self._port.send(self, self._goodbye)
         if not engine.knows_address:
             self._goodbyes_left = 0  # it could be larger than what it answers
+        engine.forget()
+        self._port.gaps.note(self, 0, 0)
         at = engine.timer()
         if at is None or not self._goodbye:
             self._release()
@@ -481,5 +492,6 @@ class QuicTransport:
             return
         self._released = True
         self._port.unbind(self._ids | self._engine.ids)
+        self._port.gaps.note(self, 0, 0)
         self._port.forget(self)
         self._port.release()

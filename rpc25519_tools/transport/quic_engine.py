@@ -824,6 +824,19 @@ class QuicEngine:
         """Bytes held for what came before its turn, with the gaps between."""
         return self._quic.gap_len
 
+    def forget(self) -> None:
+        """Let go of what has come; to be called when the connection is over."""
+        self.arrived.clear()
+        stream = self._quic.stream
+        if stream is not None:
+            stream.receiver._buffer = bytearray()
+
+    @property
+    def gap_start(self) -> int:
+        """How many bytes have arrived in order."""
+        stream = self._quic.stream
+        return 0 if stream is None else stream.receiver.starting_offset()
+
     def consume(self, count: int) -> bool:
         """Let the peer send so much more; return whether it should be told soon."""
         self._quic.consumed += count

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
+from rpc25519_tools.transport.gaps import Gaps
 from rpc25519_tools.transport.udp_socket import UdpSocket
 
 Endpoint: TypeAlias = tuple[Any, ...]
@@ -35,6 +36,9 @@ class Link(Protocol):
     def unreachable(self, endpoint: Endpoint) -> None:
         """Learn that nobody listens at an address, as the network says."""
 
+    def end_for_gap(self) -> None:
+        """End, since its peer has left a gap open for too long."""
+
 
 class UdpPort:
     """A bound socket and the connections on it.
@@ -52,6 +56,7 @@ class UdpPort:
         self._loop = asyncio.get_running_loop()
         self._links: dict[bytes, Link] = {}
         self._callers: dict[Link, None] = {}
+        self.gaps: Gaps[Link] = Gaps()
         self._stranger: Stranger | None = None
         #: Whether new connections are taken, and not only refused.
         self._has_listener = False

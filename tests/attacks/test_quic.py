@@ -1,6 +1,7 @@
 """Hostile QUIC clients and datagrams from nowhere, against a real ``srv -q``."""
 
 import asyncio
+import contextlib
 import random
 import socket
 import time
@@ -22,8 +23,15 @@ from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
+from rpc25519_tools.transport.quic_engine import FIRST_WINDOW_LEN
 from tests.attacks.floods import MIB, SERVED_S, memory_of
-from tests.attacks.quic_client import Bent, crypto_frame, initial, show
+from tests.attacks.quic_client import (
+    Bent,
+    crypto_frame,
+    initial,
+    show,
+    stream_frame,
+)
 from tests.attacks.strangers import STRANGERS, Minter, Stranger
 from tests.attacks.target_server import ECHO, UPLOAD, TargetServer
 from tests.helpers import SrvProcess, run_program, until, wait_until
@@ -475,6 +483,26 @@ def test_a_tunnel_needs_its_key(
         assert not asyncio.run(served(srv.address, wrong))
         assert not asyncio.run(served(srv.address, None))
         assert asyncio.run(served(srv.address, psk_path))
+
+
+def test_gaps_of_many_clients_do_not_fill_the_memory(
+    certs: Path, client_identity: LoadedIdentity
+) -> None:
+    """Each sends the last byte of its window, and no other."""
+    with SrvProcess("-q", certs=certs) as srv, contextlib.ExitStack() as stack:
+        before = memory_of(srv)
+        clients = []
+        for _ in range(250):
+            client = stack.enter_context(Bent(srv.address, client_identity))
+            client.connect().send(stream_frame(FIRST_WINDOW_LEN - 1, b"x"))
+            clients.append(client)
+        oldest, newest = clients[0], clients[-1]
+        oldest.run(lambda: oldest.engine.is_closed)
+        assert oldest.engine.is_closed
+        newest.run(lambda: False, 0.1)
+        assert not newest.engine.is_closed
+        assert asyncio.run(serve_one(srv.address, client_identity)) < SERVED_S
+        assert memory_of(srv) - before < 120 * MIB  # of 155 that they ask for
 
 
 # Pushes.

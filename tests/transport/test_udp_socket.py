@@ -126,6 +126,9 @@ class Taker:
     def unreachable(self, endpoint: object) -> None:
         self.deaf.append(endpoint)
 
+    def end_for_gap(self) -> None:
+        raise AssertionError("no gaps here")
+
 
 def first_byte(data: bytes) -> bytes | None:
     return data[:1] or None
