@@ -213,8 +213,9 @@ class QuicTransport:
             self._pump_soon()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once; what the network takes at once goes out still."""
         if not self._over:
+            self._send_at_once()
             self._closing = True
             self._engine.close()
             self._after()
@@ -358,6 +359,11 @@ class QuicTransport:
             self._after()
             return
         self._arm()
+
+    def _send_at_once(self) -> None:
+        if self._opened and not self._engine.is_closed and not self._port.is_full:
+            self._feed()
+            self._port.send(self, self._engine.outgoing(self._loop.time()))
 
     def _feed(self) -> None:
         """Give the engine what it can use soon."""

@@ -143,6 +143,16 @@ async def test_aborting_drops_what_is_queued(
         assert len(theirs.data) < 32 * MIB
 
 
+async def test_the_last_words_before_aborting_go_out(
+    node: LoadedIdentity, client: LoadedIdentity
+) -> None:
+    async with pair(node, client) as (ours, theirs):
+        ours.transport.write([b"this is why"])
+        ours.transport.abort()
+        await until(lambda: theirs.lost)
+        assert theirs.data == b"this is why"
+
+
 async def test_a_paused_reader_makes_the_writer_wait(
     node: LoadedIdentity, client: LoadedIdentity
 ) -> None:
