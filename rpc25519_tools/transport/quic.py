@@ -92,6 +92,7 @@ class QuicTransport:
         self._heard_at = self._loop.time()
         #: When we began to close.
         self._linger_from: float | None = None
+        self._pinged_at = 0.0
         self._goodbye: list[Datagram] = []
         self._goodbyes_left = _MOST_GOODBYES
         self._ids: set[bytes] = set()
@@ -389,9 +390,9 @@ class QuicTransport:
     def _arm(self) -> None:
         at = self._engine.timer()
         if self._opened:
-            own_at = self._heard_at + _PING_S
+            own_at = self._ping_at()
             if self._linger_from is not None:
-                own_at = self._linger_until(self._linger_from)
+                own_at = min(own_at, self._linger_until(self._linger_from))
             at = own_at if at is None else min(at, own_at)
         if self._timer is not None:
             if at is not None and self._timer_at <= at:
@@ -405,14 +406,22 @@ class QuicTransport:
     def _timed(self) -> None:
         self._timer = None
         now = self._loop.time()
-        if self._linger_from is not None:
-            if now >= self._linger_until(self._linger_from):
-                self._engine.close()
-        elif self._opened and now >= self._heard_at + _PING_S:
-            self._heard_at = now
+        lingers = self._linger_from is not None
+        if lingers and now >= self._linger_until(self._linger_from or 0.0):
+            self._engine.close()
+        elif self._opened and now >= self._ping_at():
+            self._pinged_at = now
             self._engine.ping()
         self._engine.handle_timer(now)
         self._after()
+
+    def _ping_at(self) -> float:
+        """Return when to ask the peer whether it is there.
+
+        Soon, where it has to take the rest: it may have no room for long.
+        """
+        wait_s = _PING_S if self._linger_from is None else _LINGER_S / 3
+        return max(self._heard_at, self._pinged_at) + wait_s
 
     def _linger_until(self, since: float) -> float:
         return max(since, self._heard_at) + _LINGER_S

@@ -129,6 +129,25 @@ async def test_who_is_paused_gets_all_before_the_end(
         assert theirs.error is None
 
 
+async def test_who_has_no_room_for_long_gets_all_before_the_end(
+    node: LoadedIdentity, client: LoadedIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quic_module, "_LINGER_S", 0.3)
+    async with pair(node, client) as (ours, theirs):
+        theirs.transport.pause_reading()
+        ours.transport.write([bytes(8 * MIB)])
+        ours.transport.close()
+        begin = asyncio.get_running_loop().time()
+        heard = inner(ours)._heard_at
+        # Three times as long as a dead peer gets.
+        await until(lambda: inner(ours)._heard_at > max(heard, begin) + 0.9)
+        assert not ours.lost
+        theirs.transport.resume_reading()
+        await until(lambda: theirs.lost)
+        assert len(theirs.data) == 8 * MIB
+        assert theirs.error is None
+
+
 async def test_aborting_drops_what_is_queued(
     node: LoadedIdentity, client: LoadedIdentity
 ) -> None:
