@@ -153,7 +153,7 @@ class _NoCertificateAlert(tls.Alert):
 
 
 class _WatchedReno(RenoCongestionControl):
-    """New Reno that tells which sizes arrive, and forgives lost probes."""
+    """New Reno that tells which sizes arrive."""
 
     mtu: PathMtu | None = None
     #: Called when usual datagrams have to become smaller.
@@ -176,9 +176,10 @@ class _WatchedReno(RenoCongestionControl):
         packets = list(packets)
         usual = packets
         if self.mtu is not None:
+            # What was sent before the path became narrow says nothing of its load.
             usual = [one for one in packets if one.sent_bytes <= self.mtu.size]
-            probes = [one for one in packets if one.sent_bytes > self.mtu.size]
-            super().on_packets_expired(packets=probes)
+            longer = [one for one in packets if one.sent_bytes > self.mtu.size]
+            super().on_packets_expired(packets=longer)
         if usual:
             super().on_packets_lost(now=now, packets=usual)
         self._look_at(usual, now)
@@ -564,6 +565,11 @@ class _Connection(QuicConnection):
             handler_args=(size,),
         )
         frame.push_bytes(bytes(builder.remaining_buffer_space))
+        # Or a probe, which can be longer than the first window, would hold up all else
+        # for a round trip, and its loss would count (RFC 8899 section 3, point 7).
+        assert builder._packet is not None
+        builder._packet.in_flight = False
+        self._loss._time_of_last_sent_ack_eliciting_packet = now
         return self._flush_builder(
             builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now
         )

@@ -385,6 +385,18 @@ def test_datagrams_grow_to_what_the_path_takes(
     assert max(length for source, length in net.sent if source == CLIENT) == size
 
 
+def test_a_probe_holds_up_nothing(client: LoadedIdentity, node: LoadedIdentity) -> None:
+    """It can be longer than what may be on its way at first."""
+    net = engines(client, node, Path(delay_s=0.05))
+    ours, theirs = opened(net)
+    net.flush()
+    assert (CLIENT, 16384) in net.sent
+    assert ours._quic._max_datagram_size == 1200  # it is on its way still
+    ours.send(memoryview(b"last words"))
+    net.run_for(0.06)
+    assert b"".join(theirs.arrived) == b"last words"
+
+
 def test_no_datagram_is_longer_than_a_go_peer_takes(
     client: LoadedIdentity, node: LoadedIdentity
 ) -> None:

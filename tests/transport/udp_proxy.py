@@ -11,6 +11,8 @@ from typing import Any, Self
 
 Endpoint = tuple[Any, ...]
 _BUFFER_LEN = 4 << 20
+#: Who has moved more than this has done its handshake.
+_HANDSHAKE_LEN = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class UdpProxy:
         self._ready = threading.Event()
         self._front: asyncio.DatagramTransport | None = None
         self._backs: dict[Endpoint, asyncio.DatagramTransport] = {}
+        self._moved: dict[Endpoint, int] = {}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -83,8 +86,11 @@ class UdpProxy:
         self._call(self._rebind)
 
     def rebind_at(self, count: int) -> None:
-        """Rebind when so many bytes have gone through."""
-        self._plans.append((count, self._rebind))
+        """Rebind when so many bytes have gone through.
+
+        Those in their handshake stay: a server follows nobody before that is done.
+        """
+        self._plans.append((count, lambda: self._rebind(_HANDSHAKE_LEN)))
 
     def change_at(self, count: int, **faults: Any) -> None:
         """Do something else when so many bytes have gone through."""
@@ -107,8 +113,12 @@ class UdpProxy:
 
     # In the thread.
 
-    def _rebind(self) -> None:
-        self._forget_backs()
+    def _rebind(self, least_len: int = 0) -> None:
+        for client, count in self._moved.items():
+            back = self._backs.get(client)
+            if back is not None and count > least_len:
+                back.close()
+                del self._backs[client]
         self.rebound += 1
 
     def _call(self, step: Callable[[], None]) -> None:
@@ -148,13 +158,13 @@ class UdpProxy:
     def _from_client(self, data: bytes, client: Endpoint) -> None:
         back = self._backs.get(client)
         if back is not None:
-            self._forward(data, lambda: _send(back, data, None))
+            self._forward(client, data, lambda: _send(back, data, None))
             return
         self._opening = self._loop.create_task(self._open_back(client, data))
 
     async def _open_back(self, client: Endpoint, data: bytes) -> None:
         def from_server(answer: bytes, _: Endpoint) -> None:
-            self._forward(answer, lambda: _send(self._front, answer, client))
+            self._forward(client, answer, lambda: _send(self._front, answer, client))
 
         back, _ = await self._loop.create_datagram_endpoint(
             lambda: _End(from_server), remote_addr=self._server
@@ -166,13 +176,14 @@ class UdpProxy:
             self._backs[client] = back
         self._from_client(data, client)
 
-    def _forward(self, data: bytes, send: Callable[[], None]) -> None:
+    def _forward(self, client: Endpoint, data: bytes, send: Callable[[], None]) -> None:
         faults, dice = self.faults, self._dice
         if len(data) > faults.mtu or dice.random() < faults.loss:
             self.lost += 1
             return
         self.passed += 1
         self.bytes += len(data)
+        self._moved[client] = self._moved.get(client, 0) + len(data)
         while self._plans and self.bytes >= self._plans[0][0]:
             self._plans.pop(0)[1]()
         self.longest = max(self.longest, len(data))
