@@ -902,7 +902,7 @@ class QuicEngine:
     def _error_of(self, end: events.ConnectionTerminated) -> Exception | None:
         """Return what a connection's end means; None for one in order."""
         alert = end.error_code - _CRYPTO_ERROR
-        reason = printable(end.reason_phrase[:_REASON_LEN])
+        reason = printable(end.reason_phrase[:_REASON_LEN])[:_REASON_LEN]
         if end.reason_phrase == _IDLE:
             return DeadlineError("nothing was received for too long")
         if self._quic.ends_by_peer:

@@ -526,6 +526,18 @@ def test_the_end_in_order(client: LoadedIdentity, node: LoadedIdentity) -> None:
     assert ours.error is theirs.error is None
 
 
+def test_a_peers_reason_is_short_and_printable(
+    client: LoadedIdentity, node: LoadedIdentity
+) -> None:
+    net = engines(client, node)
+    ours, theirs = opened(net)
+    theirs._quic.close(error_code=7, reason_phrase="\x1b\u202e" * 400)
+    net.run_until(lambda: ours.is_closed)
+    assert str(ours.error).isprintable()
+    assert "code 7" in str(ours.error)
+    assert len(str(ours.error)) < 300
+
+
 def test_a_peer_of_which_nothing_comes_is_given_up(
     client: LoadedIdentity, node: LoadedIdentity
 ) -> None:
