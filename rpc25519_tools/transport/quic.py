@@ -87,6 +87,8 @@ class QuicTransport:
         self._queued_len = 0
         self._was_over = False
         self._pump_handle: asyncio.Handle | None = None
+        #: What has been delivered may be under way until this has its turn.
+        self._settling: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._heard_at = self._loop.time()
@@ -441,7 +443,8 @@ class QuicTransport:
         if error is None and self._is_being_read():
             return
         self._over = True
-        for handle in (self._timer, self._pump_handle, self.handshake_timer):
+        pending = (self._timer, self._pump_handle, self._settling, self.handshake_timer)
+        for handle in pending:
             if handle is not None:
                 handle.cancel()
         self._unsent.clear()
@@ -480,9 +483,15 @@ class QuicTransport:
         """
         if self._closing or self._receiver is None:
             return False
-        if self._delivered:
-            self._pump_soon()
-        return self._delivered or self._paused
+        if self._delivered and self._settling is None:
+            # Behind what the delivery has set off, such as the start of a handler.
+            self._settling = self._loop.call_soon(self._settle)
+        return self._settling is not None or self._paused
+
+    def _settle(self) -> None:
+        self._settling = None
+        if not self._over:
+            self._after()
 
     def _drop_silently(self) -> None:
         """End what has never been a connection."""

@@ -298,7 +298,8 @@ def first_bytes(target: TargetServer, data: bytes) -> tuple[str, bytes]:
         answer = b""
         try:
             plain.sendall(data)
-            plain.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it has been reset already
+                plain.shutdown(socket.SHUT_WR)
             while piece := plain.recv(65_536):
                 answer += piece
         except ConnectionError:
