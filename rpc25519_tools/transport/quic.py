@@ -19,7 +19,8 @@ from rpc25519_tools.transport.base import (
     Receiver,
     format_address,
 )
-from rpc25519_tools.transport.quic_engine import Endpoint, QuicEngine
+from rpc25519_tools.transport.quic_connection import Endpoint
+from rpc25519_tools.transport.quic_engine import QuicEngine
 from rpc25519_tools.transport.udp_port import Datagram, UdpPort
 
 #: So much is given to the engine ahead of what the path takes.

@@ -17,11 +17,11 @@ from rpc25519_tools.transport.base import (
 from rpc25519_tools.transport.door import Door
 from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from rpc25519_tools.transport.quic import QuicTransport
-from rpc25519_tools.transport.quic_engine import (
+from rpc25519_tools.transport.quic_connection import Endpoint
+from rpc25519_tools.transport.quic_engine import QuicEngine
+from rpc25519_tools.transport.quic_first import (
     Doorman,
-    Endpoint,
     FirstPacket,
-    QuicEngine,
     destination_of,
     first_packet,
 )

@@ -23,7 +23,7 @@ from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
-from rpc25519_tools.transport.quic_engine import FIRST_WINDOW_LEN
+from rpc25519_tools.transport.quic_connection import FIRST_WINDOW_LEN
 from tests.attacks.floods import MIB, SERVED_S, memory_of
 from tests.attacks.quic_client import (
     Bent,

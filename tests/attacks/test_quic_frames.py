@@ -10,12 +10,9 @@ import pytest
 from aioquic.tls import Epoch
 
 from rpc25519_tools.identity.store import LoadedIdentity
-from rpc25519_tools.transport.quic_engine import (
-    FIRST_WINDOW_LEN,
-    Doorman,
-    QuicEngine,
-    first_packet,
-)
+from rpc25519_tools.transport.quic_connection import FIRST_WINDOW_LEN
+from rpc25519_tools.transport.quic_engine import QuicEngine
+from rpc25519_tools.transport.quic_first import Doorman, first_packet
 from tests.attacks.quic_client import crypto_frame, packet, stream_frame, varints
 from tests.transport.quic_net import CLIENT, SERVER, Net, engines, moved, opened
 

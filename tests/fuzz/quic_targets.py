@@ -4,12 +4,9 @@ Whatever comes, an engine ends its own connection at most, lets no stranger in, 
 in one line why.
 """
 
-from rpc25519_tools.transport.quic_engine import (
-    FIRST_WINDOW_LEN,
-    QuicEngine,
-    destination_of,
-    first_packet,
-)
+from rpc25519_tools.transport.quic_connection import FIRST_WINDOW_LEN
+from rpc25519_tools.transport.quic_engine import QuicEngine
+from rpc25519_tools.transport.quic_first import destination_of, first_packet
 from tests.attacks.quic_client import (
     crypto_frame,
     initial,

@@ -10,11 +10,9 @@ from typing import Any
 
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport.base import PeerCheck, TlsSettings
-from rpc25519_tools.transport.quic_engine import (
-    Endpoint,
-    QuicEngine,
-    first_packet,
-)
+from rpc25519_tools.transport.quic_connection import Endpoint
+from rpc25519_tools.transport.quic_engine import QuicEngine
+from rpc25519_tools.transport.quic_first import first_packet
 
 CLIENT: Endpoint = ("192.0.2.1", 50000)
 SERVER: Endpoint = ("192.0.2.2", 8443)

@@ -11,12 +11,12 @@ import pytest
 from rpc25519_tools.errors import DeadlineError
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.transport import quic as quic_module
-from rpc25519_tools.transport import quic_engine
+from rpc25519_tools.transport import quic_connection
 from rpc25519_tools.transport.base import (
     WRITE_HIGH_WATER_LEN,
 )
 from rpc25519_tools.transport.quic import QuicTransport
-from rpc25519_tools.transport.quic_engine import FIRST_WINDOW_LEN, WINDOW_LEN
+from rpc25519_tools.transport.quic_connection import FIRST_WINDOW_LEN, WINDOW_LEN
 from rpc25519_tools.transport.udp_port import UdpPort
 from rpc25519_tools.transport.udp_socket import Sent, UdpSocket
 from rpc25519_tools.wire.constants import MIB
@@ -243,7 +243,7 @@ async def test_a_dead_peer_is_not_waited_for_when_closing(
 async def test_pings_keep_an_idle_connection_open(
     node: LoadedIdentity, client: LoadedIdentity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quic_engine, "IDLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(quic_connection, "IDLE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(quic_module, "_PING_S", 0.05)
     async with pair(node, client) as (ours, theirs):
         loop = asyncio.get_running_loop()
@@ -258,7 +258,7 @@ async def test_pings_keep_an_idle_connection_open(
 async def test_a_peer_of_which_nothing_comes_is_given_up(
     node: LoadedIdentity, client: LoadedIdentity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quic_engine, "IDLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(quic_connection, "IDLE_TIMEOUT_S", 0.3)
     async with pair(node, client) as (ours, theirs):
         cut_off(theirs)
         await until(lambda: ours.lost, timeout_s=3)
