@@ -19,6 +19,7 @@ FOLDERS = {PACKAGE: PROJECT / PACKAGE, f"{PACKAGE}.commands": PROJECT / "command
 #: The layers from top to bottom; each may use those below it, and itself.
 LAYERS = [
     "commands",
+    "sync",
     "files",
     "blocking",
     "rpc",

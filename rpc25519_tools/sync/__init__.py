@@ -1,0 +1,1 @@
+"""Trees of files: what differs, what to send, and how it gets into place."""
