@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rpc25519_tools.identity.access_store import AccessFile
     from rpc25519_tools.identity.certificate import PeerIdentity
     from rpc25519_tools.limits import Limits, Startups
-    from rpc25519_tools.rpc.calls import CallKind
+    from rpc25519_tools.rpc.calls import CallKind, RsyncStep
     from rpc25519_tools.rpc.client import Client
     from rpc25519_tools.rpc.client_stream import ClientStream
     from rpc25519_tools.rpc.context import CallContext, time_left_s, without_deadline
@@ -55,6 +55,7 @@ __all__ = [
     "PushListener",
     "Registry",
     "Reply",
+    "RsyncStep",
     "Server",
     "ServerObserver",
     "Startups",
@@ -71,7 +72,7 @@ _MODULES = {
     "identity.access_store": ("AccessFile",),
     "identity.certificate": ("PeerIdentity",),
     "limits": ("Limits", "Startups"),
-    "rpc.calls": ("CallKind",),
+    "rpc.calls": ("CallKind", "RsyncStep"),
     "rpc.client": ("Client",),
     "rpc.client_stream": ("ClientStream",),
     "rpc.context": ("CallContext", "time_left_s", "without_deadline"),
