@@ -25,13 +25,11 @@ what to call the file; they translate them with ``jail.file_error``.
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, Self
 
@@ -40,39 +38,16 @@ from blake3 import blake3
 from rpc25519_tools.errors import OtherFileSystemError
 from rpc25519_tools.files.jail import describe_kind, unsafe
 from rpc25519_tools.files.partial import names_inode
+from rpc25519_tools.files.sweeping import DIR_FLAGS, empty, sweep, try_lock
 
 AREA_NAME: Final = b".rpc25519-part-area"
 
-#: What a sweep leaves of the partials that nobody has locked.
-MAX_AGE_S: Final = 7 * 24 * 3600
-MAX_PARTIALS: Final = 64
-#: Of the file system's size; an unfinished file must not be what fills a disk for good.
-MAX_SHARE: Final = 4
-
-#: How long a sweep may take, in seconds, and how many names it looks at.
-SWEEP_S: Final = 0.25
-MAX_LISTED: Final = 4096
-
 _MAX_RACES: Final = 100  # how often others may take away what we are about to use
 _SESSION_PREFIX: Final = b"session-"
-_DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEYED_FLAGS = (
     os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 )  # whatever has the name, opening it must not block
 _SCRATCH_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOOK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NO_LOCKS = frozenset(
-    {
-        errno.EBADF,  # NFS locks only what is open for writing; a directory never is
-        errno.ENOLCK,
-        errno.ENOSYS,
-        errno.ENOTSUP,
-        errno.EOPNOTSUPP,
-        errno.EINVAL,
-    }
-)
-
-
 _NOT_PLAIN = frozenset({errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO})
 
 
@@ -195,7 +170,7 @@ class PartialArea:
         """
         with contextlib.suppress(OSError):
             if self._session_fd >= 0:
-                _empty(self._session_fd, None)
+                empty(self._session_fd, None)
                 os.rmdir(self._session_name, dir_fd=self._area_fd)
         with contextlib.suppress(OSError):
             if self._area_fd >= 0:
@@ -275,8 +250,8 @@ class PartialArea:
         """Remove what is dead, old or too much; best effort, in a bounded time.
 
         Goes, unless it is locked: session directories; partials that were last changed
-        over ``MAX_AGE_S`` ago; of the others all beyond the newest ``MAX_PARTIALS``,
-        and beyond a quarter of the file system's size.
+        over a week ago; of the others all beyond the newest 64, and beyond a quarter
+        of the file system's size.
 
         Args:
             now_s: the time, Unix seconds; default now.
@@ -284,7 +259,7 @@ class PartialArea:
         if self._area_fd < 0:
             return
         with contextlib.suppress(OSError):
-            _sweep(self._area_fd, time.time() if now_s is None else now_s)
+            sweep(self._area_fd, time.time() if now_s is None else now_s)
 
     def _find_area(self, *, make: bool) -> int:
         """Return the area's descriptor; -1 if there is none and none is to be made."""
@@ -341,7 +316,7 @@ def _open_area(dir_fd: int) -> int:
     """
     shown = AREA_NAME
     try:
-        fd = os.open(AREA_NAME, _DIR_FLAGS, dir_fd=dir_fd)
+        fd = os.open(AREA_NAME, DIR_FLAGS, dir_fd=dir_fd)
     except OSError as exc:
         if exc.errno in {errno.ELOOP, errno.EMLINK, errno.ENOTDIR}:
             raise unsafe(shown, "it is a link, or no directory") from exc
@@ -372,7 +347,10 @@ def _claim(dir_fd: int, name: bytes, fd: int) -> bool | None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise unsafe(AREA_NAME, f"there is {describe_kind(status.st_mode)} in it")
-    if not _lock(fd):
+    locked = try_lock(fd)
+    if locked is None:
+        os.unlink(name, dir_fd=dir_fd)  # nobody can carry on with it
+    if not locked:
         return None
     status = os.fstat(fd)
     if not names_inode(dir_fd, name, status):
@@ -386,115 +364,17 @@ def _claim(dir_fd: int, name: bytes, fd: int) -> bool | None:
     return True
 
 
-def _lock(fd: int) -> bool | None:
-    """Lock a file or directory without waiting; False: another has, None: no locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as exc:
-        if exc.errno not in _NO_LOCKS:
-            raise
-        return None
-    return True
-
-
 def _make_session(area_fd: int, name: bytes) -> int:
     """Make and lock a session directory; -1: a sweep was quicker, take another name.
 
     Without locks it is used all the same: a sweep then goes by the age.
     """
     os.mkdir(name, 0o700, dir_fd=area_fd)
-    fd = os.open(name, _DIR_FLAGS, dir_fd=area_fd)
+    fd = os.open(name, DIR_FLAGS, dir_fd=area_fd)
     good = False
     try:
-        good = _lock(fd) is not False and names_inode(area_fd, name, os.fstat(fd))
+        good = try_lock(fd) is not False and names_inode(area_fd, name, os.fstat(fd))
     finally:
         if not good:
             os.close(fd)
     return fd if good else -1
-
-
-def _listed(dir_fd: int, most: int | None) -> Iterator[bytes]:
-    """Return names in a directory; on a descriptor of its own, so offsets are ours."""
-    fd = os.open(b".", _DIR_FLAGS, dir_fd=dir_fd)
-    try:
-        with os.scandir(fd) as entries:
-            for entry in itertools.islice(entries, most):
-                yield os.fsencode(entry.name)
-    finally:
-        os.close(fd)
-
-
-def _empty(dir_fd: int, give_up: Callable[[], bool] | None) -> None:
-    """Remove the files of a session directory, as far as the time goes.
-
-    Names are taken in batches: removing while listing may skip some.
-    """
-    while names := list(_listed(dir_fd, MAX_LISTED)):
-        removed = 0
-        for name in names:
-            if give_up is not None and give_up():
-                return
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=dir_fd)
-                removed += 1
-        if not removed:
-            return
-
-
-def _sweep(area_fd: int, now_s: float) -> None:
-    end_s = time.monotonic() + SWEEP_S
-    disk = os.fstatvfs(area_fd)
-    room = disk.f_blocks * disk.f_frsize // MAX_SHARE
-    oldest_ns = int((now_s - MAX_AGE_S) * 1e9)
-    files: list[tuple[int, int, bytes]] = []
-    for name in list(_listed(area_fd, MAX_LISTED)):
-        if time.monotonic() > end_s:
-            return
-        with contextlib.suppress(OSError):
-            status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                _remove_session(area_fd, name, end_s, oldest_ns)
-            else:
-                # The time of the inode's change: that of the contents may be set.
-                used = status.st_blocks * 512
-                files.append((status.st_ctime_ns, used, name))
-    files.sort(reverse=True)
-    total = 0
-    for count, (changed_ns, used, name) in enumerate(files, 1):
-        if time.monotonic() > end_s:
-            return
-        total += used
-        too_much = count > MAX_PARTIALS or (0 < room < total)
-        if too_much or changed_ns < oldest_ns:
-            with contextlib.suppress(OSError):
-                _remove_partial(area_fd, name, changed_ns)
-
-
-def _remove_session(area_fd: int, name: bytes, end_s: float, oldest_ns: int) -> None:
-    """Remove a session directory unless its owner lives."""
-    fd = os.open(name, _DIR_FLAGS, dir_fd=area_fd)
-    try:
-        status = os.fstat(fd)
-        locked = _lock(fd)
-        if locked is None:
-            locked = status.st_ctime_ns < oldest_ns
-        if locked and names_inode(area_fd, name, status):
-            _empty(fd, lambda: time.monotonic() > end_s)
-            os.rmdir(name, dir_fd=area_fd)
-    finally:
-        os.close(fd)
-
-
-def _remove_partial(area_fd: int, name: bytes, changed_ns: int) -> None:
-    """Remove a file unless it is locked, or was used after it was looked at."""
-    fd = os.open(name, _LOOK_FLAGS, dir_fd=area_fd)
-    try:
-        if not _lock(fd):
-            return
-        status = os.fstat(fd)
-        if status.st_ctime_ns == changed_ns and names_inode(area_fd, name, status):
-            os.unlink(name, dir_fd=area_fd)
-    finally:
-        os.close(fd)
