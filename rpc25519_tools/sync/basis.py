@@ -192,7 +192,7 @@ class Candidates:
         directory = self._tree.directory(path)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = os.open(".", flags, dir_fd=directory.fd)
-        found = []
+        found: list[tuple[bytes, os.stat_result]] = []
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
@@ -214,8 +214,8 @@ def open_basis(tree: Tree, path: Parts, *, guessed: bool) -> Basis | None:
     no basis.
     """
     try:
-        if not tree.may("write", path):
-            return None
+        if not tree.may("write", path) or not tree.may("read", path):
+            return None  # sums tell something of the contents
         tree.check(path)
         directory = tree.directory(path[:-1])
         fd = os.open(path[-1], READ_FLAGS, dir_fd=directory.fd)

@@ -116,13 +116,17 @@ class Channel:
         part = await anext(self._incoming, None)
         return () if part is None else (part, *self._incoming.take_ready())
 
+    async def receive_one(self) -> Part | None:
+        """Return the next part; None at the end."""
+        return await anext(self._incoming, None)
+
     def take_ready(self) -> Sequence[Part]:
         """Return the parts that have come, without waiting."""
         return self._incoming.take_ready()
 
 
 async def run_together(*steps: Coroutine[Any, Any, None]) -> None:
-    """Run steps at the same time; when one fails, stop the others and raise its error."""
+    """Run steps at the same time; if one fails, stop the others and raise its error."""
     tasks = [asyncio.ensure_future(step) for step in steps]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -136,5 +140,3 @@ async def run_together(*steps: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             if not task.cancelled():
                 task.exception()  # one error is raised; the others follow from it
-
-

@@ -45,10 +45,7 @@ class Deleting:
     def step(self) -> bool:
         """Remove some things; return whether there may be more."""
         self.removed, self.failed = [], []
-        for _ in range(BATCH_LEN):
-            if next(self._steps, None) is None:
-                return False
-        return True
+        return all(next(self._steps, None) is not None for _ in range(BATCH_LEN))
 
     def _run(self) -> Iterator[bool]:
         for path in self._judging.extraneous():

@@ -78,6 +78,10 @@ class Destination:
         assert self._area is not None, "a dry run writes nothing"
         return self._area
 
+    def key(self, path: Parts) -> bytes:
+        """Return what the partial of a path is called in the area."""
+        return b"/".join(self.tree.at + path)
+
     # Looking.
 
     def names(self, parts: Parts) -> Iterator[bytes]:
@@ -127,7 +131,7 @@ class Destination:
             OSError: it cannot be made.
         """
         directory = self.tree.directory(parent)
-        temporary, session = self.area.new_name(), self.area.session_fd
+        session, temporary = self.area.new_name()
         if stat.S_ISLNK(entry.mode):
             os.symlink(entry.target, temporary, dir_fd=session)
         elif stat.S_ISFIFO(entry.mode):
@@ -153,7 +157,7 @@ class Destination:
         """Make a further name of a file that is in place."""
         directory = self.tree.directory(parent)
         source = self.tree.directory(leader[:-1])
-        temporary, session = self.area.new_name(), self.area.session_fd
+        session, temporary = self.area.new_name()
         os.link(
             leader[-1],
             temporary,
@@ -303,7 +307,7 @@ class Destination:
                 self.remove(path, below, is_dir=False)
 
     def remove(self, parent: Parts, name: bytes, *, is_dir: bool) -> None:
-        """Remove one thing that the source does not have; a directory if it is empty."""
+        """Remove a thing that the source does not have; a directory if it is empty."""
         directory = self.tree.directory(parent)
         self.check((*parent, name))
         if self._backup is not None and not is_dir:

@@ -76,9 +76,7 @@ def itemized(change: Change, mode: int, *, sending: bool) -> str:
     head = first + kind_letter(mode)
     if change & Change.NEW:
         return head + "+" * 9
-    letters = "".join(
-        letter if change & flag else "." for flag, letter in _LETTERS
-    )
+    letters = "".join(letter if change & flag else "." for flag, letter in _LETTERS)
     if change & Change.TIME_NOW and change & Change.TIME:
         letters = letters.replace("t", "T")
     if first in ".h" and not change & DIFFERENCES:

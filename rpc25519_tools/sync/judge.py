@@ -83,9 +83,7 @@ def same_time(entry_ns: int, old_ns: int) -> bool:
     return coarse and entry_ns // _NS == old_ns // _NS
 
 
-def attributes(
-    entry: Entry, status: os.stat_result, options: SyncOptions
-) -> Change:
+def attributes(entry: Entry, status: os.stat_result, options: SyncOptions) -> Change:
     """Return what differs about times, permissions and owners, as far as it counts."""
     change = Change.NONE
     if options.times and not same_time(entry.mtime_ns, status.st_mtime_ns):
@@ -100,9 +98,7 @@ def attributes(
     return change
 
 
-def judge(
-    entry: Entry, old: Old | None, options: SyncOptions
-) -> tuple[Action, Change]:
+def judge(entry: Entry, old: Old | None, options: SyncOptions) -> tuple[Action, Change]:
     """Decide about one entry that is no further name of another one."""
     if old is None:
         if options.existing:
@@ -127,14 +123,9 @@ def _new(entry: Entry) -> tuple[Action, Change]:
     return Action.MAKE, Change.LOCAL | Change.NEW
 
 
-def _judge_file(
-    entry: Entry, old: Old, options: SyncOptions
-) -> tuple[Action, Change]:
+def _judge_file(entry: Entry, old: Old, options: SyncOptions) -> tuple[Action, Change]:
     status = old.status
-    if (
-        options.update
-        and status.st_mtime_ns // _NS > entry.mtime_ns // _NS
-    ):
+    if options.update and status.st_mtime_ns // _NS > entry.mtime_ns // _NS:
         return Action.SKIP, Change.NONE
     change = attributes(entry, status, options)
     if entry.size != status.st_size:

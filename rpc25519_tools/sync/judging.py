@@ -35,7 +35,7 @@ from rpc25519_tools.sync.records import (
     Verdict,
     unpack_nanos,
 )
-from rpc25519_tools.sync.source import open_source, Place
+from rpc25519_tools.sync.source import Place, open_source
 from rpc25519_tools.sync.storing import Pending
 from rpc25519_tools.sync.tree import Parts, shown, why
 from rpc25519_tools.sync.walk import file_sum
@@ -66,6 +66,7 @@ class Judging:
         pending: gets the wanted files, by index.
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
+        is_there: whether the destination exists; in a dry run it may not.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Judging:
         *,
         rename: bytes | None,
         privileged: bool,
+        is_there: bool = True,
     ) -> None:
         self._destination = destination
         self._options = options
@@ -87,6 +89,7 @@ class Judging:
         self.directories = Directories(
             destination, sets=not options.dry_run, times=options.times
         )
+        self.directories.listed(0).is_there = is_there
         self._index = 0
         self._leaders: dict[int, Parts] = {}
         self._extraneous: IO[bytes] | None = None
@@ -294,7 +297,9 @@ class Judging:
             os.close(fd)
 
     def _decide_root(self, state: DirState, entry: Entry) -> tuple[Verdict, Change]:
-        status = os.stat(self._destination.sync_fd)
+        if not state.is_there:
+            return Verdict.DONE, Change.LOCAL | Change.NEW
+        status = os.fstat(self._destination.sync_fd)
         state.entry, state.old = entry, Old(status)
         change = attributes(entry, status, self._options)
         state.adjust |= bool(change)
@@ -356,8 +361,10 @@ class Judging:
             pending.followers.append((state, entry, old))
             return Verdict.DONE, change
         there = self._destination.look(leader[:-1], leader[-1])
-        if there is not None and old is not None and os.path.samestat(
-            there.status, old.status
+        if (
+            there is not None
+            and old is not None
+            and os.path.samestat(there.status, old.status)
         ):
             return Verdict.EQUAL, Change.NONE
         if self._options.dry_run:
@@ -372,9 +379,7 @@ class Judging:
         for state, entry, old in pending.followers:
             path = (*state.path, entry.name)
             try:
-                self._destination.make_link(
-                    state.path, entry.name, pending.path, old
-                )
+                self._destination.make_link(state.path, entry.name, pending.path, old)
                 state.touched = True
             except (OSError, Rpc25519Error) as exc:
                 failed.append((path, why(exc, "link", path)))

@@ -7,9 +7,9 @@ tells whether it is there, and most of a changed file never has to be cut. Where
 expectation fails, the file is cut by content from there, with the same parameters, so
 that both sides' cuts fall together again soon.
 
-What is not found at once may be found in a later part of the tables: it is put off until
-they are complete. Everything else is told at once, in any order; the receiver writes it
-where it belongs.
+What is not found at once may be found in a later part of the tables: it is put off
+until they are complete. Everything else is told at once, in any order; the receiver
+writes it where it belongs.
 
 All of this blocks, and uses one thread.
 """
@@ -22,7 +22,7 @@ from typing import Final
 from blake3 import blake3
 
 from rpc25519_tools.errors import FileChangedError, RemoteProtocolError
-from rpc25519_tools.sync.chunking import ChunkSizes, new_chunker
+from rpc25519_tools.sync.chunking import ChunkSizes
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 
@@ -84,9 +84,7 @@ class Tables:
         known, sums, number = self._known, table.sums, table.basis
         for at in range(len(lengths)):
             begin = at * SHORT_SUM_LEN
-            known.setdefault(
-                sums[begin : begin + SHORT_SUM_LEN], (number, first + at)
-            )
+            known.setdefault(sums[begin : begin + SHORT_SUM_LEN], (number, first + at))
         self.complete = table.last
 
     def expected(self, basis: int, chunk: int) -> tuple[int, bytes] | None:
@@ -140,7 +138,7 @@ class Matcher:
         self._size = size
         self._key = key
         self._sizes = sizes
-        self._chunker = new_chunker(sizes)
+        self._chunker = sizes.cutter()
         self._tables = tables
         self._memory = bytearray(min(size, max(STEP_LEN, 2 * sizes.max_len)) or 1)
         self._start = 0  # where in the file the memory's contents begin

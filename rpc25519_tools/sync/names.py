@@ -17,7 +17,6 @@ from rpc25519_tools.sync.tree import Directory
 RUN_LEN: Final = 1 << 16
 
 
-
 def sorted_names(directory: Directory) -> Iterator[bytes]:
     """Yield the names in a directory in the order of their bytes.
 

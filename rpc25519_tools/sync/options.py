@@ -5,23 +5,15 @@ from typing import Annotated, Final
 import msgspec
 
 from rpc25519_tools.errors import ConfigError
+from rpc25519_tools.sync.filters import MAX_RULES, Rule
 
 #: Bytes of a path in a request; PATH_MAX of Linux.
 MAX_PATH_LEN: Final = 4096
-#: Rules in a request.
-MAX_RULES: Final = 10_000
 #: Paths in a request.
 MAX_PATHS: Final = 10_000
 
 _Path = Annotated[bytes, msgspec.Meta(max_length=MAX_PATH_LEN)]
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
-
-
-class WireRule(msgspec.Struct, frozen=True, array_like=True):
-    """An include or exclude rule as it travels; see ``filters.py``."""
-
-    include: bool
-    pattern: _Path
 
 
 class SyncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,7 +72,7 @@ class SyncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ignore_existing: bool = False
     update: bool = False
     backup_dir: _Path | None = None
-    rules: Annotated[tuple[WireRule, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
+    rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
     fsync: bool = True
     whole_file: bool = False
     make_parents: bool = True

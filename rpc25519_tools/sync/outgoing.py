@@ -18,8 +18,8 @@ from rpc25519_tools.sync.matching import Matcher, Tables
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import Copies, Data, Deltas, End, Table, Whole, Zeros
 from rpc25519_tools.sync.source import open_source
-from rpc25519_tools.sync.walk import Item
 from rpc25519_tools.sync.tree import why
+from rpc25519_tools.sync.walk import Item
 from rpc25519_tools.wire.buffers import BufferPool
 from rpc25519_tools.wire.greenpack import Buffer
 
@@ -242,4 +242,3 @@ def hole_record(index: int, at: int, length: int, pieces: Pieces) -> Zeros:
     """Note a hole, and return the record that tells of it."""
     pieces.add(at, length, HOLE_SUM)
     return Zeros(index, at, length)
-

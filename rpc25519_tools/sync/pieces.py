@@ -55,8 +55,6 @@ class Pieces:
             )
             self._is_sorted = True
         digest = blake3(self._sums)
-        digest.update(
-            b"".join(_LENGTH.pack(offset) for offset in self._offsets)
-        )
+        digest.update(b"".join(_LENGTH.pack(offset) for offset in self._offsets))
         digest.update(_LENGTH.pack(self.covered))
         return digest.digest()

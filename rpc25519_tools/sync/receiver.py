@@ -45,7 +45,7 @@ from rpc25519_tools.sync.records import (
     encode_records,
 )
 from rpc25519_tools.sync.storing import PARTIAL_FROM, Outcome, Pending, Store
-from rpc25519_tools.sync.tree import Parts
+from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
 _MAX_PENDING: Final = 2048
@@ -68,6 +68,8 @@ class Receiver:
         report: whether the sender is told of every change.
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
+        is_there: whether the destination exists; in a dry run it may not.
+        random_bytes: returns as many random bytes as it is asked for.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Receiver:
         report: bool,
         rename: bytes | None = None,
         privileged: bool,
+        is_there: bool = True,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._channel = channel
@@ -97,6 +100,7 @@ class Receiver:
             self._pending,
             rename=rename,
             privileged=privileged,
+            is_there=is_there,
         )
         self._store = Store(
             destination, options, self._key, self._pending, self._candidates
@@ -181,9 +185,7 @@ class Receiver:
         contents: list[Part] = []
         for part in parts:
             if part.step is RsyncStep.OVERVIEW:
-                self._overviews.append(
-                    await in_worker(decode_overview, part.payload)
-                )
+                self._overviews.append(await in_worker(decode_overview, part.payload))
             else:
                 contents.append(part)
         self._changed.set()
@@ -321,15 +323,13 @@ class Receiver:
         entry, old = pending.entry, pending.old
         if self._options.whole_file or entry.size < _TABLE_FROM:
             return False
-        key = b"/".join(pending.path)
+        key = self._destination.key(pending.path)
         found: list[tuple[Parts, bool]] = []
         if old is not None and Pending.is_regular(old):
             if old.status.st_size >= _TABLE_FROM // 2:
                 found.append((pending.path, False))
         else:
-            guesses = self._candidates.guesses(
-                pending.path, entry.size, entry.mtime_ns
-            )
+            guesses = self._candidates.guesses(pending.path, entry.size, entry.mtime_ns)
             found += [(path, True) for path in guesses]
         pending.candidates = found
         has_partial = (
@@ -371,7 +371,9 @@ class Receiver:
         """Open what a wanted file may be made of, in a worker."""
         entry = pending.entry
         if entry.size >= PARTIAL_FROM:
-            partial = self._destination.area.acquire(b"/".join(pending.path))
+            partial = self._destination.area.acquire(
+                self._destination.key(pending.path)
+            )
             if partial is not None:
                 pending.partial = partial
                 status = os.fstat(partial.fd)
@@ -437,11 +439,9 @@ class Receiver:
             self._store.literal,
             deleting.left,
         )
-        for path, exc in self._judging.directories.failures:
-            self._observer.failed(path, str(exc))
-        await self._channel.send(
-            RsyncStep.ACK, encode_records([Acks([], {}, totals)])
-        )
+        for failed, exc in self._judging.directories.failures:
+            self._observer.failed(failed, why(exc, "write", failed))
+        await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
         return totals
 
 

@@ -117,7 +117,9 @@ class Sender:
                 to the observer.
         """
         await run_together(
-            self._send_overview(), self._fill_outbox(), self._empty_outbox(),
+            self._send_overview(),
+            self._fill_outbox(),
+            self._empty_outbox(),
             self._listen(),
         )
         assert self._totals is not None
@@ -135,9 +137,7 @@ class Sender:
             final = batch.overview.final
             for path, note in batch.overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
-            self._observer.walked(
-                self._walk.files, self._walk.total_bytes, final=final
-            )
+            self._observer.walked(self._walk.files, self._walk.total_bytes, final=final)
             if final:
                 break
             while self._sent_entries - self._judged > self._window:
@@ -229,7 +229,7 @@ class Sender:
         wanted.arrived.append(table)
         if table.last:
             del self._tabled[table.index]
-        if (table.last if wanted.is_small else is_first):
+        if table.last if wanted.is_small else is_first:
             self._ready.append(wanted)
 
     def _take_fin(self, fin: Acks | Removed) -> None:
@@ -270,8 +270,10 @@ class Sender:
             bundle: list[Wanted] = []
             room = _BUNDLE_LEN
             while (
-                self._ready and self._ready[0].is_small
-                and len(bundle) < _BUNDLE_COUNT and room > 0
+                self._ready
+                and self._ready[0].is_small
+                and len(bundle) < _BUNDLE_COUNT
+                and room > 0
             ):
                 bundle.append(self._ready.popleft())
                 room -= bundle[-1].item.size
@@ -382,4 +384,3 @@ class Sender:
             self._observer.moved(matcher.matched - matched)
         for at, length in missing:
             await self._send_stretch(reader, wanted, at, length)
-

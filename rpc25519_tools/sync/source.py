@@ -72,8 +72,10 @@ class SourceDir:
         streams = [self._in_place(place) for place in self.places]
         if self.extra:
             streams.append(self._extra())
-        merged = streams[0] if len(streams) == 1 else heapq.merge(
-            *streams, key=lambda found: found.name
+        merged = (
+            streams[0]
+            if len(streams) == 1
+            else heapq.merge(*streams, key=lambda found: found.name)
         )
         group: list[Found] = []
         for found in merged:
@@ -114,9 +116,7 @@ class SourceDir:
             place.tree.check_found(status, parts)
         except FileNotFoundError:
             if self.only is not None:
-                self.failed.append(
-                    ((*self.path, name), "no such file or directory")
-                )
+                self.failed.append(((*self.path, name), "no such file or directory"))
             return None  # it has vanished since it was listed
         except OSError as exc:
             text = why(exc, "read", (*self.path, name))
@@ -134,9 +134,7 @@ class SourceDir:
             except Rpc25519Error as exc:
                 self.failed.append(((*self.path, name), str(exc)))
                 continue
-            found = self._look(
-                Place(place.tree, tuple(parents)), directory.fd, real
-            )
+            found = self._look(Place(place.tree, tuple(parents)), directory.fd, real)
             if found is None:
                 self.failed.append(((*self.path, name), "no such file or directory"))
                 continue
@@ -213,9 +211,7 @@ def selection(paths: Sequence[bytes]) -> Selection:
     return top
 
 
-def local_source(
-    paths: Sequence[bytes], only: Sequence[bytes] | None = None
-) -> Source:
+def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) -> Source:
     """Return the source that paths on this machine make.
 
     A slash at the end means what is in a directory, and so do ``.`` and ``..``.

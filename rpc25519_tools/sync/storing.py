@@ -26,8 +26,8 @@ from rpc25519_tools.files.area import Partial
 from rpc25519_tools.sync.basis import Basis, Candidates
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.directories import DirState
-from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.itemize import Change
+from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
 from rpc25519_tools.sync.pieces import Pieces
@@ -236,7 +236,7 @@ class Store:
         if pending.partial is None:
             area = self._destination.area
             if pending.entry.size >= PARTIAL_FROM:
-                pending.partial = area.acquire(b"/".join(pending.path))
+                pending.partial = area.acquire(self._destination.key(pending.path))
                 if pending.partial is not None:
                     os.ftruncate(pending.partial.fd, 0)
             if pending.partial is None:
@@ -452,9 +452,7 @@ class Store:
                     partial.discard()
 
 
-def _copy_range(
-    basis: Basis, target_fd: int, start: int, length: int, at: int
-) -> None:
+def _copy_range(basis: Basis, target_fd: int, start: int, length: int, at: int) -> None:
     """Copy within this machine; share blocks where the file system can."""
     if start == at == 0 and length == basis.status.st_size and sys.platform == "linux":
         try:
@@ -471,9 +469,7 @@ def _copy_range(
         done += count
 
 
-def _copy_some(
-    source_fd: int, target_fd: int, start: int, length: int, at: int
-) -> int:
+def _copy_some(source_fd: int, target_fd: int, start: int, length: int, at: int) -> int:
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(source_fd, target_fd, length, start, at)
@@ -511,4 +507,3 @@ def sync_file_system(fd: int) -> bool:
             return False
         raise OSError(code, os.strerror(code))
     return True
-

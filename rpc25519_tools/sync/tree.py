@@ -29,7 +29,7 @@ from rpc25519_tools.identity.access import Right
 Parts: TypeAlias = tuple[bytes, ...]
 
 #: Directories that are kept open.
-_KEPT: Final = 64
+KEPT_DIRS: Final = 24
 #: Components that a path may have; PATH_MAX has room for half as many.
 MAX_DEPTH: Final = 2048
 
@@ -127,6 +127,11 @@ class Tree:
         """The root itself."""
         return self._top
 
+    @property
+    def at(self) -> Parts:
+        """Where it lies in the served directory; empty for any other tree."""
+        return self._at
+
     def check(self, parts: Parts) -> None:
         """Check that a name is not one of those that are kept back.
 
@@ -160,7 +165,7 @@ class Tree:
                 here = parts[:depth]
                 found = self._open(found, here)
                 self._kept[here] = found
-                if len(self._kept) > _KEPT:
+                if len(self._kept) > KEPT_DIRS:
                     self._kept.popitem(last=False)
             return found
 
@@ -214,4 +219,3 @@ def why(exc: Exception, action: str, parts: Parts) -> str:
     if isinstance(exc, OSError):
         return str(file_error(exc, action, shown(parts)))
     return str(exc)
-

@@ -174,9 +174,7 @@ class Walk:
     def _takes_part(self, directory: SourceDir, found: Found) -> bool:
         mode, options = found.status.st_mode, self._options
         if stat.S_ISDIR(mode):
-            wanted = (
-                options.recursive or directory.only is not None
-            )
+            wanted = options.recursive or directory.only is not None
         elif stat.S_ISREG(mode):
             wanted = True
         elif stat.S_ISLNK(mode):
