@@ -22,6 +22,9 @@ import click
 from ._errors import error_line, exit_code_for
 from ._streams import fill_closed_streams
 
+#: Key of ``ctx.meta`` to the names of all options that were given, in their order and
+#: as often as they were given: click itself forgets how options mix.
+GIVEN = "rpc25519_tools.given"
 # The words of Go's strconv.ParseBool.
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
@@ -260,6 +263,10 @@ class _Rewriter:
                 self._maybe_value(known, value, rest)
             else:
                 self._value(known, value, rest)
+        if self._ctx is not None:
+            self._ctx.meta[GIVEN] = [
+                option.name for option, _ in self._result if option is not None
+            ]
         return [word for _, words in self._result for word in words]
 
     def _unknown(self, word: str) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._client import describe_connection, unheard
 from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
@@ -20,6 +21,8 @@ from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
 from ._psk import codec_in_use, psk_option, warn_unprotected
 from ._startup import begin_imports, end_imports, limit_heaps
+from ._sync import SyncChoices, sync_options
+from ._syncrun import run_sync
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config, Network
@@ -111,6 +114,7 @@ class _Job:
     metavar="HOST:PORT",
     help="Dial from this local address.",
 )
+@sync_options
 @transport_options
 @identity_options("client")
 @known_keys_options("known_server_keys")
@@ -130,6 +134,7 @@ def cli(
     calls: int,
     wait: str,
     hostport: str,
+    sync: SyncChoices | None,
     network: "Network",
     press: str,
     big: bool,
@@ -156,11 +161,19 @@ def cli(
         from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="cli", quiet=quiet)
-        _check_combination(download, sendfile, echofile, out, to, passphrase_file)
+        _check_combination(
+            download, sendfile, echofile, out, to, passphrase_file, sync
+        )
         moves_file = (download, sendfile, echofile) != (None, None, None)
-        _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
+        if sync is not None:
+            sync = replace(sync, dest=to if sync.direction == "push" else out)
+            sync.check(alone=not moves_file, calls=calls, no_clobber=no_clobber)
+        else:
+            _check_echo_calls(
+                moves_file=moves_file, calls=calls, no_clobber=no_clobber
+            )
         codec_from_name(press)
-        if to is not None:
+        if to is not None and sync is None:
             split_remote_name(to)
         wait_s = parse_duration(wait)
         if not wait_s:
@@ -199,7 +212,10 @@ def cli(
             plain="plain TCP: nothing is protected, and the server is not checked",
             skip="-skip-verify: the server is not checked; it can be anybody",
         )
-        _run(config, job, talk)
+        if sync is not None:
+            run_sync(config, sync, talk, as_json=as_json, verbose=verbose)
+        else:
+            _run(config, job, talk)
 
 
 def _check_combination(
@@ -209,23 +225,26 @@ def _check_combination(
     out: str | None,
     to: str | None,
     passphrase_file: str | None,
+    sync: SyncChoices | None,
 ) -> None:
+    direction = sync.direction if sync is not None else None
     given = [name for name in (download, sendfile, echofile) if name is not None]
     if len(given) > 1:
         raise click.UsageError("give only one of -download, -sendfile and -echofile")
     if "" in given:
         raise click.UsageError("the file name is empty")
-    if out is not None and download is None and echofile is None:
-        raise click.UsageError("-o goes with -download or -echofile")
-    if to is not None and sendfile is None:
-        raise click.UsageError("--to goes with -sendfile")
+    if out is not None and (download, echofile) == (None, None) and direction != "pull":
+        raise click.UsageError("-o goes with -download, -echofile or -pull")
+    if to is not None and sendfile is None and direction != "push":
+        raise click.UsageError("--to goes with -sendfile or -push")
     if to == "":
         raise click.UsageError("the name of --to is empty")
     if sendfile == STREAM and to is None:
         raise click.UsageError("standard input has no name: give one with --to")
     if echofile == STREAM and out is None:
         raise click.UsageError("standard input has no name: give a file with -o")
-    if passphrase_file == STREAM and STREAM in (sendfile, echofile):
+    listed = sync is not None and sync.uses_stdin()
+    if passphrase_file == STREAM and (listed or STREAM in (sendfile, echofile)):
         raise click.UsageError(
             "standard input cannot be both the file and the pass phrase"
         )
@@ -266,12 +285,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                 if client.has_heard:
                     raise
                 client.transport.abort()
-                hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
-                if config.uses_tls:
-                    hint = "perhaps it does not let our key in, or uses -psk"
-                if config.pre_shared_key_path is not None:
-                    hint = "perhaps it has another pre-shared key"
-                raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
+                raise unheard(config, exc) from exc
 
     end_imports()
     limit_heaps()
@@ -281,7 +295,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
 async def _do(client: "Client", job: _Job, talk: Talk) -> None:
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
-        _describe_connection(client, talk)
+        describe_connection(client, talk)
     if job.download is not None:
         await _download(client, job.download, job, talk)
     elif job.sendfile is not None:
@@ -290,15 +304,6 @@ async def _do(client: "Client", job: _Job, talk: Talk) -> None:
         await _echo_file(client, job.echofile, job, talk)
     else:
         await _echo_calls(client, job, talk)
-
-
-def _describe_connection(client: "Client", talk: Talk) -> None:
-    transport = client.transport
-    peer = transport.peer.describe() if transport.peer else "an unverified server"
-    talk.say(
-        f"connected from {transport.local_address} to {transport.remote_address}, "
-        f"{peer}, {transport.security}"
-    )
 
 
 async def _download(client: "Client", path: str, job: _Job, talk: Talk) -> None:
