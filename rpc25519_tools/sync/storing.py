@@ -365,9 +365,9 @@ class Store:
             self.flush(outcome)
 
     @property
-    def has_unsynced(self) -> bool:
-        """Whether finished files wait for their names."""
-        return bool(self._unsynced)
+    def unsynced(self) -> int:
+        """How many finished files wait for their names."""
+        return len(self._unsynced)
 
     def flush(self, outcome: Outcome) -> None:
         """Sync what is finished and give it its names."""
