@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.records import Verdict
 from rpc25519_tools.sync.tree import Parts
 
@@ -32,7 +31,7 @@ class SyncObserver(Protocol):
         """Learn how many regular files there are so far, and their bytes."""
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Learn what becomes of an entry; of those where nothing is to do, nothing."""
 
@@ -62,7 +61,7 @@ class Silence:
         """Do nothing."""
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Do nothing."""
 
