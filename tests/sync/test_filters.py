@@ -433,7 +433,7 @@ def test_large_expressions_do_not_stay_in_the_cache_of_re() -> None:
     assert longest <= 16 << 10
 
 
-def test_rule_travels_as_two_values() -> None:
+def test_rule_can_travel() -> None:
     rule = Rule(True, b"\xff*")
     data = msgspec.msgpack.encode(rule)
     assert msgspec.msgpack.decode(data, type=Rule) == rule
