@@ -25,8 +25,10 @@ min    avg   level mean length cutting MB/s table     literal total   remarks
 4096   4096  1     6136        4930         1.40 MB   0.95 MB 2.35 MB more chunks
 ====== ===== ===== =========== ============ ========= ======= ======= ==============
 
-The bytes below the smallest length are never looked at, which is what makes cutting
-fast. With three quarters of the mean skipped, an edit still spoils 1.24 chunks only.
+Literal bytes are means of 1000 edits and 20 insertions and deletions; with just 100 and
+2, three files came to 2.77 to 2.87 MB in all. The bytes below the smallest length are
+never looked at, which is what makes cutting fast. With three quarters of the mean
+skipped, an edit still spoils 1.24 chunks only.
 Every chunk costs the interpreter 1.5 microseconds or so, and blake3 is at its best from
 16 KiB on; that, and not only the bytes, speaks for the row that was taken.
 
@@ -226,7 +228,7 @@ def cut_blocks(
     Raises:
         OSError: reading failed.
     """
-    chunker = Chunker(sizes or chunk_sizes(file_len), max(1, min(block_len, file_len)))
+    chunker = Chunker(sizes or chunk_sizes(file_len), min(block_len, file_len))
     offset = 0
     while offset < file_len:
         with chunker.room()[: file_len - offset] as room:

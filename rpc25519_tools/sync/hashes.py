@@ -20,6 +20,7 @@ from rpc25519_tools.errors import ConfigError, LocalFileError
 from rpc25519_tools.files.jail import describe_kind, display_name, file_error
 from rpc25519_tools.files.source import SourceFile
 from rpc25519_tools.sync.chunking import (
+    BLOCK_LEN,
     CHUNKER_NAME,
     ChunkDigest,
     Chunker,
@@ -134,7 +135,7 @@ def summarize_file(
         if source.size_bytes is None:  # of /proc and the like
             raise LocalFileError(f"cannot read {display_name(name)}: it has no size")
         sizes = _sizes(source.size_bytes, like)
-        lengths, digests, full_hash = _digests(source, sizes)
+        lengths, digests, full_hash = _digests(source, source.size_bytes, sizes)
         source.check_unchanged()
     return replace(
         _summary(lengths, digests, full_hash, sizes),
@@ -150,10 +151,10 @@ def summarize_file(
 
 
 def _digests(
-    source: SourceFile, sizes: ChunkSizes
+    source: SourceFile, file_len: int, sizes: ChunkSizes
 ) -> tuple[list[int], list[bytes], str]:
     """Read a file to its end; return its table, and the sum of all of it."""
-    chunker = Chunker(sizes)
+    chunker = Chunker(sizes, min(BLOCK_LEN, file_len))
     digest = ChunkDigest()
     whole = RunningDigest()
     lengths: list[int] = []
