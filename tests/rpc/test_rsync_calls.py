@@ -513,6 +513,40 @@ async def test_a_handler_finds_what_came_before_the_cancel(
         await until(lambda: held_by(server) == [(0, 0)])
 
 
+async def test_the_server_learns_of_a_cancel_while_a_part_waits_to_go(
+    memory: Net,
+) -> None:
+    registry, go = services(), asyncio.Event()
+    numbers: list[int] = []
+    ends: list[BaseException] = []
+
+    @registry.rsync(CallKind.RSYNC_SEND, "sync")
+    async def sync(
+        context: CallContext, parts: IncomingStream, out: OutgoingStream
+    ) -> None:
+        await go.wait()
+        try:
+            numbers.extend([part.number async for part in parts])
+        except BaseException as exc:
+            ends.append(exc)
+            raise
+
+    async with memory.pair(registry, compression="none") as (_, client):
+        async with client.rsync(CallKind.RSYNC_SEND, "sync") as stream:
+
+            async def send_for_ever() -> None:
+                while True:
+                    await stream.send(bytes(MIB), step=RsyncStep.OVERVIEW)
+
+            sending = asyncio.create_task(send_for_ever())
+            await until(lambda: client._driver._outbox.waiting_count)
+        with pytest.raises(CallCancelledError):
+            await sending
+        go.set()
+        await until(lambda: ends)
+        await client.call("echo")
+
+
 async def test_a_handler_finds_what_came_before_its_deadline(memory: Net) -> None:
     registry, draining = services(), Draining()
     kind = CallKind.RSYNC_SEND
