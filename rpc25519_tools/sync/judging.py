@@ -346,6 +346,7 @@ class Judging:
         leader = self._leaders.get(entry.leader)
         if leader is None:
             return None  # it was not taken; this one becomes a file of its own
+        entry.target = b"/".join(leader)
         if old is None and self._options.existing:
             return Verdict.SKIPPED, Change.NONE
         if old is not None and self._options.ignore_existing:

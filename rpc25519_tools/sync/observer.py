@@ -1,5 +1,6 @@
 """What a sync tells of as it goes on, whichever side we are on."""
 
+import stat
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,13 +16,19 @@ class Subject:
         path: where it lies in the transfer; empty for the root itself.
         mode: ``st_mode``.
         size: length in bytes of a regular file, else 0.
-        target: where a symbolic link leads; empty for others.
+        target: where a symbolic link leads; of a further name of a file its first
+            one; empty for others.
     """
 
     path: Parts
     mode: int
     size: int
     target: bytes = b""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
 
 
 class SyncObserver(Protocol):

@@ -266,18 +266,19 @@ class Sender:
             if not self._ready[0].is_small:
                 await self._send_large(self._ready.popleft())
                 continue
-            bundle: list[Wanted] = []
-            room = _BUNDLE_LEN
-            while (
-                self._ready
-                and self._ready[0].is_small
-                and len(bundle) < _BUNDLE_COUNT
-                and room > 0
-            ):
-                bundle.append(self._ready.popleft())
-                room -= bundle[-1].item.size
-            await self._send_bundle(bundle)
+            await self._send_bundle(self._next_bundle())
         await self._outbox.put(None)
+
+    def _next_bundle(self) -> list[Wanted]:
+        """Take small files that are wanted, as many as fit into one message."""
+        bundle: list[Wanted] = []
+        room = _BUNDLE_LEN
+        while self._ready and self._ready[0].is_small:
+            if room <= 0 or len(bundle) == _BUNDLE_COUNT:
+                break
+            bundle.append(self._ready.popleft())
+            room -= bundle[-1].item.size
+        return bundle
 
     def _is_over(self) -> bool:
         return self._totals is not None
