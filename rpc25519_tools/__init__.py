@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from rpc25519_tools.rpc.registry import Registry
     from rpc25519_tools.rpc.server import Server, ServerObserver
     from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream, Part
+    from rpc25519_tools.sync.hashes import (
+        RsyncChunk,
+        RsyncDiff,
+        RsyncHashes,
+        diff,
+        summarize_bytes,
+        summarize_file,
+    )
     from rpc25519_tools.transport.base import Transport
     from rpc25519_tools.wire.message import Header, Message
 
@@ -55,13 +63,19 @@ __all__ = [
     "PushListener",
     "Registry",
     "Reply",
+    "RsyncChunk",
+    "RsyncDiff",
+    "RsyncHashes",
     "RsyncStep",
     "Server",
     "ServerObserver",
     "Startups",
     "Transport",
     "__version__",
+    "diff",
     "parse_address",
+    "summarize_bytes",
+    "summarize_file",
     "time_left_s",
     "without_deadline",
 ]
@@ -82,6 +96,14 @@ _MODULES = {
     "rpc.registry": ("Registry",),
     "rpc.server": ("Server", "ServerObserver"),
     "rpc.streams": ("IncomingStream", "OutgoingStream", "Part"),
+    "sync.hashes": (
+        "RsyncChunk",
+        "RsyncDiff",
+        "RsyncHashes",
+        "diff",
+        "summarize_bytes",
+        "summarize_file",
+    ),
     "transport.base": ("Transport",),
     "wire.message": ("Header", "Message"),
 }

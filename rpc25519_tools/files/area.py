@@ -167,6 +167,11 @@ class PartialArea:
             raise
         return area
 
+    @property
+    def was_used(self) -> bool:
+        """Whether the area is there: its directory changes when it goes."""
+        return self._area_fd >= 0
+
     def close(self) -> None:
         """Remove the files from ``scratch``, and the area if it is empty.
 

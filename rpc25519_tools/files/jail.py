@@ -109,6 +109,8 @@ def is_partial_name(name: bytes) -> bool:
 
     macOS ignores case, so case is ignored here.
     """
+    if not name.startswith(b"."):
+        return False
     text = name[: 2 * len(PARTIAL_PREFIX)].decode("utf-8", "surrogateescape")
     return text.casefold().startswith(PARTIAL_PREFIX.decode())
 

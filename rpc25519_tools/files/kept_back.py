@@ -52,6 +52,23 @@ class KeptBack:
                     parts = real.relative_to(top).parts
                     self._kept.add(tuple(map(fold, parts)))
 
+    @property
+    def deepest(self) -> int:
+        """How many components the longest kept-back name has; 0 for none.
+
+        A longer name is kept back only if one of the directories above it is.
+        """
+        return max(map(len, self._kept), default=0)
+
+    def inodes(self) -> frozenset[tuple[int, int]]:
+        """Return device and inode of what is kept back and there, as it is now."""
+        found = set()
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError):
+                status = os.stat(path)
+                found.add((status.st_dev, status.st_ino))
+        return frozenset(found)
+
     def check(self, parts: Sequence[bytes], remote_name: str) -> None:
         """Check a name from the wire, taken apart.
 

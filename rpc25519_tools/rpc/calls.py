@@ -58,7 +58,7 @@ class RsyncStep(IntEnum):
     ACK = 4
 
 
-_TYPE_OF_STEP: Final[Mapping[RsyncStep | None, CallType]] = {
+_TYPE_OF_STEP: Final[Mapping[RsyncStep, CallType]] = {
     RsyncStep.REQUEST: CallType.RSYNC_STEP0,
     RsyncStep.OVERVIEW: CallType.RSYNC_STEP1,
     RsyncStep.HASHES: CallType.RSYNC_STEP2,
@@ -67,7 +67,7 @@ _TYPE_OF_STEP: Final[Mapping[RsyncStep | None, CallType]] = {
 }
 #: The step that a call type stands for.
 STEP_OF_TYPE: Final[Mapping[int, RsyncStep]] = {
-    call_type: step for step, call_type in _TYPE_OF_STEP.items() if step is not None
+    call_type: step for step, call_type in _TYPE_OF_STEP.items()
 }
 
 _UPLOAD_PARTS: Final = frozenset({CallType.UPLOAD_MORE, CallType.UPLOAD_END})

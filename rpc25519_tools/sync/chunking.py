@@ -25,8 +25,10 @@ min    avg   level mean length cutting MB/s table     literal total   remarks
 4096   4096  1     6136        4930         1.40 MB   0.95 MB 2.35 MB more chunks
 ====== ===== ===== =========== ============ ========= ======= ======= ==============
 
-The bytes below the smallest length are never looked at, which is what makes cutting
-fast. With three quarters of the mean skipped, an edit still spoils 1.24 chunks only.
+Literal bytes are means of 1000 edits and 20 insertions and deletions; with just 100 and
+2, three files came to 2.77 to 2.87 MB in all. The bytes below the smallest length are
+never looked at, which is what makes cutting fast. With three quarters of the mean
+skipped, an edit still spoils 1.24 chunks only.
 Every chunk costs the interpreter 1.5 microseconds or so, and blake3 is at its best from
 16 KiB on; that, and not only the bytes, speaks for the row that was taken.
 
@@ -198,7 +200,7 @@ def cut_bytes(data: Buffer, sizes: ChunkSizes | None = None) -> list[memoryview]
         data: the bytes.
         sizes: how to cut; `chunk_sizes` of the length where it is None.
     """
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     cutter = (sizes or chunk_sizes(len(view))).cutter()
     return [chunk.data for chunk in cutter.cut_buf(view)]
 
@@ -226,7 +228,7 @@ def cut_blocks(
     Raises:
         OSError: reading failed.
     """
-    chunker = Chunker(sizes or chunk_sizes(file_len), max(1, min(block_len, file_len)))
+    chunker = Chunker(sizes or chunk_sizes(file_len), min(block_len, file_len))
     offset = 0
     while offset < file_len:
         with chunker.room()[: file_len - offset] as room:
@@ -272,7 +274,8 @@ def chunk_digests(
 ) -> Iterator[tuple[list[int], list[bytes]]]:
     """Cut a file and hash its chunks: the table by which peers compare.
 
-    1.3 to 2.0 GB/s on one core for a file of 1 GiB, keyed or not.
+    1.9 GB/s on one core for a file of 1 GiB in memory, keyed or not (8 MiB at a time:
+    1.55 GB/s); 0.5 GB/s where chunks have 1 KiB, 2.9 where they have 64 KiB.
 
     Args:
         fd: see `cut_blocks`, as for the others.

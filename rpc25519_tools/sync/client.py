@@ -16,7 +16,6 @@ from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.sync.channel import Channel, Pace, run_together
-from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import open_local_place
@@ -72,7 +71,7 @@ class _Progress(Silence):
         self._observer.walked(files, total_bytes, final=final)
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Pass it on."""
         self._observer.judged(subject, verdict, change, note)

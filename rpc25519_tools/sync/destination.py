@@ -67,9 +67,15 @@ class Destination:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         #: To sync the file system by.
         self.sync_fd = os.open(".", flags, dir_fd=tree.top.fd)
+        #: What the root itself shall be, once it is done, and what it was.
+        self.root_entry: tuple[Entry, Old | None] | None = None
 
     def close(self) -> None:
-        """Close what it has open; call it once."""
+        """Close what it has open, when the area is closed; call it once."""
+        if self.root_entry is not None:
+            # The area lay in the root, and its going has changed the root's time.
+            with contextlib.suppress(OSError):
+                self.adjust_directory((), *self.root_entry)
         os.close(self.sync_fd)
 
     @property

@@ -147,8 +147,12 @@ class Directories:
         entry = state.entry
         if entry is None or not self._sets or state.refused:
             return
+        if state.above is None and self._destination.area.was_used:
+            state.touched = True
         if not state.adjust and not (state.touched and self._times):
             return
+        if state.above is None:
+            self._destination.root_entry = (entry, state.old)
         try:
             self._destination.adjust_directory(state.path, entry, state.old)
         except OSError as exc:

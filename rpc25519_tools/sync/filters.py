@@ -38,6 +38,8 @@ MAX_FILE_LEN: Final = 4 << 20  # comments included
 
 _LONG_SOURCE_LEN: Final = 16 << 10
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
+#: A star and then only bytes that mean themselves.
+_NAME_END: Final = re.compile(rb"\*[^][*?/\\]*")
 _SLASH: Final = b"/"
 
 
@@ -137,8 +139,9 @@ class FilterRules:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         _check_rules(rules)
-        self._for_files = _runs_of(rules, is_dir=False)
-        self._for_dirs = _runs_of(rules, is_dir=True)
+        self._for_files = self._for_dirs = _runs_of(rules, is_dir=False)
+        if any(rule.pattern.endswith((_SLASH, b"***")) for rule in rules):
+            self._for_dirs = _runs_of(rules, is_dir=True)
 
     def decide(self, path: bytes, *, is_dir: bool) -> bool:
         """Tell whether a path is included.
@@ -191,11 +194,20 @@ def _check_pattern(pattern: bytes) -> None:
 class _Run:
     """Neighbouring rules of one kind, hence in any order: all include or all exclude.
 
-    Patterns without wildcards are looked up in sets, the others joined to one
-    expression for names and one for paths.
+    Patterns without wildcards are looked up in sets, those like ``*.o`` are compared
+    with a name's end, and the others joined to one expression for names and one for
+    paths.
     """
 
-    __slots__ = ("_depth", "_names", "_paths", "_seek_name", "_seek_path", "include")
+    __slots__ = (
+        "_depth",
+        "_ends",
+        "_names",
+        "_paths",
+        "_seek_name",
+        "_seek_path",
+        "include",
+    )
 
     def __init__(
         self, patterns: Iterable[bytes], *, include: bool, is_dir: bool
@@ -204,9 +216,12 @@ class _Run:
         self._names: set[bytes] = set()
         self._paths: set[bytes] = set()  # they begin with a slash, if they are whole
         self._depth = 0  # the most slashes within a part of a path to look up
+        ends: list[bytes] = []
         sources: dict[bool, list[bytes]] = {True: [], False: []}
         for pattern in patterns:
-            if has_wildcards(pattern):
+            if _NAME_END.fullmatch(pattern):
+                ends.append(pattern[1:])
+            elif has_wildcards(pattern):
                 matcher = translate(pattern, is_dir=is_dir)
                 if matcher is not None:
                     sources[matcher.name_only].append(matcher.source)
@@ -216,6 +231,7 @@ class _Run:
                     self._depth = max(self._depth, pattern.count(_SLASH))
             else:
                 self._names.add(pattern)
+        self._ends = tuple(ends)
         self._seek_name = _joined(sources[True])
         self._seek_path = _joined(sources[False])
 
@@ -228,6 +244,7 @@ class _Run:
         """
         return bool(
             name in self._names
+            or name.endswith(self._ends)
             or (self._paths and self._has_path(rooted))
             or (self._seek_name and self._seek_name(name))
             or (self._seek_path and self._seek_path(rooted))

@@ -244,7 +244,7 @@ def _join_group(group: list[bytes], *, after_stars: bool, is_last: bool) -> byte
             else:
                 source += _UP_TO + part + _END if part else _REST_OF_NAME
         elif after_star:
-            source += b"(?:%s%s)" % (_UP_TO, part)
+            source += b"(?>%s%s)" % (_UP_TO, part)
         else:
             source += part
     return source

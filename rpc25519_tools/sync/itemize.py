@@ -4,25 +4,27 @@ Source: rsync's manual, option ``--itemize-changes``.
 """
 
 import stat
-from enum import IntFlag
 from typing import Final
 
 
-class Change(IntFlag):
-    """What is different, or will be done."""
+class Change:
+    """What is different, or will be done: bits of a number.
 
-    NONE = 0
-    CONTENT = 1  # its contents are transferred
-    LOCAL = 2  # it is made or changed without a transfer
-    LINKED = 4  # it becomes a hard link
-    NEW = 8
-    SUM = 16  # its checksum differs, or where a link leads
-    SIZE = 32
-    TIME = 64
-    PERMS = 128
-    OWNER = 256
-    GROUP = 512
-    TIME_NOW = 1024  # its time will be that of the transfer
+    Plain numbers, since they are combined for every entry.
+    """
+
+    NONE: Final = 0
+    CONTENT: Final = 1  # its contents are transferred
+    LOCAL: Final = 2  # it is made or changed without a transfer
+    LINKED: Final = 4  # it becomes a hard link
+    NEW: Final = 8
+    SUM: Final = 16  # its checksum differs, or where a link leads
+    SIZE: Final = 32
+    TIME: Final = 64
+    PERMS: Final = 128
+    OWNER: Final = 256
+    GROUP: Final = 512
+    TIME_NOW: Final = 1024  # its time will be that of the transfer
 
 
 #: Whatever makes an entry worth telling of.
@@ -57,7 +59,7 @@ def kind_letter(mode: int) -> str:
     return "D" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "S"
 
 
-def itemized(change: Change, mode: int, *, sending: bool) -> str:
+def itemized(change: int, mode: int, *, sending: bool) -> str:
     """Return the eleven characters that tell what changes.
 
     Args:

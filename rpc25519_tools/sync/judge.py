@@ -83,7 +83,7 @@ def same_time(entry_ns: int, old_ns: int) -> bool:
     return coarse and entry_ns // _NS == old_ns // _NS
 
 
-def attributes(entry: Entry, status: os.stat_result, options: SyncOptions) -> Change:
+def attributes(entry: Entry, status: os.stat_result, options: SyncOptions) -> int:
     """Return what differs about times, permissions and owners, as far as it counts."""
     change = Change.NONE
     if options.times and not same_time(entry.mtime_ns, status.st_mtime_ns):
@@ -98,7 +98,7 @@ def attributes(entry: Entry, status: os.stat_result, options: SyncOptions) -> Ch
     return change
 
 
-def judge(entry: Entry, old: Old | None, options: SyncOptions) -> tuple[Action, Change]:
+def judge(entry: Entry, old: Old | None, options: SyncOptions) -> tuple[Action, int]:
     """Decide about one entry that is no further name of another one."""
     if old is None:
         if options.existing:
@@ -117,13 +117,13 @@ def judge(entry: Entry, old: Old | None, options: SyncOptions) -> tuple[Action, 
     return _judge_special(entry, old, options)
 
 
-def _new(entry: Entry) -> tuple[Action, Change]:
+def _new(entry: Entry) -> tuple[Action, int]:
     if stat.S_ISREG(entry.mode):
         return Action.FETCH, Change.CONTENT | Change.NEW
     return Action.MAKE, Change.LOCAL | Change.NEW
 
 
-def _judge_file(entry: Entry, old: Old, options: SyncOptions) -> tuple[Action, Change]:
+def _judge_file(entry: Entry, old: Old, options: SyncOptions) -> tuple[Action, int]:
     status = old.status
     if options.update and status.st_mtime_ns // _NS > entry.mtime_ns // _NS:
         return Action.SKIP, Change.NONE
@@ -153,9 +153,7 @@ def needs_contents(entry: Entry, old: Old, options: SyncOptions) -> bool:
     return not same_time(entry.mtime_ns, old.status.st_mtime_ns)
 
 
-def _judge_special(
-    entry: Entry, old: Old, options: SyncOptions
-) -> tuple[Action, Change]:
+def _judge_special(entry: Entry, old: Old, options: SyncOptions) -> tuple[Action, int]:
     """Decide about a link, FIFO, socket or device where one of its kind is."""
     change = attributes(entry, old.status, options)
     is_link = stat.S_ISLNK(entry.mode)

@@ -52,7 +52,7 @@ class Judged:
     changes: list[int] = field(default_factory=list)
     notes: dict[int, str] = field(default_factory=dict)
     wanted: list[Pending] = field(default_factory=list)
-    told: list[tuple[Subject, Verdict, Change, str]] = field(default_factory=list)
+    told: list[tuple[Subject, Verdict, int, str]] = field(default_factory=list)
     files: int = 0
     total_bytes: int = 0
 
@@ -215,7 +215,7 @@ class Judging:
         entry: Entry,
         path: Parts,
         verdict: Verdict,
-        change: Change,
+        change: int,
         note: str = "",
     ) -> None:
         judged.verdicts.append(verdict)
@@ -228,7 +228,7 @@ class Judging:
 
     def _decide(
         self, state: DirState, entry: Entry, path: Parts, judged: Judged
-    ) -> tuple[Verdict, Change]:
+    ) -> tuple[Verdict, int]:
         is_dir = stat.S_ISDIR(entry.mode)
         if entry.name == ROOT_NAME:
             return self._decide_root(state, entry)
@@ -296,7 +296,7 @@ class Judging:
         finally:
             os.close(fd)
 
-    def _decide_root(self, state: DirState, entry: Entry) -> tuple[Verdict, Change]:
+    def _decide_root(self, state: DirState, entry: Entry) -> tuple[Verdict, int]:
         if not state.is_there:
             return Verdict.DONE, Change.LOCAL | Change.NEW
         status = os.fstat(self._destination.sync_fd)
@@ -312,8 +312,8 @@ class Judging:
         path: Parts,
         old: Old | None,
         action: Action,
-        change: Change,
-    ) -> tuple[Verdict, Change]:
+        change: int,
+    ) -> tuple[Verdict, int]:
         below = DirState(path, state)
         below.entry, below.old = entry, old
         if action is Action.SKIP:
@@ -340,12 +340,13 @@ class Judging:
 
     def _decide_link(
         self, state: DirState, entry: Entry, old: Old | None
-    ) -> tuple[Verdict, Change] | None:
+    ) -> tuple[Verdict, int] | None:
         """Make a further name of a file, at once or when the file is in place."""
         assert entry.leader is not None
         leader = self._leaders.get(entry.leader)
         if leader is None:
             return None  # it was not taken; this one becomes a file of its own
+        entry.target = b"/".join(leader)
         if old is None and self._options.existing:
             return Verdict.SKIPPED, Change.NONE
         if old is not None and self._options.ignore_existing:

@@ -1,9 +1,9 @@
 """What a sync tells of as it goes on, whichever side we are on."""
 
+import stat
 from dataclasses import dataclass
 from typing import Protocol
 
-from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.records import Verdict
 from rpc25519_tools.sync.tree import Parts
 
@@ -16,13 +16,19 @@ class Subject:
         path: where it lies in the transfer; empty for the root itself.
         mode: ``st_mode``.
         size: length in bytes of a regular file, else 0.
-        target: where a symbolic link leads; empty for others.
+        target: where a symbolic link leads; of a further name of a file its first
+            one; empty for others.
     """
 
     path: Parts
     mode: int
     size: int
     target: bytes = b""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
 
 
 class SyncObserver(Protocol):
@@ -32,7 +38,7 @@ class SyncObserver(Protocol):
         """Learn how many regular files there are so far, and their bytes."""
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Learn what becomes of an entry; of those where nothing is to do, nothing."""
 
@@ -62,7 +68,7 @@ class Silence:
         """Do nothing."""
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Do nothing."""
 

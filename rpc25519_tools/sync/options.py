@@ -13,7 +13,7 @@ MAX_PATH_LEN: Final = 4096
 MAX_PATHS: Final = 10_000
 
 _Path = Annotated[bytes, msgspec.Meta(max_length=MAX_PATH_LEN)]
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class SyncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

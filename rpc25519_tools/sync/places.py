@@ -37,9 +37,9 @@ class OpenPlace:
 
     def close(self) -> None:
         """Close what is open; what is unfinished was kept or dropped before."""
-        self.destination.close()
         if self.area is not None:
             self.area.close()
+        self.destination.close()
 
 
 def open_place(

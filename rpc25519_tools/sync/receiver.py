@@ -8,6 +8,7 @@ and no more files are wanted than ``_MAX_PENDING``.
 """
 
 import asyncio
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -262,16 +263,19 @@ class Receiver:
     async def _sync_now_and_then(self) -> None:
         """Give finished files their names when nothing more comes for a moment."""
         while not self._is_through:
-            if not self._store.has_unsynced:
+            if not self._store.unsynced:
                 await self._change()
                 continue
-            try:
-                async with asyncio.timeout(_SYNC_AFTER_S):
-                    await self._change()
-            except TimeoutError:
-                async with self._disk:
-                    outcome = await in_worker(self._flush)
-                await self._tell(outcome)
+            # When only these are left, nothing is gained by waiting.
+            only_these = self._all_judged and self._store.unsynced == len(self._pending)
+            if not only_these:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SYNC_AFTER_S):
+                        await self._change()
+                        continue
+            async with self._disk:
+                outcome = await in_worker(self._flush)
+            await self._tell(outcome)
 
     def _flush(self) -> Outcome:
         outcome = Outcome()

@@ -54,8 +54,8 @@ ARG_INDEX: Final = "i"
 ARG_AT: Final = "at"
 
 _T = TypeVar("_T")
-_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
-_Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Index = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Mode = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 _Seconds = Annotated[int, msgspec.Meta(gt=-(1 << 62), lt=1 << 62)]

@@ -22,7 +22,6 @@ from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
-from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.matching import PIECE_LEN, Matcher, Tables
 from rpc25519_tools.sync.observer import Subject, SyncObserver
 from rpc25519_tools.sync.outgoing import (
@@ -190,7 +189,7 @@ class Sender:
             if number > max(Verdict):
                 raise RemoteProtocolError("the receiver sent an unknown verdict")
             verdict = Verdict(number)
-            change = Change(record.changes[at] if record.changes else 0)
+            change = record.changes[at] if record.changes else 0
             item = self._open.get(index)
             if item is None:
                 raise RemoteProtocolError("the receiver judged what it had not to")
@@ -258,7 +257,7 @@ class Sender:
             )
 
     async def _fill_outbox(self) -> None:
-        while self._totals is None:
+        while not self._is_over():
             if not self._ready:
                 if self._walked and not self._open:
                     break
@@ -267,18 +266,22 @@ class Sender:
             if not self._ready[0].is_small:
                 await self._send_large(self._ready.popleft())
                 continue
-            bundle: list[Wanted] = []
-            room = _BUNDLE_LEN
-            while (
-                self._ready
-                and self._ready[0].is_small
-                and len(bundle) < _BUNDLE_COUNT
-                and room > 0
-            ):
-                bundle.append(self._ready.popleft())
-                room -= bundle[-1].item.size
-            await self._send_bundle(bundle)
+            await self._send_bundle(self._next_bundle())
         await self._outbox.put(None)
+
+    def _next_bundle(self) -> list[Wanted]:
+        """Take small files that are wanted, as many as fit into one message."""
+        bundle: list[Wanted] = []
+        room = _BUNDLE_LEN
+        while self._ready and self._ready[0].is_small:
+            if room <= 0 or len(bundle) == _BUNDLE_COUNT:
+                break
+            bundle.append(self._ready.popleft())
+            room -= bundle[-1].item.size
+        return bundle
+
+    def _is_over(self) -> bool:
+        return self._totals is not None
 
     async def _send_bundle(self, bundle: list[Wanted]) -> None:
         small = SmallFiles(self._key)

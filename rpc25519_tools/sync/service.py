@@ -20,7 +20,6 @@ from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.sync.channel import Channel
-from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.places import OpenPlace, open_place
 from rpc25519_tools.sync.receiver import Receiver
@@ -101,7 +100,7 @@ class _Counting(Silence):
         self.failures += 1
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Do nothing."""
 

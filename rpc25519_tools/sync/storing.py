@@ -26,7 +26,6 @@ from rpc25519_tools.files.area import Partial
 from rpc25519_tools.sync.basis import Basis, Candidates
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.directories import DirState
-from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
@@ -84,7 +83,7 @@ class Pending:
     entry: Entry
     directory: DirState
     old: Old | None
-    change: Change
+    change: int
     bases: list[Basis] = field(default_factory=list)
     partial: Partial | None = None
     pieces: Pieces = field(default_factory=Pieces)
@@ -365,9 +364,9 @@ class Store:
             self.flush(outcome)
 
     @property
-    def has_unsynced(self) -> bool:
-        """Whether finished files wait for their names."""
-        return bool(self._unsynced)
+    def unsynced(self) -> int:
+        """How many finished files wait for their names."""
+        return len(self._unsynced)
 
     def flush(self, outcome: Outcome) -> None:
         """Sync what is finished and give it its names."""

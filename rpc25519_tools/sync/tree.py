@@ -11,6 +11,7 @@ All of this blocks. A tree may be used by several threads at once.
 import errno
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeAlias
@@ -30,6 +31,9 @@ Parts: TypeAlias = tuple[bytes, ...]
 
 #: Directories that are kept open.
 KEPT_DIRS: Final = 24
+#: For so long it is trusted that the kept-back files are the same ones, in seconds:
+#: looking at them for each of 100,000 entries would take most of the time.
+_TRUSTED_S: Final = 0.5
 #: Components that a path may have; PATH_MAX has room for half as many.
 MAX_DEPTH: Final = 2048
 
@@ -100,6 +104,11 @@ class Tree:
         self._root = root
         self._at = at
         self._permit = permit
+        self._deepest = 0
+        if root is not None:
+            self._deepest = root.kept_back.deepest - len(at)
+        self._kept_inodes: frozenset[tuple[int, int]] = frozenset()
+        self._look_again_s = 0.0
         self._kept: OrderedDict[Parts, Directory] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -135,17 +144,26 @@ class Tree:
     def check(self, parts: Parts) -> None:
         """Check that a name is not one of those that are kept back.
 
+        The directories above it were checked when they were opened.
+
         Raises:
             UnsafePathError: it is.
         """
-        if self._root is not None:
+        if self._root is not None and len(parts) <= self._deepest:
             full = self._at + parts
             self._root.kept_back.check(full, shown(full))
 
     def check_found(self, status: os.stat_result, parts: Parts) -> None:
         """Check likewise what a name has led to."""
-        if self._root is not None:
-            self._root.kept_back.check_found(status, shown(self._at + parts))
+        if self._root is None:
+            return
+        now_s = time.monotonic()
+        if now_s >= self._look_again_s:
+            self._kept_inodes = self._root.kept_back.inodes()
+            self._look_again_s = now_s + _TRUSTED_S
+        if (status.st_dev, status.st_ino) in self._kept_inodes:
+            full = self._at + parts
+            self._root.kept_back.check_found(status, shown(full))
 
     def may(self, right: Right, parts: Parts) -> bool:
         """Tell whether the peer has a right to a path."""

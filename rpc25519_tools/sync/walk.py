@@ -15,7 +15,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from blake3 import blake3
@@ -49,7 +49,6 @@ class Item:
     mtime_ns: int
     holes: bool
     target: bytes = b""
-    leader: int | None = None
 
     @property
     def path(self) -> Parts:
@@ -69,23 +68,34 @@ class Batch:
 
 
 @dataclass(slots=True, eq=False)
+class _Leader:
+    """The first name of a file that has several."""
+
+    index: int
+    path: Parts
+    left: int
+
+
 class _Links:
     """Which entries are names of the same file."""
 
-    leaders: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._leaders: dict[tuple[int, int], _Leader] = {}
 
-    def leader(self, status: os.stat_result, index: int) -> int | None:
+    def leader(
+        self, status: os.stat_result, index: int, path: Parts
+    ) -> _Leader | None:
         """Return the entry that has the file already; None if this is the first."""
         key = (status.st_dev, status.st_ino)
-        known = self.leaders.get(key)
+        known = self._leaders.get(key)
         if known is None:
-            if len(self.leaders) < _MAX_LINKS:
-                self.leaders[key] = [index, status.st_nlink - 1]
+            if len(self._leaders) < _MAX_LINKS:
+                self._leaders[key] = _Leader(index, path, status.st_nlink - 1)
             return None
-        known[1] -= 1
-        if not known[1]:
-            del self.leaders[key]
-        return known[0]
+        known.left -= 1
+        if not known.left:
+            del self._leaders[key]
+        return known
 
 
 class Walk:
@@ -238,9 +248,10 @@ class Walk:
             if self._options.checksum:
                 self._sums.append(self._sum_of(item, directory))
             if self._options.hard_links and status.st_nlink > 1:
-                item.leader = self._links.leader(status, self._next_index)
-                if item.leader is not None:
-                    overview.leaders[len(self._batch.items)] = item.leader
+                leader = self._links.leader(status, self._next_index, item.path)
+                if leader is not None:
+                    item.target = b"/".join(leader.path)
+                    overview.leaders[len(self._batch.items)] = leader.index
         elif stat.S_ISLNK(mode):
             item.target = self._target_of(found, directory)
             overview.targets.append(item.target)
