@@ -80,7 +80,7 @@ class RateType(click.ParamType):
             return value
         rate = parse_rate(value)
         if rate is None:
-            self.fail(f"{value!r} is no rate: write 500 (KiB/s), 1.5m or 1g", param, ctx)
+            self.fail(f"{value!r} is no rate: write 500, 1.5m or 1g", param, ctx)
         return rate
 
 
@@ -225,10 +225,10 @@ class SyncChoices:
         fields["delete"] |= fields["delete_excluded"]
         rules = parse_rules(self._parsed_rules())
         FilterRules(rules)
-        backup_dir = self.values["backup_dir"]
+        backup_dir, max_delete = self.values["backup_dir"], self.values["max_delete"]
         options = SyncOptions(
             **fields,
-            max_delete=self.values["max_delete"],
+            max_delete=None if max_delete is None else min(max_delete, 1 << 62),
             backup_dir=None if backup_dir is None else os.fsencode(backup_dir),
             rules=rules,
             fsync=self.values["fsync"],
@@ -405,7 +405,7 @@ def _make_options() -> tuple[click.Option, ...]:
     made += [
         click.Option(
             ["--max-delete"],
-            type=click.IntRange(min=0, max=(1 << 63) - 1),
+            type=click.IntRange(min=0),
             metavar="N",
             help="Delete no more than so many files and directories.",
         ),

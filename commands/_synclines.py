@@ -311,10 +311,9 @@ class Figures:
             what = f"dry run, nothing is changed: would have {what}"
             count, size = lines.wanted, lines.wanted_bytes
         wire = self.sent_bytes + self.received_bytes
-        parts = [
-            f"{what} {names}: {count} of {_counted(lines.files, 'file')} "
-            f"({human_bytes(size)} of {human_bytes(lines.total_bytes)})"
-        ]
+        files = f"{count} of {_counted(lines.files, 'file')}"
+        sizes = f"{human_bytes(size)} of {human_bytes(lines.total_bytes)}"
+        parts = [f"{what} {names}: {files} ({sizes})"]
         if lines.deleted:
             parts.append(f"{lines.deleted} deleted")
         parts.append(f"in {self.seconds:.3f} s, {human_bytes(wire)} on the wire")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rpc25519_tools.config import Config
     from rpc25519_tools.identity.store import LoadedIdentity
     from rpc25519_tools.rpc.client import Client
+    from rpc25519_tools.sync.records import Totals
 
     from ._synclines import Figures, SyncLines
 
@@ -75,9 +76,7 @@ class _Job:
         self._talk = talk
         self._as_json = as_json
         self._verbose = verbose
-        self._client: Client | None = None
-        self._attempts = 0
-        self._compress = True
+        self._clients: list[Client] = []
         self._lines: SyncLines | None = None
         self.identity: LoadedIdentity | None = None
 
@@ -108,7 +107,7 @@ class _Job:
             try:
                 totals = await self._sync(lines)
             except DeadlineError as exc:
-                if self._client is None or self._client.has_heard:
+                if not self._clients or self._clients[-1].has_heard:
                     raise
                 raise unheard(self._config, exc) from exc
             finally:
@@ -119,13 +118,13 @@ class _Job:
             lines=lines,
             totals=totals,
             seconds=time.monotonic() - started,
-            sent_bytes=0,
-            received_bytes=0,
-            attempts=self._attempts,
+            sent_bytes=sum(client.sent_len for client in self._clients),
+            received_bytes=sum(client.received_len for client in self._clients),
+            attempts=len(self._clients),
         )
         self._report(figures)
 
-    async def _sync(self, lines: "SyncLines"):
+    async def _sync(self, lines: "SyncLines") -> "Totals":
         from rpc25519_tools.sync.client import SyncSettings, pull, push
 
         choices = self._choices
@@ -152,12 +151,11 @@ class _Job:
         from rpc25519_tools.rpc.client import Client
 
         client = await Client.connect(self._config, self.identity)
-        if not self._attempts:
+        if not self._clients:
             codec_in_use(client, self._config.compression, self._talk)
             if self._verbose:
                 describe_connection(client, self._talk)
-        self._attempts += 1
-        self._client = client
+        self._clients.append(client)
         return client
 
     def _on_retry(self, exc: Exception, wait_s: float) -> None:

@@ -161,17 +161,13 @@ def cli(
         from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="cli", quiet=quiet)
-        _check_combination(
-            download, sendfile, echofile, out, to, passphrase_file, sync
-        )
+        _check_combination(download, sendfile, echofile, out, to, passphrase_file, sync)
         moves_file = (download, sendfile, echofile) != (None, None, None)
         if sync is not None:
             sync = replace(sync, dest=to if sync.direction == "push" else out)
             sync.check(alone=not moves_file, calls=calls, no_clobber=no_clobber)
         else:
-            _check_echo_calls(
-                moves_file=moves_file, calls=calls, no_clobber=no_clobber
-            )
+            _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
         codec_from_name(press)
         if to is not None and sync is None:
             split_remote_name(to)
