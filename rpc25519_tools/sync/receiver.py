@@ -298,6 +298,10 @@ class Receiver:
             base += len(judged.verdicts)
             for path, note in overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
+            if judged.removed:
+                self._observer.removed(judged.removed)
+                record = Removed(judged.removed)
+                await self._channel.send(RsyncStep.ACK, encode_records([record]))
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
                 if verdict is Verdict.FAILED:
@@ -438,7 +442,7 @@ class Receiver:
             self._observer.warned((), note)
             await in_worker(self._judging.end_deleting, set())
         totals = Totals(
-            deleting.count,
+            self._judging.removed,
             self._store.matched,
             self._store.literal,
             deleting.left,
