@@ -67,7 +67,7 @@ class Judging:
         pending: gets the wanted files, by index.
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
-        is_there: whether the destination exists; in a dry run it may not.
+        is_new: whether the destination had to be made, or in a dry run would have.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Judging:
         *,
         rename: bytes | None,
         privileged: bool,
-        is_there: bool = True,
+        is_new: bool = False,
     ) -> None:
         self._destination = destination
         self._options = options
@@ -91,7 +91,8 @@ class Judging:
         self.directories = Directories(
             destination, sets=not options.dry_run, times=options.times
         )
-        self.directories.listed(0).is_there = is_there
+        self._root_is_new = is_new
+        self.directories.listed(0).is_there = not (is_new and options.dry_run)
         self._index = 0
         self._leaders: dict[int, Parts] = {}
         self._extraneous: IO[bytes] | None = None
@@ -322,8 +323,12 @@ class Judging:
     def _decide_root(self, state: DirState, entry: Entry) -> tuple[Verdict, int]:
         if not state.is_there:
             return Verdict.DONE, Change.LOCAL | Change.NEW
+        state.entry = entry
+        if self._root_is_new:
+            state.adjust = True
+            return Verdict.DONE, Change.LOCAL | Change.NEW
         status = os.fstat(self._destination.sync_fd)
-        state.entry, state.old = entry, Old(status)
+        state.old = Old(status)
         change = attributes(entry, status, self._options)
         state.adjust |= bool(change)
         return (Verdict.DONE if change else Verdict.EQUAL), change

@@ -161,7 +161,7 @@ class LocalSync:
             report=True,
             rename=place.rename,
             privileged=True,
-            is_there=place.is_there,
+            is_new=place.is_new,
         )
 
         async def send() -> None:
