@@ -309,7 +309,7 @@ async def _receive(
             report=False,
             rename=place.rename,
             privileged=True,
-            is_there=place.is_there,
+            is_new=place.is_new,
         )
         try:
             result.append(await receiver.run())

@@ -25,7 +25,6 @@ class Deleting:
     Attributes:
         removed: since they were taken last: paths, directories with a slash.
         failed: likewise: what could not be removed, and why.
-        count: how many things were removed, or would be.
         left: how many were not because there were too many.
     """
 
@@ -39,7 +38,6 @@ class Deleting:
         self._steps = self._run()
         self.removed: list[bytes] = []
         self.failed: list[tuple[bytes, str]] = []
-        self.count = 0
         self.left = 0
 
     def step(self) -> bool:
@@ -91,8 +89,7 @@ class Deleting:
     def _remove_one(self, path: Parts, *, is_dir: bool) -> bool:
         if not is_dir and self._judging.is_protected(path, is_dir=False):
             return True
-        limit = self._options.max_delete
-        if limit is not None and self.count >= limit:
+        if self._judging.may_not_remove(1):
             self.left += 1
             return True
         try:
@@ -108,7 +105,7 @@ class Deleting:
             if not (is_dir and stays):
                 self._fail(path, exc)
             return True
-        self.count += 1
+        self._judging.removed += 1
         self._touched.add(path[:-1])
         self.removed.append(b"/".join(path) + (b"/" if is_dir else b""))
         return True

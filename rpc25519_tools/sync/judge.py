@@ -100,14 +100,17 @@ def attributes(entry: Entry, status: os.stat_result, options: SyncOptions) -> in
 
 def judge(entry: Entry, old: Old | None, options: SyncOptions) -> tuple[Action, int]:
     """Decide about one entry that is no further name of another one."""
+    if not options.takes(entry.mode):
+        return Action.SKIP, Change.NONE
     if old is None:
         if options.existing:
             return Action.SKIP, Change.NONE
         return _new(entry)
     is_dir = stat.S_ISDIR(entry.mode)
-    if options.ignore_existing and not is_dir:
+    is_other = stat.S_IFMT(entry.mode) != stat.S_IFMT(old.status.st_mode)
+    if options.ignore_existing and (is_other or not is_dir):
         return Action.SKIP, Change.NONE
-    if stat.S_IFMT(entry.mode) != stat.S_IFMT(old.status.st_mode):
+    if is_other:
         return _new(entry)
     if is_dir:
         change = attributes(entry, old.status, options)

@@ -53,6 +53,7 @@ class Judged:
     notes: dict[int, str] = field(default_factory=dict)
     wanted: list[Pending] = field(default_factory=list)
     told: list[tuple[Subject, Verdict, int, str]] = field(default_factory=list)
+    removed: list[bytes] = field(default_factory=list)
     files: int = 0
     total_bytes: int = 0
 
@@ -66,7 +67,7 @@ class Judging:
         pending: gets the wanted files, by index.
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
-        is_there: whether the destination exists; in a dry run it may not.
+        is_new: whether the destination had to be made, or in a dry run would have.
     """
 
     def __init__(
@@ -77,23 +78,27 @@ class Judging:
         *,
         rename: bytes | None,
         privileged: bool,
-        is_there: bool = True,
+        is_new: bool = False,
     ) -> None:
         self._destination = destination
         self._options = options
         self._pending = pending
         self._rename = rename
+        self._original = b""
         self._privileged = privileged
         self._rules = FilterRules(options.rules)
         self._owners = Owners(options, privileged=privileged)
         self.directories = Directories(
             destination, sets=not options.dry_run, times=options.times
         )
-        self.directories.listed(0).is_there = is_there
+        self._root_is_new = is_new
+        self.directories.listed(0).is_there = not (is_new and options.dry_run)
         self._index = 0
         self._leaders: dict[int, Parts] = {}
         self._extraneous: IO[bytes] | None = None
         self._deleting: list[DirState] = []
+        #: How many things were removed so far, or will be.
+        self.removed = 0
         #: Whether something of the source is not known, so that nothing is deleted.
         self.incomplete = False
         self.final = False
@@ -137,21 +142,24 @@ class Judging:
             mode = allowed_mode(overview.modes[at], privileged=self._privileged)
             entry = Entry(
                 self._index,
-                self._rename or name,
+                name,
                 mode,
                 overview.sizes[at],
                 overview.seconds[at] * 10**9 + nanos[at],
             )
             self._index += 1
+            if self._rename is not None:
+                self._original, entry.name = name, self._rename
             if stat.S_ISREG(mode):
                 if sums:
                     entry.sum = sums[at_sum : at_sum + SUM_LEN]
                     at_sum += SUM_LEN
-                entry.leader = overview.leaders.get(at)
             elif stat.S_ISLNK(mode):
                 entry.target = next(targets)
             elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
                 entry.device = next(devices, 0)
+            if overview.leaders and not stat.S_ISDIR(mode):
+                entry.leader = overview.leaders.get(at)
             if overview.uids:
                 entry.uid = owners.user(overview.uids[at])
             if overview.gids:
@@ -218,6 +226,8 @@ class Judging:
         change: int,
         note: str = "",
     ) -> None:
+        if self._original and path:
+            path = (*path[:-1], self._original)
         judged.verdicts.append(verdict)
         judged.changes.append(change)
         if note:
@@ -243,10 +253,24 @@ class Judging:
         action, change = judge(entry, old, self._options)
         if is_dir:
             return self._take_directory(state, entry, path, old, action, change)
-        if self._options.hard_links and stat.S_ISREG(entry.mode):
-            self._remember_leader(entry, path)
         if action is Action.SKIP:
             return Verdict.SKIPPED, change
+        if action in (Action.FETCH, Action.MAKE):
+            self._make_way(path, old, judged)
+        if self._options.hard_links:
+            self._remember_leader(entry, path)
+        return self._take(state, entry, old, (action, change), judged)
+
+    def _take(
+        self,
+        state: DirState,
+        entry: Entry,
+        old: Old | None,
+        decided: tuple[Action, int],
+        judged: Judged,
+    ) -> tuple[Verdict, int]:
+        """Do what was decided about anything but a directory."""
+        action, change = decided
         if action is Action.NOTHING:
             return Verdict.EQUAL, change
         if self._options.dry_run:
@@ -299,8 +323,12 @@ class Judging:
     def _decide_root(self, state: DirState, entry: Entry) -> tuple[Verdict, int]:
         if not state.is_there:
             return Verdict.DONE, Change.LOCAL | Change.NEW
+        state.entry = entry
+        if self._root_is_new:
+            state.adjust = True
+            return Verdict.DONE, Change.LOCAL | Change.NEW
         status = os.fstat(self._destination.sync_fd)
-        state.entry, state.old = entry, Old(status)
+        state.old = Old(status)
         change = attributes(entry, status, self._options)
         state.adjust |= bool(change)
         return (Verdict.DONE if change else Verdict.EQUAL), change
@@ -332,6 +360,47 @@ class Judging:
         self.directories.add(below)
         return (Verdict.DONE if change else Verdict.EQUAL), change
 
+    def _make_way(self, path: Parts, old: Old | None, judged: Judged) -> None:
+        """See that a directory may go for something else; tell what goes with it.
+
+        It goes when what replaces it is complete.
+
+        Raises:
+            LocalFileError: something in it has to stay.
+        """
+        if old is None or not stat.S_ISDIR(old.status.st_mode):
+            return
+        going: list[bytes] = []
+        walks = [(path, self._destination.names(path))]
+        while walks:
+            here, names = walks[-1]
+            name = next(names, None)
+            if name is None:
+                walks.pop()
+                if walks:
+                    going.append(b"/".join(here) + b"/")
+                continue
+            below = (*here, name)
+            found = self._destination.look(here, name)
+            is_dir = found is not None and stat.S_ISDIR(found.status.st_mode)
+            stays = not self._options.delete or self.is_protected(below, is_dir=is_dir)
+            if stays or self.may_not_remove(len(going) + 1):
+                raise LocalFileError(
+                    f"{shown(path)!r} is a directory with something in it that has to "
+                    "stay, and cannot be replaced"
+                )
+            if is_dir:
+                walks.append((below, self._destination.names(below)))
+            else:
+                going.append(b"/".join(below))
+        self.removed += len(going)
+        judged.removed += going
+
+    def may_not_remove(self, count: int) -> bool:
+        """Tell whether so many more removals would be too many."""
+        limit = self._options.max_delete
+        return limit is not None and self.removed + count > limit
+
     # Hard links.
 
     def _remember_leader(self, entry: Entry, path: Parts) -> None:
@@ -352,7 +421,8 @@ class Judging:
         if old is not None and self._options.ignore_existing:
             return Verdict.SKIPPED, Change.NONE
         change = Change.LINKED
-        if old is None or not stat.S_ISREG(old.status.st_mode):
+        is_other = old is None or (old.status.st_mode ^ entry.mode) & 0o170000
+        if old is None or is_other:
             change |= Change.NEW
         else:
             change |= attributes(entry, old.status, self._options)
@@ -391,7 +461,11 @@ class Judging:
     # What the source does not have.
 
     def _note_extraneous(self, state: DirState, names: Iterator[bytes]) -> None:
+        # The root is only compared where its contents were named, as in "src/".
+        is_compared = state.above is not None or state.entry is not None
         for name in names:
+            if not is_compared:
+                continue
             path = (*state.path, name)
             if self._destination.is_backup(path):
                 continue

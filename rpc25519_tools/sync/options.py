@@ -1,5 +1,6 @@
 """What a sync shall do: the settings that both sides have to know."""
 
+import stat
 from typing import Annotated, Final
 
 import msgspec
@@ -76,6 +77,20 @@ class SyncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     fsync: bool = True
     whole_file: bool = False
     make_parents: bool = True
+
+    def takes(self, mode: int) -> bool:
+        """Tell whether things of a kind are transferred at all.
+
+        Args:
+            mode: ``st_mode``.
+        """
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return True
+        if stat.S_ISLNK(mode):
+            return self.links
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            return self.specials
+        return self.devices
 
     def check(self) -> None:
         """Refuse what makes no sense together.

@@ -27,13 +27,13 @@ class OpenPlace:
         destination: where things go.
         area: for what is unfinished; None in a dry run.
         rename: the new name of the only thing that comes; None: its own.
-        is_there: whether the destination exists; in a dry run it may not.
+        is_new: whether the destination had to be made, or in a dry run would have.
     """
 
     destination: Destination
     area: PartialArea | None
     rename: bytes | None
-    is_there: bool
+    is_new: bool
 
     def close(self) -> None:
         """Close what is open; what is unfinished was kept or dropped before."""
@@ -71,7 +71,7 @@ def open_place(
     if single and not is_slash and not _is_directory(tree, parts):
         *above, rename = parts
         parts = tuple(above)
-    here, is_there = _reach(tree, parts, options)
+    here, is_new = _reach(tree, parts, options)
     area = None
     try:
         if not options.dry_run:
@@ -81,7 +81,7 @@ def open_place(
         if area is not None:
             area.close()
         raise
-    return OpenPlace(destination, area, rename, is_there)
+    return OpenPlace(destination, area, rename, is_new)
 
 
 def open_local_place(dest: bytes, options: SyncOptions, *, single: bool) -> OpenPlace:
@@ -130,7 +130,8 @@ def _is_directory(tree: Tree, parts: Parts) -> bool:
 
 
 def _reach(tree: Tree, parts: Parts, options: SyncOptions) -> tuple[Tree, bool]:
-    """Return the tree of a directory, made where it is missing; whether it is there."""
+    """Return the tree of a directory, made where it is missing; whether it was."""
+    is_new = False
     for depth in range(1, len(parts) + 1):
         here = parts[:depth]
         above = tree.directory(here[:-1])
@@ -142,7 +143,8 @@ def _reach(tree: Tree, parts: Parts, options: SyncOptions) -> tuple[Tree, bool]:
                 text = f"writing {shown(here)!r} is not allowed"
                 raise UnsafePathError(text) from None
             if options.dry_run:
-                return tree.beneath(here[:-1]), False
+                return tree.beneath(here[:-1]), True
+            is_new = True
             try:
                 os.mkdir(here[-1], 0o777, dir_fd=above.fd)
             except FileExistsError:
@@ -156,4 +158,4 @@ def _reach(tree: Tree, parts: Parts, options: SyncOptions) -> tuple[Tree, bool]:
             raise LocalFileError(
                 f"cannot write into {display_name(shown(here))}: it is no directory"
             )
-    return tree.beneath(parts), True
+    return tree.beneath(parts), is_new

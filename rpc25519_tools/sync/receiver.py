@@ -69,7 +69,7 @@ class Receiver:
         report: whether the sender is told of every change.
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
-        is_there: whether the destination exists; in a dry run it may not.
+        is_new: whether the destination had to be made, or in a dry run would have.
         random_bytes: returns as many random bytes as it is asked for.
     """
 
@@ -83,7 +83,7 @@ class Receiver:
         report: bool,
         rename: bytes | None = None,
         privileged: bool,
-        is_there: bool = True,
+        is_new: bool = False,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._channel = channel
@@ -101,7 +101,7 @@ class Receiver:
             self._pending,
             rename=rename,
             privileged=privileged,
-            is_there=is_there,
+            is_new=is_new,
         )
         self._store = Store(
             destination, options, self._key, self._pending, self._candidates
@@ -298,6 +298,10 @@ class Receiver:
             base += len(judged.verdicts)
             for path, note in overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
+            if judged.removed:
+                self._observer.removed(judged.removed)
+                record = Removed(judged.removed)
+                await self._channel.send(RsyncStep.ACK, encode_records([record]))
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
                 if verdict is Verdict.FAILED:
@@ -438,7 +442,7 @@ class Receiver:
             self._observer.warned((), note)
             await in_worker(self._judging.end_deleting, set())
         totals = Totals(
-            deleting.count,
+            self._judging.removed,
             self._store.matched,
             self._store.literal,
             deleting.left,

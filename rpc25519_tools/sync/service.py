@@ -227,7 +227,7 @@ class ReceivingService:
                     report=True,
                     rename=place.rename,
                     privileged=self._privileged,
-                    is_there=place.is_there,
+                    is_new=place.is_new,
                 )
                 await receiver.run()
             finally:

@@ -10,7 +10,7 @@ All of this blocks.
 import heapq
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,8 +19,16 @@ from rpc25519_tools.files.jail import READ_FLAGS, file_error, is_partial_name
 from rpc25519_tools.sync.names import sorted_names
 from rpc25519_tools.sync.tree import Parts, Tree, shown, split_path, why
 
-#: The paths of ``--files-from``, taken apart; a leaf is None.
-Selection = Mapping[bytes, "Selection | None"]
+
+class Selection(dict[bytes, "Selection | None"]):
+    """The paths of ``--files-from``, taken apart; of a None all is taken.
+
+    Attributes:
+        flat: what lies in the directory itself is taken, and nothing deeper.
+    """
+
+    flat = False
+
 
 #: Names of a directory that are looked up one after the other without a list.
 _FEW: Final = 256
@@ -58,6 +66,7 @@ class SourceDir:
         places: the directories that it is made of; the first one gives its status.
         extra: single things that lie in it too, by name.
         only: which names count; None: all of them.
+        is_chosen: whether it was named, so that it counts without recursion, too.
         failed: what could not be read.
     """
 
@@ -65,6 +74,7 @@ class SourceDir:
     places: list[Place]
     extra: dict[bytes, Place] = field(default_factory=dict)
     only: Selection | None = None
+    is_chosen: bool = False
     failed: list[tuple[Parts, str]] = field(default_factory=list)
 
     def entries(self) -> Iterator[list[Found]]:
@@ -145,10 +155,14 @@ class SourceDir:
         """Return the directory that entries of the same name make together."""
         name = group[0].name
         only = None if self.only is None else self.only.get(name)
+        is_chosen = only is not None
+        if only is not None and only.flat:
+            only = None
         return SourceDir(
             path=(*self.path, name),
             places=[one.place for one in group if stat.S_ISDIR(one.status.st_mode)],
             only=only,
+            is_chosen=is_chosen,
         )
 
 
@@ -193,22 +207,40 @@ class Source:
 def selection(paths: Sequence[bytes]) -> Selection:
     """Return the paths of ``--files-from`` as a tree.
 
+    As with rsync, ``..`` leads up within the path and no further, and a slash at the
+    end means what lies in the directory.
+
     Raises:
-        UnsafePathError: a path leads up, or has an impossible component.
+        UnsafePathError: a path has an impossible component.
     """
-    top: dict[bytes, Selection | None] = {}
+    top = Selection()
     for path in paths:
+        parts = _without_dots(path)
         here = top
-        parts = split_path(path.lstrip(b"/"))
         for depth, part in enumerate(parts, 1):
-            below = here.setdefault(part, {} if depth < len(parts) else None)
-            if below is None and depth < len(parts):
+            is_leaf = depth == len(parts)
+            known = part in here
+            below = here.get(part)
+            if known and below is None:
                 break  # all of it is taken already
-            if depth < len(parts):
-                here = below  # type: ignore[assignment]  # made by us, as dicts
-            else:
+            if is_leaf and not path.endswith(b"/"):
                 here[part] = None
+                break
+            if below is None:
+                below = here[part] = Selection()
+            below.flat |= is_leaf
+            here = below
     return top
+
+
+def _without_dots(path: bytes) -> Parts:
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return split_path(b"/".join(parts), path)
 
 
 def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) -> Source:
@@ -221,29 +253,50 @@ def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) ->
     """
     top = SourceDir(path=(), places=[])
     if only is not None:
-        top.only = selection(only)
+        top.only, top.is_chosen = selection(only), True
     root = None
     single = len(paths) == 1 and only is None
+    missing: list[tuple[bytes, LocalFileError]] = []
     for path in paths:
         if not path:
             raise LocalFileError("the name of a source is empty")
         parent, name = os.path.split(path)
         if name in (b"", b".", b"..") or only is not None:
             single = False
-            tree = Tree.local(path)
+            try:
+                tree = Tree.local(path)
+            except LocalFileError as exc:
+                missing.append((path, exc))
+                continue
             top.places.append(Place(tree, ()))
-            root = os.stat(path) if root is None else root
+            if root is None and only is None:
+                root = os.stat(path)
             continue
         try:
             status = os.lstat(path)
         except OSError as exc:
-            raise file_error(exc, "read", path) from exc
+            missing.append((path, file_error(exc, "read", path)))
+            continue
         except ValueError as exc:
             raise LocalFileError(f"{shown((path,))!r} is not a possible name") from exc
         if stat.S_ISDIR(status.st_mode):
             single = False
         top.extra.setdefault(name, Place(Tree.local(parent), (name,)))
+    _settle_missing(top, missing)
     return Source(top=top, root=root, single=single)
+
+
+def _settle_missing(
+    top: SourceDir, missing: list[tuple[bytes, LocalFileError]]
+) -> None:
+    """Let the rest go through where some sources are missing.
+
+    Raises:
+        LocalFileError: all of them are.
+    """
+    if missing and not top.places and not top.extra:
+        raise missing[0][1]
+    top.failed += [((path,), str(exc)) for path, exc in missing]
 
 
 def served_source(
@@ -256,26 +309,32 @@ def served_source(
     """
     top = SourceDir(path=(), places=[])
     if only is not None:
-        top.only = selection(only)
+        top.only, top.is_chosen = selection(only), True
     root = None
     single = len(paths) == 1 and only is None
+    missing: list[tuple[bytes, LocalFileError]] = []
     for path in paths:
         parts = split_path(path)
-        *parents, name = parts or (b"",)
-        if only is not None or not parts or path.endswith((b"/", b"/.")):
-            single = False
-            tree.check(parts)
-            directory = tree.directory(parts)
-            top.places.append(Place(tree, parts))
-            root = os.stat(directory.fd) if root is None else root
-            continue
         tree.check(parts)
-        above = tree.directory(tuple(parents))
+        *parents, name = parts or (b"",)
         try:
+            if only is not None or not parts or path.endswith((b"/", b"/.")):
+                single = False
+                directory = tree.directory(parts)
+                top.places.append(Place(tree, parts))
+                if root is None and only is None:
+                    root = os.stat(".", dir_fd=directory.fd)
+                continue
+            above = tree.directory(tuple(parents))
             status = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        except LocalFileError as exc:
+            missing.append((path, exc))
+            continue
         except OSError as exc:
-            raise file_error(exc, "read", shown(parts)) from exc
+            missing.append((path, file_error(exc, "read", shown(parts))))
+            continue
         if stat.S_ISDIR(status.st_mode):
             single = False
         top.extra.setdefault(name, Place(tree, parts))
+    _settle_missing(top, missing)
     return Source(top=top, root=root, single=single)

@@ -24,7 +24,14 @@ from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.records import ROOT_NAME, Overview, Segment, pack_nanos
-from rpc25519_tools.sync.source import Found, Place, Source, SourceDir, open_source
+from rpc25519_tools.sync.source import (
+    Found,
+    Place,
+    Selection,
+    Source,
+    SourceDir,
+    open_source,
+)
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Entries of a batch; and bytes of names.
@@ -82,9 +89,7 @@ class _Links:
     def __init__(self) -> None:
         self._leaders: dict[tuple[int, int], _Leader] = {}
 
-    def leader(
-        self, status: os.stat_result, index: int, path: Parts
-    ) -> _Leader | None:
+    def leader(self, status: os.stat_result, index: int, path: Parts) -> _Leader | None:
         """Return the entry that has the file already; None if this is the first."""
         key = (status.st_dev, status.st_ino)
         known = self._leaders.get(key)
@@ -119,8 +124,14 @@ class Walk:
         self._source = source
         self._options = options
         self._rules = FilterRules(options.rules)
+        if source.top.only is not None and options.rules:
+            self._prune(source.top.only, ())
         self._start_at = start_at
         self._skipped = skipped
+        if source.top.places and not options.recursive and not source.top.is_chosen:
+            # What is in a directory is not taken without recursion.
+            source.top.places, source.root = [], None
+            skipped(())
         self._next_index = 0
         self._next_dir = 1
         self._links = _Links()
@@ -134,6 +145,17 @@ class Walk:
         #: How many regular files there are so far, and their bytes.
         self.files = 0
         self.total_bytes = 0
+
+    def _prune(self, chosen: Selection, path: Parts) -> None:
+        """Drop chosen paths that the rules exclude, and what only leads to them."""
+        for name, below in list(chosen.items()):
+            here = (*path, name)
+            wanted = self._rules.decide(b"/".join(here), is_dir=below is not None)
+            if wanted and below:
+                self._prune(below, here)
+                wanted = bool(below) or below.flat
+            if not wanted:
+                del chosen[name]
 
     def batches(self) -> Iterator[Batch]:
         """Yield all entries; the last batch says that it is the last."""
@@ -166,7 +188,7 @@ class Walk:
             count += 1
             if stat.S_ISDIR(mode):
                 below = directory.below(group)
-                if self._options.recursive or below.only is not None:
+                if self._options.recursive or below.is_chosen:
                     subdirs.append((self._next_dir, below))
                 self._next_dir += 1
             if count == BATCH_LEN or self._names_len > _NAMES_LEN:
@@ -183,25 +205,17 @@ class Walk:
 
     def _takes_part(self, directory: SourceDir, found: Found) -> bool:
         mode, options = found.status.st_mode, self._options
-        if stat.S_ISDIR(mode):
-            wanted = options.recursive or directory.only is not None
-        elif stat.S_ISREG(mode):
-            wanted = True
-        elif stat.S_ISLNK(mode):
-            wanted = options.links
-        elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-            wanted = options.specials
-        else:
-            wanted = options.devices
+        is_dir = stat.S_ISDIR(mode)
         path = (*directory.path, found.name)
-        if options.rules and not self._rules.decide(
-            b"/".join(path), is_dir=stat.S_ISDIR(mode)
-        ):
+        if options.rules and not self._rules.decide(b"/".join(path), is_dir=is_dir):
             return False
-        if not wanted:
+        if not options.takes(mode):
+            # Its name goes out all the same: nothing that has it may be deleted.
+            self._skipped(path)
+        if is_dir and not (options.recursive or directory.is_chosen):
             self._skipped(path)
             return False
-        if self._is_done(path, is_dir=stat.S_ISDIR(mode)):
+        if self._is_done(path, is_dir=is_dir):
             return False
         if stat.S_ISREG(mode) and not found.place.tree.may("read", found.place.parts):
             directory.failed.append((path, "reading it is not allowed"))
@@ -246,17 +260,17 @@ class Walk:
             self.files += 1
             self.total_bytes += size
             if self._options.checksum:
-                self._sums.append(self._sum_of(item, directory))
-            if self._options.hard_links and status.st_nlink > 1:
-                leader = self._links.leader(status, self._next_index, item.path)
-                if leader is not None:
-                    item.target = b"/".join(leader.path)
-                    overview.leaders[len(self._batch.items)] = leader.index
+                self._sums.append(self._sum_of(item))
         elif stat.S_ISLNK(mode):
             item.target = self._target_of(found, directory)
             overview.targets.append(item.target)
         elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             overview.devices.append(status.st_rdev)
+        if self._options.hard_links and status.st_nlink > 1 and not stat.S_ISDIR(mode):
+            leader = self._links.leader(status, self._next_index, item.path)
+            if leader is not None:
+                item.target = b"/".join(leader.path)
+                overview.leaders[len(self._batch.items)] = leader.index
         overview.modes.append(mode)
         overview.sizes.append(size)
         overview.seconds.append(seconds)
@@ -286,7 +300,7 @@ class Walk:
             directory.failed.append((path, why(exc, "read", path)))
             return b"."
 
-    def _sum_of(self, item: Item, directory: SourceDir) -> bytes:
+    def _sum_of(self, item: Item) -> bytes:
         """Return the sum of a file; of one that cannot be read, one of nothing."""
         try:
             fd, _ = open_source(item.place, item.path)

@@ -145,9 +145,7 @@ class LocalSync:
     async def run(self) -> None:
         self.up, self.down = channel_pair()
         source = local_source(self._sources, self._only)
-        place = open_local_place(
-            self._destination, self._options, single=source.single
-        )
+        place = open_local_place(self._destination, self._options, single=source.single)
         walk = Walk(
             source,
             self._options,
@@ -163,7 +161,7 @@ class LocalSync:
             report=True,
             rename=place.rename,
             privileged=True,
-            is_there=place.is_there,
+            is_new=place.is_new,
         )
 
         async def send() -> None:

@@ -220,10 +220,10 @@ def parse_change(line: str) -> Change | None:
         return None
     code, rest = found[1], found[2]
     target = ""
-    if code[1] == "L":
-        rest, _, target = rest.partition(" -> ")
-    elif code[0] == "h":
+    if code[0] == "h":
         rest, _, target = rest.partition(" => ")
+    elif code[1] == "L":
+        rest, _, target = rest.partition(" -> ")
     return Change(code=code, path=plain(rest), target=plain(target))
 
 
