@@ -125,6 +125,7 @@ class Overview(msgspec.Struct, array_like=True):
         devices: numbers of the device files, in order.
         failed: what could not be read: paths for people, and why.
         final: whether no more entries come.
+        skipped: what is left out since it is not wanted: the first paths of all.
     """
 
     segments: list[Segment] = []
@@ -143,6 +144,7 @@ class Overview(msgspec.Struct, array_like=True):
     devices: list[_Size] = []
     failed: list[tuple[_Path, _Text]] = []
     final: bool = False
+    skipped: list[_Path] = []
 
     @property
     def count(self) -> int:
