@@ -1,13 +1,113 @@
 """What commands that connect to a server have in common."""
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
+from ._known import known_keys_options
+from ._options import identity_options, transport_options
 from ._output import Talk
+from ._passphrase import passphrase_options, passphrase_source
+from ._psk import psk_option, warn_unprotected
 
 if TYPE_CHECKING:
-    from rpc25519_tools.config import Config
+    from rpc25519_tools.config import Address, Config, Network
     from rpc25519_tools.errors import DeadlineError
     from rpc25519_tools.rpc.client import Client
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What the command line says about connections, whoever they are to."""
+
+    wait: str
+    hostport: str
+    network: "Network"
+    press: str
+    big: bool
+    key_name: str
+    certs_dir: str
+    skip_verify: bool
+    known_keys_path: str | None
+    psk_path: str | None
+    passphrase_file: str | None
+
+    def config(self, address: "Address", talk: Talk) -> "Config":
+        """Return the settings, and warn where they protect nothing.
+
+        Raises:
+            ConfigError: one of them is not valid.
+        """
+        from rpc25519_tools.config import Config, parse_address, parse_duration
+        from rpc25519_tools.errors import ConfigError
+        from rpc25519_tools.wire.codecs import codec_from_name
+
+        codec_from_name(self.press)
+        wait_s = parse_duration(self.wait)
+        if not wait_s:
+            raise ConfigError("-wait must be above zero")
+        local = parse_address(self.hostport, default_port=0)
+        config = Config(
+            address=address,
+            network=self.network,
+            key_name=self.key_name,
+            certs_dir=self.certs_dir,
+            passphrase=passphrase_source(self.passphrase_file),
+            verify_peer=not self.skip_verify,
+            known_keys_path=self.known_keys_path,
+            pre_shared_key_path=self.psk_path,
+            compression="none" if self.big else self.press,
+            connect_timeout_s=wait_s,
+            call_timeout_s=wait_s,
+            local_address=local if local.host or local.port else None,
+        )
+        warn_unprotected(
+            config,
+            talk,
+            plain="plain TCP: nothing is protected, and the server is not checked",
+            skip="-skip-verify: the server is not checked; it can be anybody",
+        )
+        return config
+
+
+def connection_options(command: _F) -> _F:
+    """Add how to connect; the command gets Connection as ``connection``."""
+    fields = Connection.__dataclass_fields__
+
+    @functools.wraps(command)
+    def with_connection(*args: Any, **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(name) for name in fields}
+        return command(*args, connection=Connection(**values), **kwargs)
+
+    options: Any = with_connection
+    for decorate in (
+        passphrase_options,
+        psk_option,
+        known_keys_options("known_server_keys"),
+        identity_options("client"),
+        transport_options,
+        click.option(
+            "--hostport",
+            default=":0",
+            show_default=True,
+            metavar="HOST:PORT",
+            help="Dial from this local address.",
+        ),
+        click.option(
+            "--wait",
+            default="10s",
+            show_default=True,
+            metavar="DURATION",
+            help="Limit for connecting, and for each echo call.",
+        ),
+    ):
+        options = decorate(options)
+    return options  # type: ignore[no-any-return]  # as functools.wraps made it
 
 
 def describe_connection(client: "Client", talk: Talk) -> None:

@@ -101,6 +101,8 @@ class GoStyleCommand(InterruptibleCommand):
 
     #: Whether everything from the first word on is somebody else's to read.
     takes_words = False
+    #: Whether ``-rp``, where it is no option, means ``-r -p``.
+    joins_letters = False
 
     def __init__(
         self,
@@ -115,7 +117,11 @@ class GoStyleCommand(InterruptibleCommand):
         """Rewrite the arguments into click's spelling, then parse them."""
         try:
             words = go_to_click(
-                self.get_params(ctx), args, ctx=ctx, until_word=self.takes_words
+                self.get_params(ctx),
+                args,
+                ctx=ctx,
+                until_word=self.takes_words,
+                joins=self.joins_letters,
             )
             return super().parse_args(ctx, words)
         except click.UsageError as exc:
@@ -139,6 +145,12 @@ class GoStyleCommand(InterruptibleCommand):
             return params
         taken = {opt for param in params for opt in _spellings(param)}
         return [_with_single_dashes(param, taken) for param in params]
+
+
+class CopyingCommand(GoStyleCommand):
+    """One whose short letters can be joined, as rsync's and scp's users do."""
+
+    joins_letters = True
 
 
 class OneLineGroup(InterruptibleCommand, click.Group):
@@ -221,9 +233,14 @@ class _Rewriter:
     """Walks over the arguments once and collects click's spelling of them."""
 
     def __init__(
-        self, params: Sequence[click.Parameter], ctx: click.Context | None
+        self,
+        params: Sequence[click.Parameter],
+        ctx: click.Context | None,
+        *,
+        joins: bool = False,
     ) -> None:
         self._ctx = ctx
+        self._joins = joins
         self._known: dict[str, _Known] = {}
         for param in params:
             if isinstance(param, click.Option):
@@ -254,7 +271,8 @@ class _Rewriter:
             name, equals, text = word.lstrip("-").partition("=")
             known = self._known.get(name) if not word.startswith("---") else None
             if known is None:
-                self._unknown(word)
+                if not (self._joins and self._letters(word)):
+                    self._unknown(word)
                 continue
             value = text if equals else None
             if known.is_switch:
@@ -268,6 +286,16 @@ class _Rewriter:
                 option.name for option, _ in self._result if option is not None
             ]
         return [word for _, words in self._result for word in words]
+
+    def _letters(self, word: str) -> bool:
+        """Take ``-rp`` as ``-r -p``; tell whether it is that."""
+        letters = [self._known.get(letter) for letter in word[1:]]
+        if word.startswith("--") or not all(one and one.is_switch for one in letters):
+            return False
+        for one in letters:
+            assert one is not None
+            self._switch(one, None)
+        return True
 
     def _unknown(self, word: str) -> None:
         if self._ctx is not None and self._ctx.resilient_parsing:
@@ -336,6 +364,7 @@ def go_to_click(
     *,
     ctx: click.Context | None = None,
     until_word: bool = False,
+    joins: bool = False,
 ) -> list[str]:
     """Rewrite arguments in any of Go's spellings into click's.
 
@@ -347,12 +376,13 @@ def go_to_click(
         args: the words of the command line.
         ctx: for error messages; while completing, unknown options are dropped.
         until_word: leave everything from the first word on as it is.
+        joins: take ``-rp`` as ``-r -p`` where all are known letters without a value.
 
     Raises:
         click.UsageError: an unknown option, or a boolean that is neither true nor
             false.
     """
-    return _Rewriter(params, ctx).rewrite(args, until_word=until_word)
+    return _Rewriter(params, ctx, joins=joins).rewrite(args, until_word=until_word)
 
 
 def _looks_like_option(word: str) -> bool:

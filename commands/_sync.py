@@ -64,7 +64,7 @@ _RULES: Final = (
 )
 
 
-class RateType(click.ParamType):
+class RateType(click.ParamType[Any]):
     """A rate in KiB a second, or with a suffix: ``1.5m``, ``500K``, ``2G``."""
 
     name = "rate"
@@ -103,7 +103,7 @@ def parse_rate(text: str) -> int | None:
     return max(int(rate), 1) if rate else 0
 
 
-class PathsType(click.ParamType):
+class PathsType(click.ParamType[str]):
     """A path that a shell completes as a file's name."""
 
     name = "path"
@@ -127,7 +127,9 @@ class SyncChoices:
         values: of the options, by field; of an attribute None where it was not given.
         rules: the option and value of each rule, in their order.
         dest: where it goes; None for the default.
-        new_name: whether a directory too may get the destination as its new name.
+        as_copy: whether it goes by the rules of scp: a slash behind a directory's name
+            means nothing; its new name is the destination, if that is not there yet;
+            and links are followed that are named themselves.
     """
 
     direction: Direction
@@ -135,7 +137,7 @@ class SyncChoices:
     values: Mapping[str, Any]
     rules: tuple[tuple[str, str], ...] = ()
     dest: str | None = None
-    new_name: bool = False
+    as_copy: bool = False
 
     @property
     def dry_run(self) -> bool:
@@ -348,12 +350,36 @@ def sync_options(command: _F) -> _F:
         )
         return command(*args, sync=sync, **kwargs)
 
-    decorated: Any = with_sync
-    for option in reversed((*_PATHS, *_OPTIONS)):
-        # As click.option does it, with an option that is made already.
-        decorated.__dict__.setdefault("__click_params__", []).append(option)
+    _add_options(with_sync, (*_PATHS, *_OPTIONS))
     arguments = click.argument("paths", nargs=-1, type=PathsType())
-    return arguments(decorated)  # type: ignore[no-any-return]  # the same to its caller
+    return arguments(with_sync)  # type: ignore[return-value]  # the same to its caller
+
+
+def some_sync_options(*names: str) -> Callable[[_F], _F]:
+    """Add some of the same options; the command gets their dict as ``sync_values``."""
+
+    def decorate(command: _F) -> _F:
+        @functools.wraps(command)
+        def with_some(*args: Any, **kwargs: Any) -> Any:
+            values = {name: kwargs.pop(name) for name in names}
+            return command(*args, sync_values=values, **kwargs)
+
+        _add_options(with_some, [one for one in _OPTIONS if one.name in names])
+        return with_some  # type: ignore[return-value]  # the same to its caller
+
+    return decorate
+
+
+def default_values() -> dict[str, Any]:
+    """Return what the options are if none is given, by field."""
+    nothing = click.Command("nothing", params=list(_OPTIONS), add_help_option=False)
+    return nothing.make_context("nothing", []).params
+
+
+def _add_options(command: Any, options: Sequence[click.Option]) -> None:
+    """Do what click.option does, with options that are made already."""
+    params = command.__dict__.setdefault("__click_params__", [])
+    params.extend(reversed(options))
 
 
 def _refuse_alone(

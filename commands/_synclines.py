@@ -51,7 +51,7 @@ def full_path(subject: Subject) -> bytes:
     return path
 
 
-def change_line(subject: Subject, change: Change, *, sending: bool) -> str:
+def change_line(subject: Subject, change: int, *, sending: bool) -> str:
     """Return rsync's line for a change."""
     line = f"{itemized(change, subject.mode, sending=sending)} "
     line += path_text(full_path(subject))
@@ -62,7 +62,7 @@ def change_line(subject: Subject, change: Change, *, sending: bool) -> str:
     return line
 
 
-def change_object(subject: Subject, change: Change, *, sending: bool) -> dict[str, Any]:
+def change_object(subject: Subject, change: int, *, sending: bool) -> dict[str, Any]:
     """Return the same for JSON."""
     fields: dict[str, Any] = {
         "change": itemized(change, subject.mode, sending=sending),
@@ -117,7 +117,9 @@ def _note_line(path: bytes, note: str) -> str:
     """Put a path before what is said about it, where it does not name it itself."""
     shown = path_text(path)
     note = printable(note)
-    return note if shown in note or not shown else f"{shown}: {note}"
+    if not shown or f"'{shown}'" in note or f'"{shown}"' in note:
+        return note
+    return f"{shown}: {note}"
 
 
 class SyncLines(Silence):
@@ -175,7 +177,7 @@ class SyncLines(Silence):
             self._bar.found(files, final=final)
 
     def judged(
-        self, subject: Subject, verdict: Verdict, change: Change, note: str
+        self, subject: Subject, verdict: Verdict, change: int, note: str
     ) -> None:
         """Count and print a change."""
         if verdict in (Verdict.EQUAL, Verdict.SKIPPED, Verdict.FAILED):
@@ -196,7 +198,7 @@ class SyncLines(Silence):
         if self._itemize:
             self._print_change(subject, change)
 
-    def _print_change(self, subject: Subject, change: Change) -> None:
+    def _print_change(self, subject: Subject, change: int) -> None:
         if self._as_json:
             import json
 

@@ -1,7 +1,8 @@
 """Run a sync: connect as often as it takes, print what happens, tell how it ended."""
 
 import os
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from rpc25519_tools.sync.records import Totals
 
     from ._synclines import Figures, SyncLines
+
+#: What a copy says of everything that it leaves out.
+_NEEDS_R: Final = "no regular file (directories need -r)"
 
 
 def run_sync(
@@ -56,6 +60,15 @@ def run_sync(
     run_to_end(talk.prog, job.run)
 
 
+def _no_directory(path: str, *, on_server: bool) -> Exception:
+    from rpc25519_tools.errors import LocalFileError, TransferError
+
+    text = f"{path} is no directory, into which several things could go"
+    return (
+        TransferError(f"{text} (on the server)") if on_server else LocalFileError(text)
+    )
+
+
 class _Job:
     """One sync, over its connections."""
 
@@ -77,6 +90,7 @@ class _Job:
         self._as_json = as_json
         self._verbose = verbose
         self._clients: list[Client] = []
+        self._spare: Client | None = None
         self._lines: SyncLines | None = None
         self.identity: LoadedIdentity | None = None
 
@@ -105,6 +119,8 @@ class _Job:
             )
             self._lines = lines
             try:
+                if self._choices.as_copy:
+                    await self._settle_names()
                 totals = await self._sync(lines)
             except DeadlineError as exc:
                 if not self._clients or self._clients[-1].has_heard:
@@ -132,6 +148,7 @@ class _Job:
             retry_for_s=self._retry_for_s,
             bandwidth=choices.values["bwlimit"],
             compress=self._config.compression != "none",
+            follow=choices.as_copy,
             on_retry=self._on_retry,
         )
         default = "" if choices.direction == "push" else "."
@@ -150,6 +167,9 @@ class _Job:
     async def _connect(self) -> "Client":
         from rpc25519_tools.rpc.client import Client
 
+        if self._spare is not None:
+            client, self._spare = self._spare, None
+            return client
         client = await Client.connect(self._config, self.identity)
         if not self._clients:
             codec_in_use(client, self._config.compression, self._talk)
@@ -157,6 +177,51 @@ class _Job:
                 describe_connection(client, self._talk)
         self._clients.append(client)
         return client
+
+    async def _settle_names(self) -> None:
+        """Find out what names of a copy mean: that depends on what is there.
+
+        Raises:
+            TransferError, LocalFileError: several things are to go into what is no
+                directory.
+        """
+        from rpc25519_tools.files.workers import in_worker
+
+        choices = self._choices
+        paths = [path.rstrip("/") or (path and "/") for path in choices.paths]
+        dest = choices.dest or "."
+        sending = choices.direction == "push"
+        recursive = bool(choices.values["recursive"])
+        alone = len(paths) == 1
+        if not sending:
+            is_new = not await in_worker(os.path.isdir, dest)
+        elif not alone or (recursive and await in_worker(os.path.isdir, paths[0])):
+            is_new = not await self._is_directory(dest)
+        else:
+            is_new = False
+        if is_new and not alone:
+            raise _no_directory(dest, on_server=sending)
+        if is_new and (sending or await self._is_directory(paths[0])):
+            if not recursive:
+                raise PartlyDoneError(f"{paths[0]}: {_NEEDS_R}")
+            paths[0] = f"{paths[0]}/"
+        self._choices = replace(choices, paths=tuple(paths))
+
+    async def _is_directory(self, path: str) -> bool:
+        """Ask the server about a path, over a connection that is then used on."""
+        from rpc25519_tools.sync.client import is_remote_directory
+
+        client = await self._connect()
+        try:
+            answer = await is_remote_directory(
+                client, os.fsencode(path), self._choices.direction
+            )
+        except BaseException:
+            client.transport.abort()
+            await client.aclose()
+            raise
+        self._spare = client
+        return answer
 
     def _on_retry(self, exc: Exception, wait_s: float) -> None:
         assert self._lines is not None
@@ -173,6 +238,7 @@ class _Job:
             if choices.values["stats"]:
                 click.echo("\n".join(figures.block()))
             talk.say(figures.summary(self._names()))
+        self._tell_left_out(lines)
         for line in lines.failures.lines():
             click.echo(f"{talk.prog}: {line}", err=True)
         if count := lines.failures.count:
@@ -183,6 +249,18 @@ class _Job:
                 f"--max-delete {choices.values['max_delete']}: {undeleted} more "
                 "were to be deleted"
             )
+
+    def _tell_left_out(self, lines: "SyncLines") -> None:
+        """Tell what was not wanted: of a copy it is a failure, as with scp."""
+        left_out = lines.left_out
+        if self._choices.as_copy:
+            for path, _ in left_out.first:
+                name = path or os.fsencode(self._choices.paths[0])
+                lines.failures.add(name, _NEEDS_R)
+            lines.failures.count += left_out.count - len(left_out.first)
+        elif left_out.count:
+            some = "1 thing was" if left_out.count == 1 else f"{left_out.count} were"
+            self._talk.say(f"{some} left out, being of a kind that was not asked for")
 
     def _names(self) -> str:
         paths = self._choices.paths

@@ -5,27 +5,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._client import describe_connection, unheard
+from ._client import (
+    Connection,
+    connection_options,
+    describe_connection,
+    unheard,
+)
 from ._errors import reporting_errors
-from ._gostyle import GoStyleCommand
+from ._gostyle import CopyingCommand
 from ._identity import open_identity
-from ._known import check_known_keys, known_keys_options
+from ._known import check_known_keys
 from ._options import (
     NamedPath,
-    identity_options,
-    transport_options,
     verbosity_options,
     version_option,
 )
 from ._output import Talk, printable
-from ._passphrase import passphrase_options, passphrase_source
-from ._psk import codec_in_use, psk_option, warn_unprotected
+from ._psk import codec_in_use
 from ._startup import begin_imports, end_imports, limit_heaps
 from ._sync import SyncChoices, sync_options
 from ._syncrun import run_sync
 
 if TYPE_CHECKING:
-    from rpc25519_tools.config import Config, Network
+    from rpc25519_tools.config import Config
     from rpc25519_tools.files.parts import TransferSummary
     from rpc25519_tools.rpc.client import Client
 
@@ -46,13 +48,12 @@ class _Job:
     to: str | None
     clobber: bool
     calls: int
-    wait_s: float
     codec: str
     json: bool
     verbose: bool
 
 
-@click.command("cli", cls=GoStyleCommand)
+@click.command("cli", cls=CopyingCommand)
 @click.option(
     "-s",
     "address",
@@ -100,26 +101,8 @@ class _Job:
     metavar="N",
     help="How many echo calls to make, where no file is moved.",
 )
-@click.option(
-    "--wait",
-    default="10s",
-    show_default=True,
-    metavar="DURATION",
-    help="Limit for connecting, and for each echo call.",
-)
-@click.option(
-    "--hostport",
-    default=":0",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Dial from this local address.",
-)
 @sync_options
-@transport_options
-@identity_options("client")
-@known_keys_options("known_server_keys")
-@psk_option
-@passphrase_options
+@connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @verbosity_options
 @version_option
@@ -132,18 +115,8 @@ def cli(
     echofile: str | None,
     no_clobber: bool,
     calls: int,
-    wait: str,
-    hostport: str,
     sync: SyncChoices | None,
-    network: "Network",
-    press: str,
-    big: bool,
-    key_name: str,
-    certs_dir: str,
-    skip_verify: bool,
-    known_keys_path: str | None,
-    psk_path: str | None,
-    passphrase_file: str | None,
+    connection: Connection,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -155,40 +128,28 @@ def cli(
     """
     begin_imports()
     with reporting_errors("cli"):
-        from rpc25519_tools.config import Config, parse_address, parse_duration
-        from rpc25519_tools.errors import ConfigError
+        from rpc25519_tools.config import parse_address
         from rpc25519_tools.files.jail import split_remote_name
-        from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="cli", quiet=quiet)
-        _check_combination(download, sendfile, echofile, out, to, passphrase_file, sync)
+        _check_combination(
+            download,
+            sendfile,
+            echofile,
+            out,
+            to,
+            connection.passphrase_file,
+            sync,
+        )
         moves_file = (download, sendfile, echofile) != (None, None, None)
         if sync is not None:
             sync = replace(sync, dest=to if sync.direction == "push" else out)
             sync.check(alone=not moves_file, calls=calls, no_clobber=no_clobber)
         else:
             _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
-        codec_from_name(press)
         if to is not None and sync is None:
             split_remote_name(to)
-        wait_s = parse_duration(wait)
-        if not wait_s:
-            raise ConfigError("-wait must be above zero")
-        local = parse_address(hostport, default_port=0)
-        config = Config(
-            address=parse_address(address),
-            network=network,
-            key_name=key_name,
-            certs_dir=certs_dir,
-            passphrase=passphrase_source(passphrase_file),
-            verify_peer=not skip_verify,
-            known_keys_path=known_keys_path,
-            pre_shared_key_path=psk_path,
-            compression="none" if big else press,
-            connect_timeout_s=wait_s,
-            call_timeout_s=wait_s,
-            local_address=local if local.host or local.port else None,
-        )
+        config = connection.config(parse_address(address), talk)
         job = _Job(
             download=download,
             sendfile=sendfile,
@@ -197,16 +158,9 @@ def cli(
             to=to,
             clobber=not no_clobber,
             calls=calls,
-            wait_s=wait_s,
             codec=config.compression,
             json=as_json,
             verbose=verbose,
-        )
-        warn_unprotected(
-            config,
-            talk,
-            plain="plain TCP: nothing is protected, and the server is not checked",
-            skip="-skip-verify: the server is not checked; it can be anybody",
         )
         if sync is not None:
             run_sync(config, sync, talk, as_json=as_json, verbose=verbose)

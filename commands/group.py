@@ -12,6 +12,7 @@ from ._options import version_option
 _TOOLS = {
     "cli": ("cli", "Download, upload or echo a file, or make echo calls."),
     "completion": ("completion", "Print the completion script for a shell."),
+    "cp": ("cp", "Copy files to or from a server."),
     "known": ("known", "List, approve and deny the keys of known peers."),
     "samesame": ("samesame", "Be server and client at the same time."),
     "selfy": ("selfy", "Make, show, verify and renew keys and certificates."),

@@ -32,6 +32,11 @@ VERSION: Final = 1
 SYNC_SERVICE: Final = "rpc25519.sync"
 OFFER_SERVICE: Final = "rpc25519.sync.offer"
 
+#: Arguments of the second: which way a path would go, and in the answer what it is.
+ARG_DIRECTION: Final = "direction"
+ARG_KIND: Final = "kind"
+KIND_DIRECTORY: Final = "directory"
+
 #: Entries in one message.
 MAX_BATCH: Final = 8192
 #: Bytes that one message unpacks to.

@@ -8,7 +8,11 @@ refuses it at once, where a Go server would leave an rsync call unanswered.
 import contextlib
 from typing import Final
 
-from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
+from rpc25519_tools.errors import (
+    IncompleteTransferError,
+    LocalFileError,
+    UnsafePathError,
+)
 from rpc25519_tools.files.descriptors import OpenFiles, open_files
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.record import TransferLog, TransferRecord
@@ -24,6 +28,9 @@ from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.places import OpenPlace, open_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
+    ARG_DIRECTION,
+    ARG_KIND,
+    KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
     Overview,
@@ -36,6 +43,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import Source, served_source
 from rpc25519_tools.sync.tree import KEPT_DIRS, Parts, Permit, Tree, split_path
 from rpc25519_tools.sync.walk import Walk
+from rpc25519_tools.wire.message import NO_ARGS
 
 #: Argument of a pull's first part: the source is one thing that is no directory.
 ARG_SINGLE: Final = "single"
@@ -71,17 +79,48 @@ def add_sync_services(
         )
         registry.add_rsync(CallKind.RSYNC_SEND, SYNC_SERVICE, receiving)
     if read_root is not None or write_root is not None:
-        registry.add_call(OFFER_SERVICE, Offer())
+        registry.add_call(OFFER_SERVICE, Offer(read_root, write_root))
 
 
 class Offer:
-    """Tells that there are syncs; whoever may connect may know."""
+    """Tells that there are syncs, which whoever may connect may know.
 
+    To one who may use a path it also tells whether that is a directory. Copies need to
+    know before they begin: what they mean must not change when they are tried again.
+
+    Args:
+        read_root: what clients may pull from.
+        write_root: what they may push to.
+    """
+
+    #: Rights are looked up here.
     checks_access: Final = True
+
+    def __init__(self, read_root: Root | None, write_root: Root | None) -> None:
+        self._roots = {"pull": read_root, "push": write_root}
 
     async def __call__(self, context: CallContext) -> Reply:
         """Answer."""
-        return Reply()
+        direction = context.header.args.get(ARG_DIRECTION, "")
+        root = self._roots.get(direction)
+        if root is None:
+            return Reply()  # the sync itself will be refused
+        path = split_path(bytes(context.payload))
+        target = b"/".join(path).decode("utf-8", "surrogateescape")
+        right: Right = "write" if direction == "push" else "read"
+        if right == "write" or not context.may("list", f"/{target}"):
+            context.require(right, f"/{target}")
+        tree = Tree.served(root, _permit(context))
+        is_there = await in_worker(_is_directory, tree, path)
+        return Reply(args={ARG_KIND: KIND_DIRECTORY} if is_there else NO_ARGS)
+
+
+def _is_directory(tree: Tree, path: Parts) -> bool:
+    try:
+        tree.directory(path)
+    except LocalFileError:
+        return False
+    return True
 
 
 class _Counting(Silence):
