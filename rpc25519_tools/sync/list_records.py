@@ -178,7 +178,7 @@ class EntryReader:
             raise DecodeError(f"a part of a listing has over {MAX_PART_LEN} bytes")
         try:
             records = _decoder.decode(payload)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
             raise DecodeError(f"a listing is malformed: {exc}") from exc
         for record in records:
             yield self._entry(record)

@@ -9,13 +9,15 @@ Who may list a directory is told the names in it, but not of entries that it may
 list themselves.
 """
 
+import asyncio
 import contextlib
 import grp
 import pwd
 import stat
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from rpc25519_tools.errors import (
     IncompleteTransferError,
@@ -36,7 +38,7 @@ from rpc25519_tools.files.jail import (
 from rpc25519_tools.files.parts import naming_service, parse_size, within
 from rpc25519_tools.files.record import TransferLog, TransferRecord
 from rpc25519_tools.files.sorted_names import NameSpool
-from rpc25519_tools.files.workers import in_worker, open_in_worker
+from rpc25519_tools.files.workers import finished, in_worker, open_in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
@@ -67,6 +69,11 @@ _DEEP: Final = 16
 #: Names of owners and groups that are remembered.
 _MOST_OWNERS: Final = 4096
 _INT64_END: Final = 1 << 63
+#: A client gives up when nothing comes for 30 s (Config.stall_timeout_s). A directory
+#: of millions, or a slow disk, can take longer.
+_SIGN_OF_LIFE_S: Final = 5.0
+
+T = TypeVar("T")
 
 
 async def list_remote(
@@ -166,6 +173,7 @@ class _Sender:
         self._record = record
         self._entries: list[ListEntry] = []
         self._len = 0
+        self._sent_s = time.monotonic()
         self.count = 0
 
     async def begin(self) -> None:
@@ -181,6 +189,31 @@ class _Sender:
             await self._send()
             await self._out.turn.next()
 
+    async def wait_for(self, step: Coroutine[Any, Any, T]) -> T:
+        """Wait for something; send signs of life meanwhile.
+
+        Raises:
+            Exception: whatever the step raises.
+            ConnectionLostError: the connection is over.
+        """
+        task = asyncio.ensure_future(step)
+        try:
+            while not task.done():
+                silent_s = time.monotonic() - self._sent_s
+                await asyncio.wait([task], timeout=_SIGN_OF_LIFE_S - silent_s)
+                await self.look_alive()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await finished(task)
+
+    async def look_alive(self) -> None:
+        """Send what there is, be it nothing, if nothing was sent for long."""
+        if time.monotonic() - self._sent_s >= _SIGN_OF_LIFE_S:
+            await self._send()
+            await self._out.turn.next()
+
     async def end(self) -> None:
         """Send the rest."""
         await self._send(last=True)
@@ -193,6 +226,7 @@ class _Sender:
         self._record.size_bytes += len(payload)
         self._out.turn.hold(len(payload))
         await self._out.send(payload, last=last)
+        self._sent_s = time.monotonic()
 
 
 class _Level:
@@ -236,7 +270,9 @@ class _Walk:
             ConnectionLostError: the connection is over.
         """
         if parts:
-            found = await in_worker(find, self._root, parts, path)
+            found = await self._sender.wait_for(
+                in_worker(find, self._root, parts, path)
+            )
             mode = found.status.st_mode
             if not stat.S_ISDIR(mode):
                 if path.endswith("/"):
@@ -251,8 +287,8 @@ class _Walk:
         while self._levels:
             level = self._levels[-1]
             if not level.pending:
-                batch = await in_worker(self._look, level.directory, self._batch_len)
-                level.pending.extend(batch)
+                look = in_worker(self._look, level.directory, self._batch_len)
+                level.pending.extend(await self._sender.wait_for(look))
             if level.pending:
                 await self._take(level.directory.parts, level.pending.popleft())
             else:
@@ -282,7 +318,8 @@ class _Walk:
                 directory.close()
                 raise
 
-        return await open_in_worker(step, lambda level: level.directory.close())
+        opening = open_in_worker(step, lambda level: level.directory.close())
+        return await self._sender.wait_for(opening)
 
     async def _take(self, parents: tuple[bytes, ...], found: Found) -> None:
         """Send one entry, and go into it where that is wanted."""

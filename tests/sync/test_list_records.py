@@ -168,6 +168,7 @@ BAD: dict[str, bytes] = {
     "time as float": with_field(4, 1.5),
     "uid too large": with_field(5, 1 << 32),
     "gid below zero": with_field(6, -1),
+    "owner not UTF-8": with_field(7, "oo").replace(b"oo", b"o\xff"),
     "long owner": with_field(7, "o" * 257),
     "long group": with_field(8, "g" * 257),
     "nlink below zero": with_field(9, -1),

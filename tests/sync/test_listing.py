@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from rpc25519_tools.errors import (
     RemoteCallError,
 )
 from rpc25519_tools.files.descriptors import OpenFiles
+from rpc25519_tools.files.directory import Directory, Found
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.record import TransferRecord
 from rpc25519_tools.identity.access import AccessPolicy
@@ -30,7 +32,7 @@ from rpc25519_tools.sync import listing
 from rpc25519_tools.sync.list_records import LIST_SERVICE, ListEntry
 from rpc25519_tools.sync.listing import ListService, list_remote
 from rpc25519_tools.wire.message import CallType, Header, Message
-from tests.helpers import until
+from tests.helpers import PATIENCE_S, until
 from tests.rpc.memory import MemoryNetwork
 from tests.rpc.nets import Net, raw_server
 
@@ -282,6 +284,54 @@ async def test_a_server_without_listings_is_told_apart(memory: Net) -> None:
     async with memory.pair(Registry()) as (_, client):
         with pytest.raises(NoSuchServiceError, match=r"listings .*-serve"):
             await listed(client)
+
+
+async def test_a_slow_disk_is_not_taken_for_a_dead_server(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs, enough = [], threading.Event()
+    send, look = listing._Sender._send, Directory.next_batch
+
+    async def counted(self: listing._Sender, *, last: bool = False) -> None:
+        await send(self, last=last)
+        signs.append(last)
+        if len(signs) >= 3:
+            enough.set()
+
+    def slow(self: Directory, limit: int) -> list[Found]:
+        assert enough.wait(PATIENCE_S)
+        return look(self, limit)
+
+    monkeypatch.setattr(listing, "_SIGN_OF_LIFE_S", 0.01)
+    monkeypatch.setattr(listing._Sender, "_send", counted)
+    monkeypatch.setattr(Directory, "next_batch", slow)
+    async with served.client() as client:
+        assert paths(await listed(client, "b")) == ["deep", "x"]
+    assert len(signs) > 3
+
+
+async def test_a_listing_that_is_given_up_leaves_no_thread_behind(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    look = Directory.next_batch
+
+    def slow(self: Directory, limit: int) -> list[Found]:
+        began.set()
+        assert go_on.wait(PATIENCE_S)
+        return look(self, limit)
+
+    monkeypatch.setattr(Directory, "next_batch", slow)
+    async with served.client() as client:
+        task = asyncio.create_task(listed(client, "b"))
+        await until(began.is_set)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert served.records == []
+        go_on.set()
+        await until(lambda: served.records, what="the end of the listing")
+    assert served.records[0].failure is not None
 
 
 # A hostile server.
