@@ -1,7 +1,7 @@
 """Options of ``cli -push`` and ``cli -pull``; the command gets them as one object."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -27,7 +27,7 @@ STREAM: Final = "-"
 #: What is taken over from the source: the option's field, its short letter, and help.
 #: Each can be switched off with --no-.
 _ATTRIBUTES: Final = (
-    ("recursive", "-r", "What is in directories too (default)."),
+    ("recursive", "-r", "What is in directories too (default; with -ls: list it)."),
     ("links", "", "Symbolic links, as links (default)."),
     ("perms", "-p", "Permission bits (default)."),
     ("times", "-t", "Times of change, to the nanosecond (default)."),
@@ -234,6 +234,7 @@ class SyncChoices:
             backup_dir=None if backup_dir is None else os.fsencode(backup_dir),
             rules=rules,
             fsync=self.values["fsync"],
+            bandwidth=self.values["bwlimit"],
         )
         options.check()
         return options
@@ -322,7 +323,7 @@ def sync_options(command: _F) -> _F:
     """Add ``-push``, ``-pull`` and their options.
 
     The command gets SyncChoices as ``sync``, or None, and the destination has to be
-    put into it.
+    put into it; and ``recursive``, if there is another use for that option.
     """
 
     @functools.wraps(command)
@@ -339,8 +340,9 @@ def sync_options(command: _F) -> _F:
         if push and pull:
             raise click.UsageError("give only one of -push and -pull")
         if not push and not pull:
-            _refuse_alone(context, paths, names)
-            return command(*args, sync=None, **kwargs)
+            _refuse_alone(context, paths, {*names} - {"recursive"})
+            recursive = bool(values["recursive"])
+            return command(*args, sync=None, recursive=recursive, **kwargs)
         given = [path for path in push or pull if path != _NO_PATH]
         sync = SyncChoices(
             direction="push" if push else "pull",
@@ -348,7 +350,7 @@ def sync_options(command: _F) -> _F:
             values=values,
             rules=tuple(_rules_in_order(context, values)),
         )
-        return command(*args, sync=sync, **kwargs)
+        return command(*args, sync=sync, recursive=False, **kwargs)
 
     _add_options(with_sync, (*_PATHS, *_OPTIONS))
     arguments = click.argument("paths", nargs=-1, type=PathsType())
@@ -383,7 +385,7 @@ def _add_options(command: Any, options: Sequence[click.Option]) -> None:
 
 
 def _refuse_alone(
-    context: click.Context, paths: Sequence[str], names: Sequence[str | None]
+    context: click.Context, paths: Sequence[str], names: Collection[str | None]
 ) -> None:
     """Refuse paths and options that only a sync goes by."""
     if paths:
@@ -424,6 +426,8 @@ def _make_options() -> tuple[click.Option, ...]:
         words = [f"{long}/--no-{field}"]
         if short:
             words.insert(0, short)
+        if field == "recursive":
+            words.insert(1, "-R")
         made.append(click.Option(words, default=None, help=text))
     for field, short, text in _SWITCHES:
         words = [short, _spelled(field)] if short else [_spelled(field)]

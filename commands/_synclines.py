@@ -12,7 +12,7 @@ from rpc25519_tools.sync.itemize import Change, itemized
 from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.records import Totals, Verdict
 
-from ._output import Talk, human_bytes, printable
+from ._output import Talk, human_bytes, path_text, printable, text_fields
 
 if TYPE_CHECKING:
     from rpc25519_tools.sync.tree import Parts
@@ -25,22 +25,6 @@ MAX_LINES: Final = 100
 _MAX_REMEMBERED: Final = 100_000
 #: Lines that are printed together.
 _AT_ONCE: Final = 256
-
-
-def path_text(path: bytes) -> str:
-    """Return a path for people: printable, and one line."""
-    return printable(path.decode("utf-8", "surrogateescape"))
-
-
-def path_fields(name: str, path: bytes) -> dict[str, str]:
-    """Return a path for JSON; one that is no UTF-8 also in full, as base64."""
-    import base64
-
-    try:
-        return {name: path.decode()}
-    except UnicodeDecodeError:
-        encoded = base64.b64encode(path).decode("ascii")
-        return {name: path_text(path), f"{name}_base64": encoded}
 
 
 def full_path(subject: Subject) -> bytes:
@@ -66,12 +50,12 @@ def change_object(subject: Subject, change: int, *, sending: bool) -> dict[str, 
     """Return the same for JSON."""
     fields: dict[str, Any] = {
         "change": itemized(change, subject.mode, sending=sending),
-        **path_fields("path", full_path(subject)),
+        **text_fields("path", full_path(subject)),
         "size_bytes": subject.size,
     }
     if subject.target:
         name = "link_of" if change & Change.LINKED else "target"
-        fields.update(path_fields(name, subject.target))
+        fields.update(text_fields(name, subject.target))
     return fields
 
 
@@ -108,7 +92,7 @@ class Listed:
     def objects(self) -> list[dict[str, str]]:
         """Return the first ones for JSON."""
         return [
-            {**path_fields("path", path), "reason": printable(note)}
+            {**text_fields("path", path), "reason": printable(note)}
             for path, note in self.first
         ]
 
@@ -246,7 +230,7 @@ class SyncLines(Silence):
             if self._as_json:
                 import json
 
-                fields = {"change": "*deleting", **path_fields("path", path)}
+                fields = {"change": "*deleting", **text_fields("path", path)}
                 self._print(json.dumps(fields))
             else:
                 self._print(f"*deleting   {path_text(path)}")

@@ -146,7 +146,6 @@ class _Job:
         choices = self._choices
         settings = SyncSettings(
             retry_for_s=self._retry_for_s,
-            bandwidth=choices.values["bwlimit"],
             compress=self._config.compression != "none",
             follow=choices.as_copy,
             on_retry=self._on_retry,

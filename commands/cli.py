@@ -15,6 +15,7 @@ from ._errors import reporting_errors
 from ._gostyle import CopyingCommand
 from ._identity import open_identity
 from ._known import check_known_keys
+from ._ls import LsOptions, ls_options
 from ._options import (
     NamedPath,
     verbosity_options,
@@ -51,6 +52,7 @@ class _Job:
     codec: str
     json: bool
     verbose: bool
+    ls: LsOptions | None
 
 
 @click.command("cli", cls=CopyingCommand)
@@ -102,8 +104,14 @@ class _Job:
     help="How many echo calls to make, where no file is moved.",
 )
 @sync_options
+@ls_options
 @connection_options
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the summary, a listing, or changes as JSON.",
+)
 @verbosity_options
 @version_option
 def cli(
@@ -116,15 +124,19 @@ def cli(
     no_clobber: bool,
     calls: int,
     sync: SyncChoices | None,
+    ls: LsOptions | None,
     connection: Connection,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Download, upload or echo a file, or make echo calls.
+    """List, push, pull, download, upload or echo files, or make echo calls.
 
-    Without -download, -sendfile or -echofile, cli makes echo calls and prints the
-    replies and how long they took.
+    -push and -pull move directories and what has changed of files. They take over
+    what is in directories, links, permission bits and times; -a takes over owners,
+    groups and special files, too, and --no-times and the like leave something out.
+    Without one of -push, -pull, -ls, -download, -sendfile and -echofile, cli makes
+    echo calls and prints the replies and how long they took.
     """
     begin_imports()
     with reporting_errors("cli"):
@@ -142,9 +154,12 @@ def cli(
             sync,
         )
         moves_file = (download, sendfile, echofile) != (None, None, None)
+        if ls is not None:
+            ls.check(alone=not moves_file and calls == 1 and not no_clobber)
         if sync is not None:
             sync = replace(sync, dest=to if sync.direction == "push" else out)
-            sync.check(alone=not moves_file, calls=calls, no_clobber=no_clobber)
+            alone = not moves_file and ls is None
+            sync.check(alone=alone, calls=calls, no_clobber=no_clobber)
         else:
             _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
         if to is not None and sync is None:
@@ -161,6 +176,7 @@ def cli(
             codec=config.compression,
             json=as_json,
             verbose=verbose,
+            ls=ls,
         )
         if sync is not None:
             run_sync(config, sync, talk, as_json=as_json, verbose=verbose)
@@ -246,7 +262,9 @@ async def _do(client: "Client", job: _Job, talk: Talk) -> None:
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
         describe_connection(client, talk)
-    if job.download is not None:
+    if job.ls is not None:
+        await job.ls.run(client, as_json=job.json, talk=talk)
+    elif job.download is not None:
         await _download(client, job.download, job, talk)
     elif job.sendfile is not None:
         await _send(client, job.sendfile, job, talk)

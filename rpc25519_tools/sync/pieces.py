@@ -5,8 +5,10 @@ begins, and its BLAKE3 sum. The sum of these sums, in the order of the file, tog
 with where each begins, stands for the whole: it takes no second look at the contents.
 """
 
+import itertools
 import struct
 from array import array
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -43,6 +45,23 @@ class Pieces:
         self._offsets.append(offset)
         self._sums += piece_sum
         self.covered += length
+
+    def extend(
+        self, offset: int, lengths: Sequence[int], piece_sums: Iterable[bytes]
+    ) -> None:
+        """Note pieces that follow each other.
+
+        Args:
+            offset: where the first one begins, in bytes.
+            lengths: how many bytes each has; at least one of them.
+            piece_sums: their keyed BLAKE3 sums, 32 bytes each.
+        """
+        if offset <= self._last:
+            self._is_sorted = False
+        self._offsets.extend(itertools.accumulate(lengths[:-1], initial=offset))
+        self._last = self._offsets[-1]
+        self._sums += b"".join(piece_sums)
+        self.covered += sum(lengths)
 
     def root(self) -> bytes:
         """Return the sum of the whole file, 32 bytes."""
