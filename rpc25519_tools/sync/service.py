@@ -25,6 +25,7 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.sync.channel import Channel
 from rpc25519_tools.sync.observer import Silence, Subject
+from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import OpenPlace, open_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
@@ -58,6 +59,7 @@ def add_sync_services(
     write_root: Root | None,
     log: TransferLog,
     privileged: bool = False,
+    clobber: bool = True,
     files: OpenFiles | None = None,
 ) -> None:
     """Offer syncs, as far as there are directories for them.
@@ -68,6 +70,7 @@ def add_sync_services(
         write_root: what they may push to.
         log: learns how each sync ended.
         privileged: whether clients may set owners, set-uid bits and device files.
+        clobber: whether what is there may be replaced or deleted.
         files: counts what is open; None: the count of the whole process.
     """
     if read_root is not None:
@@ -75,7 +78,11 @@ def add_sync_services(
         registry.add_rsync(CallKind.RSYNC_READ, SYNC_SERVICE, sending)
     if write_root is not None:
         receiving = ReceivingService(
-            write_root, log=log, privileged=privileged, files=files
+            write_root,
+            log=log,
+            privileged=privileged,
+            clobber=clobber,
+            files=files,
         )
         registry.add_rsync(CallKind.RSYNC_SEND, SYNC_SERVICE, receiving)
     if read_root is not None or write_root is not None:
@@ -128,7 +135,25 @@ class _Counting(Silence):
 
     def __init__(self, record: TransferRecord) -> None:
         self._record = record
-        self.failures = 0
+        self._files = self._removed = self._failures = 0
+        self._count()
+
+    def _count(self) -> None:
+        self._record.counts = f"{self._files} file{'s' if self._files != 1 else ''}"
+        if self._removed:
+            self._record.counts += f" {self._removed} deleted"
+        if self._failures:
+            self._record.counts += f" {self._failures} failed"
+
+    def placed(self, path: Parts) -> None:
+        """Count files."""
+        self._files += 1
+        self._count()
+
+    def removed(self, paths: list[bytes]) -> None:
+        """Count what was removed."""
+        self._removed += len(paths)
+        self._count()
 
     def moved(self, count: int) -> None:
         """Count bytes."""
@@ -136,7 +161,8 @@ class _Counting(Silence):
 
     def failed(self, path: Parts, note: str) -> None:
         """Count failures."""
-        self.failures += 1
+        self._failures += 1
+        self._count()
 
     def judged(
         self, subject: Subject, verdict: Verdict, change: int, note: str
@@ -223,6 +249,7 @@ class ReceivingService:
         root: the directory.
         log: learns how each sync ended.
         privileged: whether clients may set owners, set-uid bits and device files.
+        clobber: whether what is there may be replaced or deleted.
         files: counts what is open; None: the count of the whole process.
     """
 
@@ -235,11 +262,13 @@ class ReceivingService:
         *,
         log: TransferLog,
         privileged: bool,
+        clobber: bool = True,
         files: OpenFiles | None = None,
     ) -> None:
         self._root = root
         self._log = log
         self._privileged = privileged
+        self._clobber = clobber
         self._files = files
 
     async def __call__(
@@ -256,6 +285,7 @@ class ReceivingService:
             files = self._files or open_files()
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
+            self._check_clobber(request.options)
             place = await in_worker(self._open, request, _permit(context))
             try:
                 observer = _Counting(record)
@@ -273,6 +303,14 @@ class ReceivingService:
             finally:
                 await in_worker(place.close)
             return Reply()
+
+    def _check_clobber(self, options: SyncOptions) -> None:
+        if self._clobber or (options.ignore_existing and not options.delete):
+            return
+        raise UnsafePathError(
+            "this server neither replaces nor deletes (srv --no-clobber): push with "
+            "--ignore-existing, and without --delete"
+        )
 
     def _open(self, request: Request, permit: Permit | None) -> OpenPlace:
         tree = Tree.served(self._root, permit)
