@@ -288,6 +288,21 @@ class Root:
             self.close()
             raise
 
+    @property
+    def kept_back(self) -> KeptBack:
+        """What beneath it nobody may read or write."""
+        return self._kept_back
+
+    def duplicate(self) -> int:
+        """Return another descriptor of the directory; the caller closes it.
+
+        Raises:
+            LocalFileError: it is closed.
+        """
+        if self._fd < 0:
+            raise LocalFileError("the served directory is closed")
+        return os.dup(self._fd)
+
     def close(self) -> None:
         """Close the directory; later calls do nothing."""
         fd, self._fd = self._fd, -1
