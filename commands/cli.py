@@ -1,5 +1,6 @@
 """The ``cli`` command: download, upload, echo."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,12 @@ from ._options import (
 from ._output import Talk, printable
 from ._passphrase import passphrase_options, passphrase_source
 from ._psk import codec_in_use, psk_option, warn_unprotected
+from ._retry import Attempts, retry_option
 from ._startup import begin_imports, end_imports, limit_heaps
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config, Network
+    from rpc25519_tools.files.carry_on import Progressed
     from rpc25519_tools.files.parts import TransferSummary
     from rpc25519_tools.rpc.client import Client
 
@@ -45,6 +48,7 @@ class _Job:
     clobber: bool
     calls: int
     wait_s: float
+    retry_for_s: float
     codec: str
     json: bool
     verbose: bool
@@ -114,6 +118,7 @@ class _Job:
     help="Dial from this local address.",
 )
 @ls_options
+@retry_option
 @transport_options
 @identity_options("client")
 @known_keys_options("known_server_keys")
@@ -134,6 +139,7 @@ def cli(
     no_clobber: bool,
     calls: int,
     wait: str,
+    retry_for: str,
     hostport: str,
     ls: LsOptions | None,
     network: "Network",
@@ -173,6 +179,9 @@ def cli(
         wait_s = parse_duration(wait)
         if not wait_s:
             raise ConfigError("-wait must be above zero")
+        retry_for_s = parse_duration(retry_for)
+        if not _can_retry(download, sendfile, out):
+            retry_for_s = 0.0
         local = parse_address(hostport, default_port=0)
         config = Config(
             address=parse_address(address),
@@ -197,6 +206,7 @@ def cli(
             clobber=not no_clobber,
             calls=calls,
             wait_s=wait_s,
+            retry_for_s=retry_for_s,
             codec=config.compression,
             json=as_json,
             verbose=verbose,
@@ -240,6 +250,18 @@ def _check_combination(
         )
 
 
+def _can_retry(download: str | None, sendfile: str | None, out: str | None) -> bool:
+    """Tell whether the job is one that another attempt can carry on with.
+
+    Echo calls and echoes of files are tests of the connection that there is.
+    """
+    from ._targets import is_regular, target_path
+
+    if download is not None:
+        return is_regular(target_path(out, os.path.basename(download)))
+    return sendfile is not None and is_regular(sendfile)
+
+
 def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None:
     """Refuse what only echo calls, or only files, go by."""
     if moves_file and calls != 1:
@@ -251,9 +273,10 @@ def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None
 
 
 def _run(config: "Config", job: _Job, talk: Talk) -> None:
-    import asyncio
+    from functools import partial
 
     from rpc25519_tools.errors import DeadlineError
+    from rpc25519_tools.files.carry_on import with_retries
     from rpc25519_tools.rpc.client import Client
 
     from ._logging import log_to
@@ -264,17 +287,14 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     identity = open_identity(config, talk)
 
     async def main() -> None:
-        async with await Client.connect(config, identity) as client:
+        attempts = Attempts(talk=talk)
+
+        async def attempt(client: Client, progressed: "Progressed") -> None:
             try:
-                await _do(client, job, talk)
-            except asyncio.CancelledError:
-                # Interrupted: do not wait until a slow line has taken what is queued.
-                client.transport.abort()
-                raise
+                await _do(client, job, talk, attempts, progressed)
             except DeadlineError as exc:
                 if client.has_heard:
                     raise
-                client.transport.abort()
                 hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
                 if config.uses_tls:
                     hint = "perhaps it does not let our key in, or uses -psk"
@@ -282,21 +302,30 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
                     hint = "perhaps it has another pre-shared key"
                 raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
 
+        connect = partial(Client.connect, config, identity)
+        await with_retries(connect, attempt, job.retry_for_s, attempts.failed)
+
     end_imports()
     limit_heaps()
     run_to_end("cli", main)
 
 
-async def _do(client: "Client", job: _Job, talk: Talk) -> None:
+async def _do(
+    client: "Client",
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
         _describe_connection(client, talk)
     if job.ls is not None:
         await job.ls.run(client, as_json=job.json, talk=talk)
     elif job.download is not None:
-        await _download(client, job.download, job, talk)
+        await _download(client, job.download, job, talk, attempts, progressed)
     elif job.sendfile is not None:
-        await _send(client, job.sendfile, job, talk)
+        await _send(client, job.sendfile, job, talk, attempts, progressed)
     elif job.echofile is not None:
         await _echo_file(client, job.echofile, job, talk)
     else:
@@ -312,23 +341,41 @@ def _describe_connection(client: "Client", talk: Talk) -> None:
     )
 
 
-async def _download(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+async def _download(
+    client: "Client",
+    path: str,
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     from rpc25519_tools.files.download import default_local_name, download_file
 
     from ._progress import progress_line
-    from ._targets import noticing_closed_stdout, sink_opener
+    from ._targets import noticing_closed_stdout, target_opener
 
     name = default_local_name(path) if job.out != STREAM else ""
-    open_sink = sink_opener(job.out, name, clobber=job.clobber)
     with (
         noticing_closed_stdout(job.out),
-        progress_line(path, enabled=not talk.quiet) as progress,
+        progress_line(path, enabled=not talk.quiet) as shown,
     ):
-        summary = await download_file(client, path, open_sink, progress=progress)
-    _report("downloaded", summary, job, talk)
+        summary = await download_file(
+            client,
+            path,
+            target_opener(job.out, name, clobber=job.clobber),
+            progress=attempts.watch(progressed, shown),
+        )
+    _report("downloaded", attempts.whole(summary), job, talk)
 
 
-async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+async def _send(
+    client: "Client",
+    path: str,
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     from rpc25519_tools.files.upload import default_remote_name, upload_file
 
     from ._progress import progress_line
@@ -336,18 +383,19 @@ async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
 
     with (
         await open_source(path) as source,
-        progress_line(path, enabled=not talk.quiet) as progress,
+        progress_line(path, enabled=not talk.quiet) as shown,
     ):
         summary = await upload_file(
             client,
             source,
             job.to if job.to is not None else default_remote_name(path),
             clobber=job.clobber,
-            progress=progress,
+            progress=attempts.watch(progressed, shown),
+            transfer_id=attempts.transfer_id,
         )
     if summary.clobber_refused is False:
         talk.warn("this server does not know --no-clobber and may have replaced a file")
-    _report("uploaded", summary, job, talk)
+    _report("uploaded", attempts.whole(summary), job, talk)
 
 
 async def _echo_file(client: "Client", path: str, job: _Job, talk: Talk) -> None:
@@ -387,13 +435,17 @@ def _report(verb: str, summary: "TransferSummary", job: _Job, talk: Talk) -> Non
                 "codec": job.codec,
                 "blake3": summary.blake3_hex,
                 "verified_by_peer": summary.verified_by_peer,
+                "carried_bytes": summary.carried_bytes,
             }
         )
         click.echo(text, err=job.out == STREAM)
         return
+    carried = ""
+    if summary.carried_bytes:
+        carried = f", {summary.carried_bytes} of them from before,"
     talk.say(
         f"{verb} {printable(summary.name)}: {summary.size_bytes} bytes "
-        f"({human_bytes(summary.size_bytes)}) in {summary.seconds:.3f} s, "
+        f"({human_bytes(summary.size_bytes)}){carried} in {summary.seconds:.3f} s, "
         f"{rate:.1f} MB/s, codec {job.codec}, blake3 {summary.blake3_hex}"
     )
 
