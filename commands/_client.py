@@ -12,6 +12,7 @@ from ._options import identity_options, transport_options
 from ._output import Talk
 from ._passphrase import passphrase_options, passphrase_source
 from ._psk import psk_option, warn_unprotected
+from ._retry import retry_option
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Address, Config, Network
@@ -26,6 +27,7 @@ class Connection:
     """What the command line says about connections, whoever they are to."""
 
     wait: str
+    retry_for: str
     hostport: str
     network: "Network"
     press: str
@@ -36,6 +38,16 @@ class Connection:
     known_keys_path: str | None
     psk_path: str | None
     passphrase_file: str | None
+
+    def retry_for_s(self) -> float:
+        """Return how long to go on without progress after a cut, in seconds.
+
+        Raises:
+            ConfigError: it is no duration.
+        """
+        from rpc25519_tools.config import parse_duration
+
+        return parse_duration(self.retry_for)
 
     def config(self, address: "Address", talk: Talk) -> "Config":
         """Return the settings, and warn where they protect nothing.
@@ -91,6 +103,7 @@ def connection_options(command: _F) -> _F:
         known_keys_options("known_server_keys"),
         identity_options("client"),
         transport_options,
+        retry_option,
         click.option(
             "--hostport",
             default=":0",

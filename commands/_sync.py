@@ -280,19 +280,6 @@ class SyncChoices:
             raise ConfigError(f"{_name_of(name)}: more than {MAX_LIST_PATHS} paths")
         return paths
 
-    def retry_for_s(self) -> float:
-        """Return how long to go on without progress, in seconds.
-
-        A dry run, which does nothing that could be carried on, is never tried again.
-
-        Raises:
-            ConfigError: it is no duration.
-        """
-        from rpc25519_tools.config import parse_duration
-
-        seconds = parse_duration(self.values["retry_for"])
-        return 0.0 if self.dry_run else seconds
-
 
 def _listed(data: bytes, *, from0: bool) -> list[bytes]:
     """Take a list apart: by NUL, or by lines, of which some are comments."""
@@ -478,13 +465,6 @@ def _make_options() -> tuple[click.Option, ...]:
             default=True,
             help="Whether what was transferred has to survive a power failure "
             "(default: yes).",
-        ),
-        click.Option(
-            ["--retry-for"],
-            default="2m",
-            show_default=True,
-            metavar="DURATION",
-            help="Go on after cuts for so long without any progress (0: not at all).",
         ),
         click.Option(
             ["-i", "--itemize", "--itemize-changes"],

@@ -12,6 +12,7 @@ from ._identity import open_identity
 from ._known import check_known_keys
 from ._output import Talk, printable
 from ._psk import codec_in_use
+from ._retry import say_retry
 from ._startup import end_imports, limit_heaps
 from ._sync import SyncChoices
 
@@ -28,7 +29,13 @@ _NEEDS_R: Final = "no regular file (directories need -r)"
 
 
 def run_sync(
-    config: "Config", choices: SyncChoices, talk: Talk, *, as_json: bool, verbose: bool
+    config: "Config",
+    choices: SyncChoices,
+    talk: Talk,
+    *,
+    retry_for_s: float,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Do what the command line says, to the end.
 
@@ -36,6 +43,7 @@ def run_sync(
         config: where to and who we are.
         choices: what to do.
         talk: takes what is for people; its ``prog`` is the command.
+        retry_for_s: how long to go on without progress after a cut, in seconds.
         as_json: print the summary, and changes, as JSON.
         verbose: say more.
 
@@ -52,7 +60,15 @@ def run_sync(
     log_to(talk)
     # All that is wrong with the command line is told before anybody is asked for a
     # pass phrase.
-    job = _Job(config, choices, talk, as_json=as_json, verbose=verbose)
+    job = _Job(
+        config,
+        choices,
+        talk,
+        # A dry run does nothing that could be carried on.
+        retry_for_s=0.0 if choices.dry_run else retry_for_s,
+        as_json=as_json,
+        verbose=verbose,
+    )
     check_known_keys(config, "server")
     job.identity = open_identity(config, talk)
     end_imports()
@@ -78,6 +94,7 @@ class _Job:
         choices: SyncChoices,
         talk: Talk,
         *,
+        retry_for_s: float,
         as_json: bool,
         verbose: bool,
     ) -> None:
@@ -85,7 +102,7 @@ class _Job:
         self._choices = choices
         self._options = choices.options()
         self._only = choices.only()
-        self._retry_for_s = choices.retry_for_s()
+        self._retry_for_s = retry_for_s
         self._talk = talk
         self._as_json = as_json
         self._verbose = verbose
@@ -225,7 +242,7 @@ class _Job:
     def _on_retry(self, exc: Exception, wait_s: float) -> None:
         assert self._lines is not None
         self._lines.cut()
-        self._talk.warn(f"{exc}; trying again in {wait_s:.1f} s")
+        say_retry(self._talk, exc, wait_s)
 
     def _report(self, figures: "Figures") -> None:
         lines, choices, talk = figures.lines, self._choices, self._talk

@@ -1,5 +1,6 @@
 """The ``cli`` command: download, upload, echo."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ from ._options import (
 )
 from ._output import Talk, printable
 from ._psk import codec_in_use
+from ._retry import Attempts
 from ._startup import begin_imports, end_imports, limit_heaps
 from ._sync import SyncChoices, sync_options
 from ._syncrun import run_sync
 
 if TYPE_CHECKING:
     from rpc25519_tools.config import Config
+    from rpc25519_tools.files.carry_on import Progressed
     from rpc25519_tools.files.parts import TransferSummary
     from rpc25519_tools.rpc.client import Client
 
@@ -49,6 +52,7 @@ class _Job:
     to: str | None
     clobber: bool
     calls: int
+    retry_for_s: float
     codec: str
     json: bool
     verbose: bool
@@ -164,6 +168,7 @@ def cli(
             _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
         if to is not None and sync is None:
             split_remote_name(to)
+        retry_for_s = connection.retry_for_s()
         config = connection.config(parse_address(address), talk)
         job = _Job(
             download=download,
@@ -173,13 +178,21 @@ def cli(
             to=to,
             clobber=not no_clobber,
             calls=calls,
+            retry_for_s=(retry_for_s if _can_retry(download, sendfile, out) else 0.0),
             codec=config.compression,
             json=as_json,
             verbose=verbose,
             ls=ls,
         )
         if sync is not None:
-            run_sync(config, sync, talk, as_json=as_json, verbose=verbose)
+            run_sync(
+                config,
+                sync,
+                talk,
+                retry_for_s=retry_for_s,
+                as_json=as_json,
+                verbose=verbose,
+            )
         else:
             _run(config, job, talk)
 
@@ -216,6 +229,18 @@ def _check_combination(
         )
 
 
+def _can_retry(download: str | None, sendfile: str | None, out: str | None) -> bool:
+    """Tell whether the job is one that another attempt can carry on with.
+
+    Echo calls and echoes of files are tests of the connection that there is.
+    """
+    from ._targets import is_regular, target_path
+
+    if download is not None:
+        return is_regular(target_path(out, os.path.basename(download)))
+    return sendfile is not None and is_regular(sendfile)
+
+
 def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None:
     """Refuse what only echo calls, or only files, go by."""
     if moves_file and calls != 1:
@@ -227,9 +252,10 @@ def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None
 
 
 def _run(config: "Config", job: _Job, talk: Talk) -> None:
-    import asyncio
+    from functools import partial
 
     from rpc25519_tools.errors import DeadlineError
+    from rpc25519_tools.files.carry_on import with_retries
     from rpc25519_tools.rpc.client import Client
 
     from ._logging import log_to
@@ -240,57 +266,81 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     identity = open_identity(config, talk)
 
     async def main() -> None:
-        async with await Client.connect(config, identity) as client:
+        attempts = Attempts(talk=talk)
+
+        async def attempt(client: Client, progressed: "Progressed") -> None:
             try:
-                await _do(client, job, talk)
-            except asyncio.CancelledError:
-                # Interrupted: do not wait until a slow line has taken what is queued.
-                client.transport.abort()
-                raise
+                await _do(client, job, talk, attempts, progressed)
             except DeadlineError as exc:
                 if client.has_heard:
                     raise
-                client.transport.abort()
                 raise unheard(config, exc) from exc
+
+        connect = partial(Client.connect, config, identity)
+        await with_retries(connect, attempt, job.retry_for_s, attempts.failed)
 
     end_imports()
     limit_heaps()
     run_to_end("cli", main)
 
 
-async def _do(client: "Client", job: _Job, talk: Talk) -> None:
+async def _do(
+    client: "Client",
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
         describe_connection(client, talk)
     if job.ls is not None:
         await job.ls.run(client, as_json=job.json, talk=talk)
     elif job.download is not None:
-        await _download(client, job.download, job, talk)
+        await _download(client, job.download, job, talk, attempts, progressed)
     elif job.sendfile is not None:
-        await _send(client, job.sendfile, job, talk)
+        await _send(client, job.sendfile, job, talk, attempts, progressed)
     elif job.echofile is not None:
         await _echo_file(client, job.echofile, job, talk)
     else:
         await _echo_calls(client, job, talk)
 
 
-async def _download(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+async def _download(
+    client: "Client",
+    path: str,
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     from rpc25519_tools.files.download import default_local_name, download_file
 
     from ._progress import progress_line
-    from ._targets import noticing_closed_stdout, sink_opener
+    from ._targets import noticing_closed_stdout, target_opener
 
     name = default_local_name(path) if job.out != STREAM else ""
-    open_sink = sink_opener(job.out, name, clobber=job.clobber)
     with (
         noticing_closed_stdout(job.out),
-        progress_line(path, enabled=not talk.quiet) as progress,
+        progress_line(path, enabled=not talk.quiet) as shown,
     ):
-        summary = await download_file(client, path, open_sink, progress=progress)
-    _report("downloaded", summary, job, talk)
+        summary = await download_file(
+            client,
+            path,
+            target_opener(job.out, name, clobber=job.clobber),
+            progress=attempts.watch(progressed, shown),
+        )
+    _report("downloaded", attempts.whole(summary), job, talk)
 
 
-async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+async def _send(
+    client: "Client",
+    path: str,
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     from rpc25519_tools.files.upload import default_remote_name, upload_file
 
     from ._progress import progress_line
@@ -298,18 +348,19 @@ async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
 
     with (
         await open_source(path) as source,
-        progress_line(path, enabled=not talk.quiet) as progress,
+        progress_line(path, enabled=not talk.quiet) as shown,
     ):
         summary = await upload_file(
             client,
             source,
             job.to if job.to is not None else default_remote_name(path),
             clobber=job.clobber,
-            progress=progress,
+            progress=attempts.watch(progressed, shown),
+            transfer_id=attempts.transfer_id,
         )
     if summary.clobber_refused is False:
         talk.warn("this server does not know --no-clobber and may have replaced a file")
-    _report("uploaded", summary, job, talk)
+    _report("uploaded", attempts.whole(summary), job, talk)
 
 
 async def _echo_file(client: "Client", path: str, job: _Job, talk: Talk) -> None:
@@ -349,13 +400,17 @@ def _report(verb: str, summary: "TransferSummary", job: _Job, talk: Talk) -> Non
                 "codec": job.codec,
                 "blake3": summary.blake3_hex,
                 "verified_by_peer": summary.verified_by_peer,
+                "carried_bytes": summary.carried_bytes,
             }
         )
         click.echo(text, err=job.out == STREAM)
         return
+    carried = ""
+    if summary.carried_bytes:
+        carried = f", {summary.carried_bytes} of them from before,"
     talk.say(
         f"{verb} {printable(summary.name)}: {summary.size_bytes} bytes "
-        f"({human_bytes(summary.size_bytes)}) in {summary.seconds:.3f} s, "
+        f"({human_bytes(summary.size_bytes)}){carried} in {summary.seconds:.3f} s, "
         f"{rate:.1f} MB/s, codec {job.codec}, blake3 {summary.blake3_hex}"
     )
 

@@ -70,7 +70,7 @@ def parse_place(text: str) -> Place:
 @click.option(
     "-p", "--preserve", is_flag=True, help="Keep times of change and permission bits."
 )
-@some_sync_options("dry_run", "bwlimit", "retry_for", "fsync")
+@some_sync_options("dry_run", "bwlimit", "fsync")
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @verbosity_options
@@ -115,7 +115,14 @@ def cp(
             as_copy=True,
         )
         config = connection.config(parse_address(task.address), talk)
-        run_sync(config, choices, talk, as_json=as_json, verbose=verbose)
+        run_sync(
+            config,
+            choices,
+            talk,
+            retry_for_s=connection.retry_for_s(),
+            as_json=as_json,
+            verbose=verbose,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

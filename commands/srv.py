@@ -328,6 +328,7 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
         echo_call,
     )
     from rpc25519_tools.files.jail import Root
+    from rpc25519_tools.files.kept_uploads import KEPT_UPLOADS_SERVICE
     from rpc25519_tools.files.parts import (
         DOWNLOAD_SERVICE,
         ECHO_FILE_SERVICE,
@@ -356,6 +357,7 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
         write_root = roots.enter_context(Root(job.readfile, keep_back=job.keep_back))
         service = UploadService(write_root, clobber=job.clobber, log=log.transfer)
         registry.add_upload(UPLOAD_SERVICE, service)
+        registry.add_call(KEPT_UPLOADS_SERVICE, service.kept)
     add_sync_services(
         registry,
         read_root=read_root,

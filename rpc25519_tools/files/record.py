@@ -24,6 +24,7 @@ class TransferRecord:
         seconds: how long it took; set at the end.
         digest: the BLAKE3 sum of the whole file, when it was reached.
         failure: why it failed; None when it did not.
+        is_withdrawn: whether it shall not be reported: it comes again in another call.
     """
 
     def __init__(self, kind: str, context: CallContext, log: TransferLog) -> None:
@@ -35,6 +36,7 @@ class TransferRecord:
         self.seconds = 0.0
         self.digest = ""
         self.failure: str | None = None
+        self.is_withdrawn = False
         self._log = log
         self._clock = Stopwatch()
 
@@ -53,4 +55,5 @@ class TransferRecord:
             self.failure = str(exc.args[0]) if exc.args else "cancelled"
         elif exc is not None:
             self.failure = str(exc) or type(exc).__name__
-        self._log(self)
+        if not self.is_withdrawn:
+            self._log(self)
