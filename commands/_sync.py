@@ -93,7 +93,8 @@ def parse_rate(text: str) -> int | None:
     import re
 
     match = re.fullmatch(
-        r"(\d{1,15}(?:\.\d{0,9})?|\.\d{1,9})([bkmgt]?)((?:ib|b)?)", text.lower()
+        r"([0-9]{1,15}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})([bkmgt]?)((?:ib|b)?)",
+        text.lower(),
     )
     if match is None or (match[2] in {"", "b"} and match[3]):
         return None
