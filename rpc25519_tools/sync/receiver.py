@@ -115,6 +115,7 @@ class Receiver:
         self._files = 0
         self._total_bytes = 0
         self._last_path: Parts | None = None
+        self._closings: set[asyncio.Future[None]] = set()
 
     @property
     def frontier(self) -> Parts | None:
@@ -252,7 +253,9 @@ class Receiver:
             # Nobody waits for it: the replaced file may be freed by that, and a large
             # one takes a while.
             loop = asyncio.get_running_loop()
-            loop.run_in_executor(None, _close_bases, outcome.done)
+            closing = loop.run_in_executor(None, _close_bases, outcome.done)
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
