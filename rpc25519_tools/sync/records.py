@@ -32,6 +32,11 @@ VERSION: Final = 1
 SYNC_SERVICE: Final = "rpc25519.sync"
 OFFER_SERVICE: Final = "rpc25519.sync.offer"
 
+#: Arguments of the second: which way a path would go, and in the answer what it is.
+ARG_DIRECTION: Final = "direction"
+ARG_KIND: Final = "kind"
+KIND_DIRECTORY: Final = "directory"
+
 #: Entries in one message.
 MAX_BATCH: Final = 8192
 #: Bytes that one message unpacks to.
@@ -125,6 +130,7 @@ class Overview(msgspec.Struct, array_like=True):
         devices: numbers of the device files, in order.
         failed: what could not be read: paths for people, and why.
         final: whether no more entries come.
+        skipped: what is left out since it is not wanted: the first paths of all.
     """
 
     segments: list[Segment] = []
@@ -143,6 +149,7 @@ class Overview(msgspec.Struct, array_like=True):
     devices: list[_Size] = []
     failed: list[tuple[_Path, _Text]] = []
     final: bool = False
+    skipped: list[_Path] = []
 
     @property
     def count(self) -> int:
