@@ -116,6 +116,7 @@ class Receiver:
         self._files = 0
         self._total_bytes = 0
         self._last_path: Parts | None = None
+        self._closings: set[asyncio.Future[None]] = set()
 
     @property
     def frontier(self) -> Parts | None:
@@ -252,6 +253,13 @@ class Receiver:
             await self._channel.send(
                 RsyncStep.ACK, encode_records([Removed([], notes)])
             )
+        if any(pending.bases for pending in outcome.done):
+            # Nobody waits for it: the replaced file may be freed by that, and a large
+            # one takes a while.
+            loop = asyncio.get_running_loop()
+            closing = loop.run_in_executor(None, _close_bases, outcome.done)
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
@@ -467,6 +475,11 @@ class Receiver:
 
 #: Tables of files up to this length travel together.
 _SMALL_TABLE_LEN: Final = 1 << 20
+
+
+def _close_bases(files: Sequence[Pending]) -> None:
+    for pending in files:
+        pending.close_bases()
 
 
 def _no_table(index: int) -> Table:
