@@ -118,6 +118,12 @@ class PathsType(click.ParamType[str]):
         return [CompletionItem(incomplete, type="file")]
 
 
+class SyncOption(click.Option):
+    """An option that stands in a section of its own in the help."""
+
+    section: Final = "Options of -push and -pull"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncChoices:
     """What the command line says about a sync.
@@ -402,7 +408,7 @@ def _spelled(field: str) -> str:
 
 def _make_options() -> tuple[click.Option, ...]:
     made = [
-        click.Option(
+        SyncOption(
             ["-a", "--archive"],
             is_flag=True,
             help="With -push or -pull: take over all attributes there are; as -r "
@@ -416,25 +422,25 @@ def _make_options() -> tuple[click.Option, ...]:
             words.insert(0, short)
         if field == "recursive":
             words.insert(1, "-R")
-        made.append(click.Option(words, default=None, help=text))
+        made.append(SyncOption(words, default=None, help=text))
     for field, short, text in _SWITCHES:
         words = [short, _spelled(field)] if short else [_spelled(field)]
-        made.append(click.Option(words, is_flag=True, help=text))
+        made.append(SyncOption(words, is_flag=True, help=text))
     made += [
-        click.Option(
+        SyncOption(
             ["--max-delete"],
             type=click.IntRange(min=0),
             metavar="N",
             help="Delete no more than so many files and directories.",
         ),
-        click.Option(
+        SyncOption(
             ["--backup-dir"],
             metavar="DIR",
             help="Keep what is replaced or deleted in DIR, below the destination.",
         ),
     ]
     made += [
-        click.Option(
+        SyncOption(
             [_spelled(field)],
             multiple=True,
             metavar=metavar,
@@ -444,52 +450,52 @@ def _make_options() -> tuple[click.Option, ...]:
         for field, metavar, text in _RULES
     ]
     made += [
-        click.Option(
+        SyncOption(
             ["--files-from"],
             type=PathsType(),
             metavar="FILE",
             help="Only the paths in FILE (- is standard input), below the one that is "
             "given. Not what is in directories among them, unless -r is given.",
         ),
-        click.Option(
+        SyncOption(
             ["--from0"], is_flag=True, help="They end with NUL, not with the line."
         ),
-        click.Option(
+        SyncOption(
             ["--bwlimit"],
             default="0",
             type=RateType(),
             metavar="RATE",
             help="Send at most so much a second: 500 (KiB), 1.5m, 1g.",
         ),
-        click.Option(
+        SyncOption(
             ["--fsync/--no-fsync"],
             default=True,
             help="Whether what was transferred has to survive a power failure "
             "(default: yes).",
         ),
-        click.Option(
+        SyncOption(
             ["-i", "--itemize", "--itemize-changes"],
             is_flag=True,
             help="Print a line for every change, as rsync does.",
         ),
-        click.Option(["--stats"], is_flag=True, help="Print figures at the end."),
+        SyncOption(["--stats"], is_flag=True, help="Print figures at the end."),
     ]
     return tuple(made)
 
 
 _PATHS: Final = tuple(
-    click.Option(
+    SyncOption(
         [name],
         is_flag=False,
         flag_value=_NO_PATH,
         multiple=True,
-        type=PathsType(),
+        type=kind,
         metavar="PATH...",
         help=text,
     )
-    for name, text in (
-        ("--push", "Send these files and directories; DIR/ is what is in DIR."),
-        ("--pull", "Fetch these files and directories of the served directory."),
+    for name, kind, text in (
+        ("--push", PathsType(), "Send files and directories; DIR/ is what is in DIR."),
+        ("--pull", None, "Fetch files and directories of the served directory."),
     )
 )
 _OPTIONS: Final = _make_options()

@@ -10,7 +10,7 @@ from ._client import describe_connection, unheard
 from ._errors import DeletionsLeftError, PartlyDoneError
 from ._identity import open_identity
 from ._known import check_known_keys
-from ._output import Talk, printable
+from ._output import Talk, path_text, printable
 from ._psk import codec_in_use
 from ._retry import say_retry
 from ._startup import end_imports, limit_heaps
@@ -258,7 +258,9 @@ class _Job:
         for line in lines.failures.lines():
             click.echo(f"{talk.prog}: {line}", err=True)
         if count := lines.failures.count:
-            some = "1 file or directory was" if count == 1 else f"{count} were"
+            some = "1 file or directory was"
+            if count > 1:
+                some = f"{count} files or directories were"
             raise PartlyDoneError(f"{some} not transferred")
         if undeleted := figures.totals.undeleted:
             raise DeletionsLeftError(
@@ -277,6 +279,9 @@ class _Job:
         elif left_out.count:
             some = "1 thing was" if left_out.count == 1 else f"{left_out.count} were"
             self._talk.say(f"{some} left out, being of a kind that was not asked for")
+            if self._verbose:
+                for path, _ in left_out.first:
+                    self._talk.say(f"left out: {path_text(path) or self._names()}")
 
     def _names(self) -> str:
         paths = self._choices.paths

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,12 +64,11 @@ class Desk:
         program: str,
         *words: str,
         input: str | None = None,
-        address: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Done:
         """Run a program here."""
         done = run_program(program, *words, cwd=self.here, input=input, env=env)
-        return _done(done)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def cli(self, *words: str, address: str | None = None, **more: Any) -> Done:
         """Run cli here."""
@@ -92,10 +90,6 @@ class Desk:
     def remote(self, path: str) -> str:
         """Return a path below the place on the server as cp writes it."""
         return f"{self.address}:{self.name}/{path}".rstrip("/")
-
-
-def _done(done: subprocess.CompletedProcess[str]) -> Done:
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def desk_for(srv: SrvProcess, served: Path, certs: Path, here: Path) -> Desk:
@@ -150,7 +144,7 @@ def content_of(top: Path) -> dict[str, bytes | str | None]:
 
 @contextlib.contextmanager
 def breaking_line(address: str, *, after: int) -> Iterator[str]:
-    """Pass bytes on to a server; cut the first connection after so many from it or to it.
+    """Pass bytes on to a server; cut the first connection after so many of them.
 
     Yields the address to connect to.
     """
@@ -176,7 +170,7 @@ def breaking_line(address: str, *, after: int) -> Iterator[str]:
     server = threading.Thread(target=serve)
     server.start()
     try:
-        yield "%s:%d" % listener.getsockname()[:2]
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()

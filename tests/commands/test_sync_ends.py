@@ -44,7 +44,7 @@ def test_the_first_hundred_failures_are_listed(desk: Desk) -> None:
     ]
     assert lines[101:] == [
         "cli: ... and 150 more",
-        "cli: 250 were not transferred",
+        "cli: 250 files or directories were not transferred",
     ]
     done = desk.cli(*words, "--json")
     assert done.summary["failed"] == 250
@@ -148,12 +148,13 @@ def test_a_server_that_replaces_nothing(desk: Desk) -> None:
     make_tree(desk.there, {"a": "22", "c": "3"})
     words = ("-serve", desk.there, "-readfile", desk.there, "--no-clobber")
     with SrvProcess(*words, certs=desk.certs) as srv:
+        more: list[str]
         for more in ([], ["--delete"], ["--delete", "--ignore-existing"]):
             done = desk.cli("-push", "tree/", *more, address=srv.address)
             assert done.code == 1
             assert "this server neither replaces nor deletes" in done.stderr
-        words = ("-push", "tree/", "--ignore-existing")
-        desk.cli(*words, address=srv.address).succeed()
+        more = ["--ignore-existing"]
+        desk.cli("-push", "tree/", *more, address=srv.address).succeed()
     assert content_of(desk.there) == {"a": b"22", "b": b"1", "c": b"3"}
 
 

@@ -277,8 +277,7 @@ def test_the_server_counts_files(desk: Desk, sync_srv: SrvProcess) -> None:
 def test_a_cut_is_carried_on_after(desk: Desk) -> None:
     (desk.here / "big").write_bytes(os.urandom(4 << 20))
     with breaking_line(desk.address, after=2 << 20) as address:
-        words = ("-push", "big", "--to", desk.name, "--json")
-        done = desk.cli(*words, address=address).succeed()
+        done = desk.push("big", "--json", address=address).succeed()
     assert (desk.there / "big").read_bytes() == (desk.here / "big").read_bytes()
     assert re.fullmatch(r"cli: .*; trying again in 0\.\d s\n", done.stderr)
     assert done.summary["attempts"] == 2
@@ -291,8 +290,8 @@ def test_a_cut_is_carried_on_after(desk: Desk) -> None:
     assert (desk.here / "renamed").read_bytes() == (desk.here / "big").read_bytes()
 
     with breaking_line(desk.address, after=2 << 20) as address:
-        words = ("-push", "big", "--to", f"{desk.name}/2", "-W", "--retry-for", "0")
-        done = desk.cli(*words, address=address)
+        words = ("-W", "-I", "--retry-for", "0")
+        done = desk.push("big", *words, address=address)
     assert done.code == 3
     assert "trying" not in done.stderr
 

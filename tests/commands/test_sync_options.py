@@ -7,19 +7,23 @@ from pathlib import Path
 import pytest
 from rpc25519_tools.commands._sync import parse_rate
 
-from tests.commands.syncing import OLD_S, Desk, age, content_of, desk_for, make_tree
+from tests.commands.syncing import OLD_S, Desk, content_of, desk_for, make_tree
 from tests.helpers import SrvProcess
 
 #: What is there, and what is at the destination: of "same" nothing differs, of "size"
 #: the size, of "time" the time, of "newer" the destination's time is later, and of
 #: "hidden" the contents alone.
 SOURCE = {
-    **{name: "12" for name in ("same", "size", "time", "newer", "hidden", "new.c")},
+    **dict.fromkeys(("same", "size", "time", "newer", "hidden", "new.c"), "12"),
     "sub/new.c": "12",
     "sub/new.o": "12",
 }
 DESTINATION = {
-    **{"same": "12", "size": "1", "time": "12", "newer": "34", "hidden": "34"},
+    "same": "12",
+    "size": "1",
+    "time": "12",
+    "newer": "34",
+    "hidden": "34",
     "extra.c": "1",
     "sub/extra.o": "1",
 }
@@ -163,8 +167,12 @@ def test_what_is_deleted_and_replaced_is_kept(desk: Desk) -> None:
     assert "3 deleted" not in done.stderr
     assert ", 1 deleted, " in done.stderr
     assert content_of(desk.there) == {
-        **{"a": b"new", "sub": None, "sub/b": b"new"},
-        **{"kept": None, "kept/here": None, "kept/here/sub": None},
+        "a": b"new",
+        "sub": None,
+        "sub/b": b"new",
+        "kept": None,
+        "kept/here": None,
+        "kept/here/sub": None,
         "kept/here/a": b"older",
         "kept/here/sub/b": b"older",
         "kept/here/sub/c": b"gone",
