@@ -144,6 +144,8 @@ class _Job:
                     raise
                 raise unheard(self._config, exc) from exc
             finally:
+                if self._spare is not None:
+                    await self._spare.aclose()
                 lines.flush()
         figures = Figures(
             operation=self._choices.direction,

@@ -79,7 +79,7 @@ def test_mistakes(words: str, why: str) -> None:
 
 def test_files_go_into_a_directory_or_get_a_new_name(desk: Desk) -> None:
     make_tree(desk.here, {"a": "1", "b": "2", "here/": ""})
-    done = desk.cp("a", desk.remote("new")).succeed()
+    done = desk.cp("a", desk.remote("new"), quick=False).succeed()
     assert done.stdout == ""
     assert done.stderr.startswith("pushed a: 1 of 1 file (1 B of 1 B), in ")
     desk.cp("a", "b", desk.remote("")).succeed()
@@ -167,7 +167,7 @@ def test_a_new_name_survives_a_cut(desk: Desk, tmp_path: Path) -> None:
     make_tree(desk.here / "tree", {"big": os.urandom(3 << 20)})
     with breaking_line(desk.address, after=1 << 20) as address:
         target = f"{address}:{desk.name}/new"
-        done = desk.cp("-r", "tree", target).succeed()
+        done = desk.cp("-r", "tree", target, quick=False).succeed()
     assert "trying again" in done.stderr
     assert content_of(desk.there / "new") == content_of(desk.here / "tree")
     with breaking_line(desk.address, after=1 << 20) as address:

@@ -37,18 +37,18 @@ def test_a_directory_goes_into_the_destination_and_comes_back(desk: Desk) -> Non
     tree = make_tree(desk.here / "tree", TREE)
     (tree / "link").symlink_to("sub/two")
     age(tree)
-    pushed = desk.push("tree").succeed()
+    pushed = desk.push("tree", quick=False).succeed()
     assert pushed.lines == LINES
     assert pushed.stderr.startswith("pushed tree: 3 of 3 files (6 B of 6 B), in ")
     assert content_of(desk.there / "tree") == content_of(tree)
     assert (desk.there / "tree" / "link").lstat().st_mtime == OLD_S
     assert (desk.there / "tree" / "sub").stat().st_mtime == OLD_S
 
-    again = desk.push("tree").succeed()
+    again = desk.push("tree", quick=False).succeed()
     assert again.lines == []
     assert again.stderr.startswith("pushed tree: 0 of 3 files (0 B of 6 B), in ")
 
-    pulled = desk.pull(f"{desk.name}/tree", "-o", "back").succeed()
+    pulled = desk.pull(f"{desk.name}/tree", "-o", "back", quick=False).succeed()
     assert pulled.lines == [line.replace("<", ">") for line in LINES]
     assert content_of(desk.here / "back" / "tree") == content_of(tree)
 
@@ -277,7 +277,7 @@ def test_the_server_counts_files(desk: Desk, sync_srv: SrvProcess) -> None:
 def test_a_cut_is_carried_on_after(desk: Desk) -> None:
     (desk.here / "big").write_bytes(os.urandom(4 << 20))
     with breaking_line(desk.address, after=2 << 20) as address:
-        done = desk.push("big", "--json", address=address).succeed()
+        done = desk.push("big", "--json", address=address, quick=False).succeed()
     assert (desk.there / "big").read_bytes() == (desk.here / "big").read_bytes()
     assert re.fullmatch(r"cli: .*; trying again in 0\.\d s\n", done.stderr)
     assert done.summary["attempts"] == 2
@@ -285,21 +285,23 @@ def test_a_cut_is_carried_on_after(desk: Desk) -> None:
     assert 4 << 20 <= done.summary["sent_bytes"] < 8 << 20
 
     with breaking_line(desk.address, after=2 << 20) as address:
-        done = desk.pull(f"{desk.name}/big", "-o", "renamed", address=address).succeed()
+        done = desk.pull(
+            f"{desk.name}/big", "-o", "renamed", address=address, quick=False
+        ).succeed()
     assert done.lines == [">f+++++++++ big"]
     assert (desk.here / "renamed").read_bytes() == (desk.here / "big").read_bytes()
 
     with breaking_line(desk.address, after=2 << 20) as address:
         words = ("-W", "-I", "--retry-for", "0")
-        done = desk.push("big", *words, address=address)
+        done = desk.push("big", *words, address=address, quick=False)
     assert done.code == 3
     assert "trying" not in done.stderr
 
 
 def test_a_terminal_sees_how_far_it_is(desk: Desk) -> None:
-    make_tree(desk.here / "tree", {"a": bytes(3 << 20), "b": "1"})
+    make_tree(desk.here / "tree", {"a": os.urandom(9 << 20), "b": "1"})
     words = ["-s", desk.address, "-certs", str(desk.certs), "-i"]
-    words += ["-push", "tree", "--to", desk.name, "--bwlimit", "6m"]
+    words += ["-push", "tree", "--to", desk.name, "--bwlimit", "9m"]
     child = pexpect.spawn(
         program_path("cli"),
         words,
@@ -313,7 +315,7 @@ def test_a_terminal_sees_how_far_it_is(desk: Desk) -> None:
     child.close()
     assert child.exitstatus == 0
     seen = _ESCAPES.sub("", child.before or "")
-    assert re.search(r"push [01]/2 of 2 files .*\d/3\.\d MiB", seen)
+    assert re.search(r"push [01]/2 of 2 files .*\d/9\.\d MiB", seen)
     assert re.search(r"[\d.]+ ?MB/s", seen)
     assert re.search(r"\d:\d\d:\d\d", seen)
     assert "<f+++++++++ tree/a" in seen
