@@ -20,8 +20,10 @@ Direction = Literal["push", "pull"]
 #: What ``-push`` stands for where no path follows it; no path has a NUL.
 _NO_PATH: Final = "\0"
 #: Bytes of the file of ``--files-from``, and paths in it.
-MAX_LIST_LEN: Final = 16 << 20
+MAX_LIST_LEN: Final = 8 << 20
 MAX_LIST_PATHS: Final = 1 << 20
+#: What numbers are cut down to: as good as no limit, and it fits into 64 bits.
+_MOST: Final = 1 << 62
 STREAM: Final = "-"
 
 #: What is taken over from the source: the option's field, its short letter, and help.
@@ -101,7 +103,7 @@ def parse_rate(text: str) -> int | None:
     base = 1000 if match[3] == "b" else 1024
     power = {"b": 0, "": 1, "k": 1, "m": 2, "g": 3, "t": 4}[match[2]]
     rate = float(match[1]) * base**power
-    return max(int(rate), 1) if rate else 0
+    return min(max(int(rate), 1), _MOST) if rate else 0
 
 
 class PathsType(click.ParamType[str]):
@@ -226,9 +228,14 @@ class SyncChoices:
         """
         import os
 
+        from rpc25519_tools.errors import ConfigError
         from rpc25519_tools.sync.filters import FilterRules, parse_rules
-        from rpc25519_tools.sync.options import SyncOptions
+        from rpc25519_tools.sync.options import MAX_PATHS, SyncOptions
 
+        if len(self.paths) > MAX_PATHS:
+            raise ConfigError(f"{len(self.paths)} paths; at most {MAX_PATHS} at a time")
+        named = (*self.paths, self.dest, self.values["backup_dir"])
+        _check_lengths([os.fsencode(path) for path in named if path is not None])
         fields: dict[str, Any] = {name: self.values[name] for name, _, _ in _SWITCHES}
         fields |= {name: self._takes(name) for name, _, _ in _ATTRIBUTES}
         fields["delete"] |= fields["delete_excluded"]
@@ -237,7 +244,7 @@ class SyncChoices:
         backup_dir, max_delete = self.values["backup_dir"], self.values["max_delete"]
         options = SyncOptions(
             **fields,
-            max_delete=None if max_delete is None else min(max_delete, 1 << 62),
+            max_delete=None if max_delete is None else min(max_delete, _MOST),
             backup_dir=None if backup_dir is None else os.fsencode(backup_dir),
             rules=rules,
             fsync=self.values["fsync"],
@@ -285,7 +292,17 @@ class SyncChoices:
         paths = _listed(data, from0=self.values["from0"])
         if len(paths) > MAX_LIST_PATHS:
             raise ConfigError(f"{_name_of(name)}: more than {MAX_LIST_PATHS} paths")
+        _check_lengths(paths)
         return paths
+
+
+def _check_lengths(paths: Sequence[bytes]) -> None:
+    from rpc25519_tools.errors import ConfigError
+    from rpc25519_tools.sync.options import MAX_PATH_LEN
+
+    longest = max(map(len, paths), default=0)
+    if longest > MAX_PATH_LEN:
+        raise ConfigError(f"a path of {longest} bytes; at most {MAX_PATH_LEN}")
 
 
 def _listed(data: bytes, *, from0: bool) -> list[bytes]:

@@ -74,12 +74,15 @@ def test_nothing_is_deleted_if_the_source_is_not_whole(desk: Desk) -> None:
         (["-push", "tree", "--files-from", "list", "--to", "x"], 0, None),
         (["-push", "tree", "--exclude", "- "], 2, "a filter rule without a pattern"),
         (["-push", "tree", "--include-from", "bad"], 2, "cli: bad: line 2: a filter"),
+        (["-push", "tree", "--files-from", "long"], 2, "a path of 5000 bytes"),
         (["-pull", ".", "-o", "list"], 6, "cannot write into 'list'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_refusals(desk: Desk, words: list[str], code: int, why: str | None) -> None:
-    make_tree(desk.here, {"tree/a": "1", "list": "a\n", "bad": "x\n+ \n"})
+    make_tree(
+        desk.here, {"tree/a": "1", "list": "a\n", "bad": "x\n+ \n", "long": "x" * 5000}
+    )
     done = desk.cli(*words)
     assert done.code == code, done.stderr
     if why is not None:
