@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rpc25519_tools.commands._sync import parse_rate
+from rpc25519_tools.commands._synctable import parse_rate
 
 from tests.commands.syncing import OLD_S, Desk, content_of, desk_for, make_tree
 from tests.helpers import SrvProcess
