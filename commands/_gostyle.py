@@ -159,7 +159,7 @@ class CopyingCommand(GoStyleCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(param, click.Option):
                 name = getattr(param, "section", "Options")
                 sections.setdefault(name, []).append(record)
         for name, records in sections.items():

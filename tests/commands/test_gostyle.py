@@ -479,8 +479,13 @@ def test_sections_of_the_help() -> None:
     class Apart(click.Option):
         section = "Apart"
 
-    params = [click.Option(["--one"], help="First."), Apart(["--two"], help="Second.")]
+    params: list[click.Parameter] = [
+        click.Option(["--one"], help="First."),
+        Apart(["--two"], help="Second."),
+        click.Argument(["three"]),
+    ]
     command = CopyingCommand("x", params=params)
     shown = CliRunner().invoke(command, ["--help"]).stdout
+    assert shown.count("THREE") == 1  # in the first line
     assert shown.index("Options:") < shown.index("--one") < shown.index("--help")
     assert shown.index("--help") < shown.index("Apart:") < shown.index("--two")
