@@ -236,6 +236,16 @@ class SyncLines(Silence):
             else:
                 self._print(f"*deleting   {path_text(path)}")
 
+    def all_done(self) -> None:
+        """Learn that the sync has succeeded: what has not failed is in place.
+
+        Of files that were put there just before a cut nothing else may have told.
+        """
+        for size in self._open.values():
+            self.transferred += 1
+            self.transferred_bytes += size
+        self._open.clear()
+
     def cut(self) -> None:
         """Learn that the connection broke, and that another attempt follows."""
         if self._bar is not None:

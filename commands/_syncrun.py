@@ -139,6 +139,7 @@ class _Job:
                 if self._choices.as_copy:
                     await self._settle_names()
                 totals = await self._sync(lines)
+                lines.all_done()
             except DeadlineError as exc:
                 if not self._clients or self._clients[-1].has_heard:
                     raise

@@ -7,7 +7,12 @@ import stat
 
 import pexpect
 import pytest
+from rpc25519_tools.commands._output import Talk
+from rpc25519_tools.commands._synclines import SyncLines
 
+from rpc25519_tools.sync.itemize import Change
+from rpc25519_tools.sync.observer import Subject
+from rpc25519_tools.sync.records import Verdict
 from tests.commands.syncing import (
     OLD_S,
     Desk,
@@ -320,3 +325,23 @@ def test_a_terminal_sees_how_far_it_is(desk: Desk) -> None:
     assert re.search(r"\d:\d\d:\d\d", seen)
     assert "<f+++++++++ tree/a" in seen
     assert "pushed tree: 2 of 2 files" in seen
+
+
+def test_a_file_counts_once_however_often_it_is_told_of() -> None:
+    lines = SyncLines(
+        sending=True, itemize=False, as_json=False, bar=None, talk=Talk(prog="cli")
+    )
+    change = Change.CONTENT | Change.NEW
+    for name in (b"a", b"b", b"c"):
+        subject = Subject((name,), stat.S_IFREG, 10)
+        lines.judged(subject, Verdict.WANT, change, "")
+        lines.judged(subject, Verdict.WANT_DELTA, change, "")
+    lines.placed((b"a",))
+    lines.placed((b"a",))
+    lines.failed((b"b",), "gone")
+    lines.failed((b"b",), "gone")
+    assert (lines.wanted, lines.transferred, lines.transferred_bytes) == (3, 1, 10)
+    lines.all_done()
+    lines.all_done()
+    assert (lines.wanted, lines.transferred, lines.transferred_bytes) == (3, 2, 20)
+    assert (lines.created["f"], lines.failures.count) == (3, 1)
