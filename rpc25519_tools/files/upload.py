@@ -215,7 +215,7 @@ class _Upload:
                     client, CallKind.UPLOAD, UPLOAD_SERVICE, reader, args
                 )
                 async with await opening as stream:
-                    if asking is not None and await asking:
+                    if asking is not None and await _answer(asking, stream):
                         return None
                     await send_other_parts(client, stream, reader, self._progress)
                     step = stream.reply()
@@ -232,6 +232,18 @@ class _Upload:
             carried_bytes=start_bytes,
             clobber_refused=None if clobber else ARG_NO_CLOBBER in got,
         )
+
+
+async def _answer(asking: "asyncio.Task[int]", stream: ClientStream) -> int:
+    """Wait for the answer to a question, or until the call is over."""
+    over = asyncio.ensure_future(stream.reply())
+    try:
+        await asyncio.wait([asking, over], return_when=asyncio.FIRST_COMPLETED)
+        return asking.result() if asking.done() else 0
+    finally:
+        over.cancel()
+        await asyncio.wait([over])
+        over.cancelled() or over.exception()
 
 
 async def open_with_first_part(
@@ -336,7 +348,7 @@ class UploadService:
                         text = "the beginning of the file is not here any more"
                         record.failure = text
                         return Reply(error=text, args={ARG_START_OVER: "1"})
-                elif count > PER_UPLOAD and await in_worker(landing.has_kept):
+                elif count > PER_UPLOAD and await self.kept.look(landing):
                     first = await _two_parts(parts, record)
                 start_bytes = 0 if begun is None else begun.size_bytes
                 open_target = partial(landing.open, size_bytes, start_bytes)
