@@ -10,6 +10,7 @@ from ._errors import reporting_errors
 from ._gostyle import GoStyleCommand
 from ._identity import open_identity
 from ._known import check_known_keys, known_keys_options
+from ._ls import LsOptions, ls_options
 from ._options import (
     NamedPath,
     identity_options,
@@ -51,6 +52,7 @@ class _Job:
     codec: str
     json: bool
     verbose: bool
+    ls: LsOptions | None
 
 
 @click.command("cli", cls=GoStyleCommand)
@@ -116,12 +118,15 @@ class _Job:
     help="Dial from this local address.",
 )
 @retry_option
+@ls_options
 @transport_options
 @identity_options("client")
 @known_keys_options("known_server_keys")
 @psk_option
 @passphrase_options
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the summary, or a listing, as JSON."
+)
 @verbosity_options
 @version_option
 def cli(
@@ -136,6 +141,7 @@ def cli(
     wait: str,
     retry_for: str,
     hostport: str,
+    ls: LsOptions | None,
     network: "Network",
     press: str,
     big: bool,
@@ -149,9 +155,9 @@ def cli(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Download, upload or echo a file, or make echo calls.
+    """List, download, upload or echo files, or make echo calls.
 
-    Without -download, -sendfile or -echofile, cli makes echo calls and prints the
+    Without -ls, -download, -sendfile or -echofile, cli makes echo calls and prints the
     replies and how long they took.
     """
     begin_imports()
@@ -164,6 +170,8 @@ def cli(
         talk = Talk(prog="cli", quiet=quiet)
         _check_combination(download, sendfile, echofile, out, to, passphrase_file)
         moves_file = (download, sendfile, echofile) != (None, None, None)
+        if ls is not None:
+            ls.check(alone=not moves_file and calls == 1 and not no_clobber)
         _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
         codec_from_name(press)
         if to is not None:
@@ -202,6 +210,7 @@ def cli(
             codec=config.compression,
             json=as_json,
             verbose=verbose,
+            ls=ls,
         )
         warn_unprotected(
             config,
@@ -311,7 +320,9 @@ async def _do(
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
         _describe_connection(client, talk)
-    if job.download is not None:
+    if job.ls is not None:
+        await job.ls.run(client, as_json=job.json, talk=talk)
+    elif job.download is not None:
         await _download(client, job.download, job, talk, attempts, progressed)
     elif job.sendfile is not None:
         await _send(client, job.sendfile, job, talk, attempts, progressed)

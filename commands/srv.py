@@ -76,7 +76,7 @@ class _Job:
     flag_value=".",
     metavar="[DIR]",
     type=click.Path(file_okay=False, readable=False),
-    help="Let clients download files from DIR (default: the current directory).",
+    help="Let clients list and download files of DIR (default: the current directory).",
 )
 @click.option(
     "--readfile",
@@ -325,20 +325,29 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
     from rpc25519_tools.rpc.context import CallContext
     from rpc25519_tools.rpc.handlers import Reply
     from rpc25519_tools.rpc.registry import Registry
+    from rpc25519_tools.sync.list_records import LIST_SERVICE
+    from rpc25519_tools.sync.listing import ListService
+    from rpc25519_tools.sync.service import add_sync_services
 
     async def logged_echo_call(context: CallContext) -> Reply:
         log.call(context.remote_address, context.peer, len(context.payload))
         return await echo_call(context)
 
     registry = Registry()
+    read_root = write_root = None
     if job.serve is not None:
-        root = roots.enter_context(Root(job.serve, keep_back=job.keep_back))
-        registry.add_download(DOWNLOAD_SERVICE, DownloadService(root, log=log.transfer))
+        read_root = roots.enter_context(Root(job.serve, keep_back=job.keep_back))
+        sender = DownloadService(read_root, log=log.transfer)
+        registry.add_download(DOWNLOAD_SERVICE, sender)
+        registry.add_download(LIST_SERVICE, ListService(read_root, log=log.transfer))
     if job.readfile is not None:
-        root = roots.enter_context(Root(job.readfile, keep_back=job.keep_back))
-        service = UploadService(root, clobber=job.clobber, log=log.transfer)
+        write_root = roots.enter_context(Root(job.readfile, keep_back=job.keep_back))
+        service = UploadService(write_root, clobber=job.clobber, log=log.transfer)
         registry.add_upload(UPLOAD_SERVICE, service)
         registry.add_call(KEPT_UPLOADS_SERVICE, service.kept)
+    add_sync_services(
+        registry, read_root=read_root, write_root=write_root, log=log.transfer
+    )
     if job.echo:
         registry.add_bistream(ECHO_FILE_SERVICE, EchoFileService(log=log.transfer))
     if job.echo_service:

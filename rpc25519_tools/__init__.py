@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rpc25519_tools.identity.access_store import AccessFile
     from rpc25519_tools.identity.certificate import PeerIdentity
     from rpc25519_tools.limits import Limits, Startups
-    from rpc25519_tools.rpc.calls import CallKind
+    from rpc25519_tools.rpc.calls import CallKind, RsyncStep
     from rpc25519_tools.rpc.client import Client
     from rpc25519_tools.rpc.client_stream import ClientStream
     from rpc25519_tools.rpc.context import CallContext, time_left_s, without_deadline
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from rpc25519_tools.rpc.registry import Registry
     from rpc25519_tools.rpc.server import Server, ServerObserver
     from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream, Part
+    from rpc25519_tools.sync.hashes import (
+        RsyncChunk,
+        RsyncDiff,
+        RsyncHashes,
+        diff,
+        summarize_bytes,
+        summarize_file,
+    )
     from rpc25519_tools.transport.base import Transport
     from rpc25519_tools.wire.message import Header, Message
 
@@ -55,12 +63,19 @@ __all__ = [
     "PushListener",
     "Registry",
     "Reply",
+    "RsyncChunk",
+    "RsyncDiff",
+    "RsyncHashes",
+    "RsyncStep",
     "Server",
     "ServerObserver",
     "Startups",
     "Transport",
     "__version__",
+    "diff",
     "parse_address",
+    "summarize_bytes",
+    "summarize_file",
     "time_left_s",
     "without_deadline",
 ]
@@ -71,7 +86,7 @@ _MODULES = {
     "identity.access_store": ("AccessFile",),
     "identity.certificate": ("PeerIdentity",),
     "limits": ("Limits", "Startups"),
-    "rpc.calls": ("CallKind",),
+    "rpc.calls": ("CallKind", "RsyncStep"),
     "rpc.client": ("Client",),
     "rpc.client_stream": ("ClientStream",),
     "rpc.context": ("CallContext", "time_left_s", "without_deadline"),
@@ -81,6 +96,14 @@ _MODULES = {
     "rpc.registry": ("Registry",),
     "rpc.server": ("Server", "ServerObserver"),
     "rpc.streams": ("IncomingStream", "OutgoingStream", "Part"),
+    "sync.hashes": (
+        "RsyncChunk",
+        "RsyncDiff",
+        "RsyncHashes",
+        "diff",
+        "summarize_bytes",
+        "summarize_file",
+    ),
     "transport.base": ("Transport",),
     "wire.message": ("Header", "Message"),
 }

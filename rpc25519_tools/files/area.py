@@ -35,7 +35,7 @@ from typing import Final, Self
 
 from blake3 import blake3
 
-from rpc25519_tools.errors import OtherFileSystemError
+from rpc25519_tools.errors import OtherFileSystemError, UnsafePathError
 from rpc25519_tools.files.jail import describe_kind, unsafe
 from rpc25519_tools.files.partial import names_inode
 from rpc25519_tools.files.sweeping import DIR_FLAGS, empty, sweep, try_lock
@@ -101,6 +101,10 @@ class Partial:
             raise
         self._close()
 
+    def close(self) -> None:
+        """Let go of a file that has its final name, by other ways than ``publish``."""
+        self._close()
+
     def keep(self) -> None:
         """Close the file and leave it to a later attempt; drop it if it is empty."""
         assert self.keyed, "nobody would find it again"
@@ -162,6 +166,11 @@ class PartialArea:
             area.close()
             raise
         return area
+
+    @property
+    def was_used(self) -> bool:
+        """Whether the area is there: its directory changes when it goes."""
+        return self._area_fd >= 0
 
     def close(self) -> None:
         """Remove the files from ``scratch``, and the area if it is empty.
@@ -252,6 +261,29 @@ class PartialArea:
             session_fd = self._begin_session()
         fd = os.open(name, _SCRATCH_FLAGS, 0o600, dir_fd=session_fd)
         return Partial(fd, name, session_fd, keyed=False)
+
+    def new_name(self) -> tuple[int, bytes]:
+        """Return a free name for something that is no regular file, and its directory.
+
+        Raises:
+            UnsafePathError, OSError: as :meth:`acquire`.
+        """
+        session_fd = self._session_fd
+        if session_fd < 0:
+            session_fd = self._begin_session()
+        return session_fd, b"%d" % next(self._numbers)
+
+    def holds(self, key: bytes) -> int:
+        """Return how many bytes there are of the partial of a key; 0 for none."""
+        try:
+            area_fd = self._find_area(make=False)
+            if area_fd < 0:
+                return 0
+            name = blake3(key).hexdigest().encode()
+            status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
+        except (OSError, UnsafePathError):
+            return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def sweep(self, now_s: float | None = None) -> None:
         """Remove what is dead, old or too much; best effort, in a bounded time.

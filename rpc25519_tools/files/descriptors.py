@@ -20,6 +20,8 @@ PER_DOWNLOAD: Final = 1
 PER_UPLOAD: Final = 2
 #: A transfer that can carry on has its area and the directory of that open, too.
 PER_AREA: Final = 2
+#: A listing has a directory open twice for moments, and perhaps a file of names.
+PER_LISTING: Final = 3
 
 #: One descriptor in so many is for transfers; three of four are for connections.
 _SHARE: Final = 5

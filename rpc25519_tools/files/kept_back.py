@@ -8,7 +8,7 @@ no other is named.
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rpc25519_tools.errors import LocalFileError, UnsafePathError
@@ -52,6 +52,23 @@ class KeptBack:
                     parts = real.relative_to(top).parts
                     self._kept.add(tuple(map(fold, parts)))
 
+    @property
+    def deepest(self) -> int:
+        """How many components the longest kept-back name has; 0 for none.
+
+        A longer name is kept back only if one of the directories above it is.
+        """
+        return max(map(len, self._kept), default=0)
+
+    def inodes(self) -> frozenset[tuple[int, int]]:
+        """Return device and inode of what is kept back and there, as it is now."""
+        found = set()
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError):
+                status = os.stat(path)
+                found.add((status.st_dev, status.st_ino))
+        return frozenset(found)
+
     def check(self, parts: Sequence[bytes], remote_name: str) -> None:
         """Check a name from the wire, taken apart.
 
@@ -75,6 +92,37 @@ class KeptBack:
             with contextlib.suppress(OSError, ValueError):
                 if os.path.samestat(os.stat(path), found):
                     raise _reserved(remote_name)
+
+    def entries_of(
+        self, parts: Sequence[bytes]
+    ) -> Callable[[bytes, os.stat_result], bool]:
+        """Return a check for many entries of one directory, without following links.
+
+        It tells whether a name with that status is kept back, as `check` and
+        `check_found` would; what the names lead to is looked up once, now.
+
+        Args:
+            parts: the directory's components.
+        """
+        here = tuple(fold(part.decode("utf-8", "surrogateescape")) for part in parts)
+        kept_names = {
+            kept[-1] for kept in self._kept if kept[:-1] == here
+        }  # what lies deeper is beneath a directory that may be shown
+        kept_files = set()
+        for path in self._paths:
+            for look in (os.stat, os.lstat):
+                with contextlib.suppress(OSError, ValueError):
+                    found = look(path)
+                    kept_files.add((found.st_dev, found.st_ino))
+
+        def is_kept_back(name: bytes, found: os.stat_result) -> bool:
+            if (found.st_dev, found.st_ino) in kept_files:
+                return True
+            if not kept_names:
+                return False
+            return fold(name.decode("utf-8", "surrogateescape")) in kept_names
+
+        return is_kept_back
 
 
 def _reserved(remote_name: str) -> UnsafePathError:

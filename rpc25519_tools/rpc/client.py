@@ -16,12 +16,13 @@ from rpc25519_tools.errors import (
     CallCancelledError,
     DeadlineError,
     IncompleteTransferError,
+    LocalProtocolError,
     NoSuchServiceError,
 )
 from rpc25519_tools.identity.certificate import PeerIdentity
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.rpc import client_core
-from rpc25519_tools.rpc.calls import PARTS_UP, CallKind
+from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import time_left_s
@@ -352,6 +353,41 @@ class Client:
             CallKind.BISTREAM, service_name, payload, args, timeout_s, compress=compress
         )
 
+    def rsync(
+        self,
+        kind: CallKind,
+        service_name: str,
+        payload: Buffer = b"",
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        timeout_s: float | None = None,
+        compress: bool = True,
+    ) -> ClientStream:
+        """Return an rsync call, which ``async with`` opens: send parts and iterate.
+
+        The first part is of step REQUEST or OVERVIEW, according to the kind; each later
+        one names its step. When the call ends early, the parts that have come can be
+        read still, before the error.
+
+        A Go server ignores such a call: ask first whether it offers the like.
+
+        Args:
+            kind: RSYNC_READ, where the server is to send files; or RSYNC_SEND.
+            service_name: the name that the server registered.
+            payload: the first part.
+            args: small named strings to send along.
+            timeout_s: see ``upload``.
+            compress: see ``upload``.
+
+        Raises:
+            LocalProtocolError: the kind is another one.
+        """
+        if not kind.has_steps:
+            raise LocalProtocolError(f"{kind.name} is no kind of rsync call")
+        return self._open(
+            kind, service_name, payload, args, timeout_s, compress=compress
+        )
+
     async def stream(
         self,
         kind: CallKind,
@@ -361,7 +397,7 @@ class Client:
         args: Mapping[str, str] = NO_ARGS,
         compress: bool = True,
     ) -> ClientStream:
-        """Open an upload, a download or a bistream at once.
+        """Open an upload, a download, a bistream or an rsync call at once.
 
         Raises:
             ConnectionLostError, SecurityError: the connection is over.
@@ -400,7 +436,7 @@ class Client:
             call_id = message.header.call_id
             pending = self._pending.get(call_id)
             sending = self._loop.create_task(self._driver.send(message, self.codec))
-            if message.header.call_type not in PARTS_UP:
+            if not message.header.stream_part:  # later parts have a number
                 self._openings[call_id] = sending
             waited_for: list[asyncio.Future[Any]] = [sending]
             if pending is not None:
@@ -487,7 +523,9 @@ class Client:
         compress: bool,
     ) -> ClientStream:
         call_id = self._core.new_call_id()
-        incoming = IncomingStream(self._driver) if kind.receives_parts else None
+        incoming = None
+        if kind.receives_parts:
+            incoming = IncomingStream(self._driver, keeps_parts=kind.has_steps)
         reply: asyncio.Future[Message] = self._loop.create_future()
         # A stream may be left without anybody asking for its reply.
         reply.add_done_callback(lambda f: f.cancelled() or f.exception())

@@ -16,10 +16,12 @@ from rpc25519_tools.rpc.calls import (
     NO_PARTS,
     PART_MISSING,
     PARTS_DOWN,
-    PARTS_UP,
     CallKind,
     PartCounter,
+    RsyncStep,
+    fault_of_type,
     new_call_id,
+    part_type,
     serial_numbers,
 )
 from rpc25519_tools.wire.greenpack import Buffer
@@ -130,7 +132,7 @@ class ClientCore:
         """Open a call; return the message that has to be sent.
 
         Args:
-            kind: how to call; for UPLOAD and BISTREAM the message is part 0.
+            kind: how to call; where the client sends parts, the message is part 0.
             service_name: the name that the server registered.
             now_ns: the clock, nanoseconds since 1970 UTC.
             payload: what to send along.
@@ -184,15 +186,17 @@ class ClientCore:
         payload: Buffer,
         args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
+        step: RsyncStep | None = None,
         compress: bool = True,
     ) -> Message:
-        """Return the next part of an upload or bistream, to be sent.
+        """Return the next part of an upload, bistream or rsync call, to be sent.
 
         A part that is not sent has to be taken back.
 
         Raises:
             LocalProtocolError: the call is over, sends no parts, or had its last one,
-                or one that went before could not be sent.
+                or one that went before could not be sent; or ``step`` or ``last`` are
+                not for this kind of call.
         """
         call = self._open.get(call_id)
         if call is None or not call.kind.sends_parts or call.sent.ended:
@@ -204,7 +208,7 @@ class ClientCore:
             sender=self._local,
             recipient=self._remote,
             seqno=call.header.seqno,
-            call_type=CallType.UPLOAD_END if last else CallType.UPLOAD_MORE,
+            call_type=part_type(call.kind, step, up=True, first=False, last=last),
             call_id=call_id,
             serial=self._serial(),
             deadline_ns=call.header.deadline_ns,
@@ -228,10 +232,10 @@ class ClientCore:
         call = self._open.get(message.header.call_id)
         if call is None:
             return
-        if message.header.call_type in PARTS_UP:
-            call.sent.take_back(message.header.stream_part)
-        elif message.header is call.header:
+        if message.header is call.header:
             del self._open[message.header.call_id]
+        elif message.header.stream_part:
+            call.sent.take_back(message.header.stream_part)
 
     def cancel(self, call_id: str, *, now_ns: int) -> Message | None:
         """Forget a call; return the message that tells the server, or None if over."""
@@ -280,7 +284,9 @@ class ClientCore:
         call = self._open.get(header.call_id)
         if call is None or not call.kind.receives_parts:
             return None
-        fault = call.received.fault_of(header.stream_part)
+        fault = call.received.fault_of(header.stream_part) or fault_of_type(
+            call.kind, header.call_type, up=False
+        )
         if fault is not None:
             del self._open[header.call_id]
             return StreamBroken(header.call_id, fault)

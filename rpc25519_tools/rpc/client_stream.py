@@ -10,6 +10,7 @@ from rpc25519_tools.errors import (
     ConnectionLostError,
     LocalProtocolError,
 )
+from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.client_core import ClientCore
 from rpc25519_tools.rpc.driver import now_ns
 from rpc25519_tools.rpc.streams import IncomingStream
@@ -32,7 +33,7 @@ class StreamOwner(Protocol):
 
 
 class ClientStream:
-    """An upload, a download or a bistream; made by the methods of Client.
+    """An upload, download, bistream or rsync call; made by the methods of Client.
 
     As an asynchronous context manager it opens the call on entering, unless that has
     been done, and cancels it on leaving, unless its reply has come. Iterate over it for
@@ -112,6 +113,7 @@ class ClientStream:
         *,
         args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
+        step: RsyncStep | None = None,
         compress: bool = True,
     ) -> None:
         """Send the next part; wait while the server falls behind.
@@ -123,13 +125,16 @@ class ClientStream:
             payload: the bytes; they must not change until they have left.
             args: small named strings to send along.
             last: whether no more parts follow.
+            step: what the part is for: needed in rsync calls, which have no last part;
+                not possible in others.
             compress: False sends this one part without compression.
 
         Raises:
             RemoteCallError, NoSuchServiceError: the server ended the call early.
             DeadlineError: the call's time is over.
             LocalProtocolError: the server ended it without an error, or it takes no
-                parts, or no more of them; or it is not open.
+                parts, or no more of them; or it is not open; or ``step`` or ``last``
+                are not for this kind of call.
             ConnectionLostError, SecurityError: the connection is over.
         """
         self._require_open()
@@ -142,6 +147,7 @@ class ClientStream:
             payload=payload,
             args=args,
             last=last,
+            step=step,
             compress=compress,
         )
         try:

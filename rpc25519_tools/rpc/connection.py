@@ -24,7 +24,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.identity.access import AccessPolicy
 from rpc25519_tools.rpc import methods, server_core
-from rpc25519_tools.rpc.calls import CANCELLED, EXPIRED, CallKind
+from rpc25519_tools.rpc.calls import CANCELLED, EXPIRED, CallKind, RsyncStep
 from rpc25519_tools.rpc.context import (
     CallContext,
     Cancellation,
@@ -247,7 +247,8 @@ class Connection:
                 if incoming is not None:
                     incoming.end(IncompleteTransferError(event.reason))
             case server_core.CallCancelled():
-                self._stop(event.call, CANCELLED_BY_CLIENT)
+                error = CallCancelledError(CANCELLED)
+                self._stop(event.call, CANCELLED_BY_CLIENT, error)
             case server_core.MessageToSend():
                 self.driver.send_now(event.message, self._core.codec)
 
@@ -270,6 +271,7 @@ class Connection:
         for running in list(self._running.values()):
             if running.incoming is not None and running.incoming.is_unread:
                 running.incoming.end(DeadlineError(_UNREAD))
+                running.incoming.discard()
 
     def _is_busy(self) -> bool:
         """Tell whether a handler is at work, rather than waiting for the client."""
@@ -284,11 +286,19 @@ class Connection:
         running = self._running.get(call)
         return running.incoming if running is not None else None
 
-    def _stop(self, call: OpenCall, reason: str) -> None:
-        """Stop a handler: nobody wants its answer any more, or it is too late."""
+    def _stop(self, call: OpenCall, reason: str, error: Exception) -> None:
+        """Stop a handler: nobody wants its answer any more, or it is too late.
+
+        Args:
+            call: what it works on.
+            reason: what its task is cancelled with.
+            error: what it finds behind the parts of an rsync call that are here.
+        """
         running = self._running.get(call)
         if running is None:
             return
+        if call.kind.has_steps and running.incoming is not None:
+            running.incoming.end(error)
         running.cancellation.set()
         if running.begun:
             running.its_task.cancel(reason)
@@ -297,12 +307,14 @@ class Connection:
         if self._running[call].answering:
             return
         call.expired = True
-        self._stop(call, EXPIRED)
+        self._stop(call, EXPIRED, DeadlineError(EXPIRED))
 
     def _start(self, call: OpenCall, opening: Message, header_size: int) -> None:
         incoming = None
         if call.kind.sends_parts:
-            incoming = IncomingStream(self.driver, self._change_held)
+            incoming = IncomingStream(
+                self.driver, self._change_held, keeps_parts=call.kind.has_steps
+            )
             incoming.feed(Part.of(opening, last=False))
         until_s = None
         if call.request.deadline_ns is not None:
@@ -430,10 +442,10 @@ class Connection:
                 return registry.uploads[name](context, incoming)
             case CallKind.DOWNLOAD:
                 return registry.downloads[name](context, self._outgoing(call))
-            case CallKind.BISTREAM:
+            case CallKind.BISTREAM | CallKind.RSYNC_READ | CallKind.RSYNC_SEND:
                 assert incoming is not None
                 out = self._outgoing(call)
-                return registry.bistreams[name](context, incoming, out)
+                return registry.two_way[call.kind][name](context, incoming, out)
 
     def _why_failed(
         self, call: OpenCall, exc: BaseException, task: asyncio.Task[Any] | None
@@ -477,6 +489,7 @@ class Connection:
             args: Mapping[str, str],
             last: bool,  # noqa: FBT001  # the signature of SendPart
             compress: bool,  # noqa: FBT001
+            step: RsyncStep | None,
         ) -> None:
             if pace is not None:
                 await wait_for_pace(pace)
@@ -487,6 +500,7 @@ class Connection:
                 payload=payload,
                 args=args,
                 last=last,
+                step=step,
                 compress=compress,
             )
             if pace is not None:

@@ -138,7 +138,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: how it was called.
         header: the header of the opening message; its addresses are the peer's claim.
-        payload: what the opening message carried; for UPLOAD and BISTREAM that is
+        payload: what the opening message carried; where the client sends parts, that is
             also the first part of the stream.
         peer: who the peer proved to be; None where nothing was proved.
         local_address: our end of the connection, such as ``127.0.0.1:8443``.

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from rpc25519_tools.errors import CallCancelledError, ConfigError
+from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
@@ -156,17 +157,21 @@ class PlainOutgoing:
         *,
         args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
+        step: RsyncStep | None = None,
         compress: bool = True,
     ) -> None:
         """Send the next part, as OutgoingStream does; wait while the peer falls behind.
 
         Raises:
-            LocalProtocolError: the last part has been sent already.
+            LocalProtocolError: the last part has been sent already; or ``step`` or
+                ``last`` are not for this kind of call.
             CallCancelledError: nobody waits for the call any more.
             ConnectionLostError: the connection is over.
         """
         self._steps.take(
-            lambda: self._stream.send(payload, args=args, last=last, compress=compress)
+            lambda: self._stream.send(
+                payload, args=args, last=last, step=step, compress=compress
+            )
         )
 
 
@@ -300,7 +305,7 @@ def as_download_handler(handler: Callable[..., Any], name: str) -> DownloadHandl
 
 
 def as_bistream_handler(handler: Callable[..., Any], name: str) -> BistreamHandler:
-    """Make any handler of bistreams an asynchronous one."""
+    """Make any handler of bistreams or rsync calls an asynchronous one."""
     _require_parameters(handler, 3, name)
     if is_async(handler):
         return handler

@@ -45,6 +45,14 @@ def _require_name(name: object, decorator: str = "") -> None:
     raise ConfigError(f"the name of a service must be text, not {name!r:.40}")
 
 
+def _require_rsync(kind: object) -> None:
+    """Raise ConfigError unless the kind is one of rsync calls."""
+    if not (isinstance(kind, CallKind) and kind.has_steps):
+        raise ConfigError(
+            f"an rsync service is either RSYNC_READ or RSYNC_SEND, not {kind!r:.40}"
+        )
+
+
 class Registry:
     """The services of one or more servers, by kind and name.
 
@@ -65,7 +73,12 @@ class Registry:
         self.one_ways: dict[str, CallHandler] = {}
         self.uploads: dict[str, UploadHandler] = {}
         self.downloads: dict[str, DownloadHandler] = {}
-        self.bistreams: dict[str, BistreamHandler] = {}
+        #: What reads one stream and sends another, by the kind of call.
+        self.two_way: dict[CallKind, dict[str, BistreamHandler]] = {
+            CallKind.BISTREAM: {},
+            CallKind.RSYNC_READ: {},
+            CallKind.RSYNC_SEND: {},
+        }
         self.methods: dict[str, Method] = {}
 
     def _names(self, kind: CallKind) -> Mapping[str, object]:
@@ -80,8 +93,8 @@ class Registry:
                 return self.uploads
             case CallKind.DOWNLOAD:
                 return self.downloads
-            case CallKind.BISTREAM:
-                return self.bistreams
+            case CallKind.BISTREAM | CallKind.RSYNC_READ | CallKind.RSYNC_SEND:
+                return self.two_way[kind]
 
     def offers(self, kind: CallKind, name: str) -> bool:
         """Tell whether a service of that kind and name is registered."""
@@ -172,7 +185,7 @@ class Registry:
     ) -> None:
         """Register a function that reads one stream and sends another."""
         self.require_free(CallKind.BISTREAM, name)
-        self.bistreams[name] = as_bistream_handler(handler, name)
+        self.two_way[CallKind.BISTREAM][name] = as_bistream_handler(handler, name)
 
     def bistream(self, name: str) -> Callable[[_Bistream], _Bistream]:
         """Decorate a function that reads one stream and sends another."""
@@ -180,6 +193,38 @@ class Registry:
 
         def decorate(handler: _Bistream) -> _Bistream:
             self.add_bistream(name, handler)
+            return handler
+
+        return decorate
+
+    def add_rsync(
+        self, kind: CallKind, name: str, handler: BistreamHandler | PlainBistreamHandler
+    ) -> None:
+        """Register a function that takes part in the steps of an rsync call.
+
+        Args:
+            kind: RSYNC_READ, where it sends the files, or RSYNC_SEND, where the client
+                does. Both may be registered under one name.
+            name: of the service.
+            handler: takes what one of a bistream takes. Its first part is the opening
+                one, of step REQUEST or OVERVIEW. However the call ends, the parts that
+                have come can be read still, before the error; an ``async`` handler that
+                is cancelled gets them from ``IncomingStream.take_ready``.
+
+        Raises:
+            ConfigError: the kind is another one.
+        """
+        _require_rsync(kind)
+        self.require_free(kind, name)
+        self.two_way[kind][name] = as_bistream_handler(handler, name)
+
+    def rsync(self, kind: CallKind, name: str) -> Callable[[_Bistream], _Bistream]:
+        """Decorate a function that takes part in the steps of an rsync call."""
+        _require_rsync(kind)
+        _require_name(name)
+
+        def decorate(handler: _Bistream) -> _Bistream:
+            self.add_rsync(kind, name, handler)
             return handler
 
         return decorate

@@ -20,6 +20,9 @@ from rpc25519_tools.rpc.calls import (
     REFUSAL_TEXTS,
     CallKind,
     PartCounter,
+    RsyncStep,
+    fault_of_type,
+    part_type,
     serial_numbers,
 )
 from rpc25519_tools.wire.codecs import Codec
@@ -61,7 +64,7 @@ class OpenCall:
 
 
 class CallStarted(msgspec.Struct, frozen=True):
-    """A client opened a call; for UPLOAD and BISTREAM the message is also part 0."""
+    """A client opened a call; where it sends parts, the message is also part 0."""
 
     call: OpenCall
     message: Message
@@ -157,6 +160,8 @@ class ServerCore:
         kind = _KINDS.get(call_type)
         if kind is None:
             return None
+        if kind.has_steps and message.header.stream_part > 0:
+            return self._receive_part(message)
         return self._start(kind, message, now_ns)
 
     def _start(
@@ -193,7 +198,9 @@ class ServerCore:
         call = self._open.get(header.call_id)
         if call is None or not call.kind.sends_parts:
             return None  # what is left of a stream that is over
-        fault = call.received.fault_of(header.stream_part)
+        fault = call.received.fault_of(header.stream_part) or fault_of_type(
+            call.kind, header.call_type, up=True
+        )
         if fault is not None:
             del self._open[header.call_id]
             return StreamBroken(call, fault)
@@ -209,29 +216,25 @@ class ServerCore:
         payload: Buffer,
         args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
+        step: RsyncStep | None = None,
         compress: bool = True,
     ) -> Message:
-        """Return the next part of a download or bistream, to be sent.
+        """Return the next part of a download, bistream or rsync call, to be sent.
 
         Part 0 has a type of its own, so a stream of one part needs an empty last one.
         A part that is not sent has to be taken back.
 
         Raises:
             LocalProtocolError: the call sends no parts, or had its last one, or one
-                that went before could not be sent.
+                that went before could not be sent; or ``step`` or ``last`` are not for
+                this kind of call.
         """
         if not call.kind.receives_parts or call.sent.ended:
             raise LocalProtocolError("this call takes no more parts")
         if call.sent.broken:
             raise LocalProtocolError(PART_MISSING)
         first = call.sent.next_number == 0
-        if first and last:
-            raise LocalProtocolError("part 0 of a stream cannot be its last")
-        call_type = CallType.DOWNLOAD_MORE
-        if first:
-            call_type = CallType.DOWNLOAD_BEGIN
-        elif last:
-            call_type = CallType.DOWNLOAD_END
+        call_type = part_type(call.kind, step, up=False, first=first, last=last)
         request = call.request
         header = Header(
             created_ns=now_ns,

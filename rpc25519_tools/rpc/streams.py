@@ -12,6 +12,7 @@ from typing import Final, Self, TypeAlias
 import msgspec
 
 from rpc25519_tools.errors import LocalProtocolError
+from rpc25519_tools.rpc.calls import STEP_OF_TYPE, RsyncStep
 from rpc25519_tools.rpc.driver import Driver
 from rpc25519_tools.rpc.turns import Turn
 from rpc25519_tools.wire.greenpack import Buffer
@@ -33,12 +34,14 @@ class Part(msgspec.Struct, frozen=True):
         payload: the bytes; a memoryview where the part is long.
         args: small named strings that came along.
         last: whether the sender called it the last one.
+        step: what it is for, in an rsync call; None in all others.
     """
 
     number: int
     payload: Buffer
     args: Mapping[str, str]
     last: bool
+    step: RsyncStep | None = None
 
     @property
     def cost(self) -> int:
@@ -50,7 +53,8 @@ class Part(msgspec.Struct, frozen=True):
     def of(cls, message: Message, *, last: bool) -> Self:
         """Return the part that a message carries."""
         header = message.header
-        return cls(header.stream_part, message.payload, header.args, last)
+        step = STEP_OF_TYPE.get(header.call_type)
+        return cls(header.stream_part, message.payload, header.args, last, step)
 
 
 class IncomingStream:
@@ -63,13 +67,20 @@ class IncomingStream:
     Args:
         driver: the connection.
         change_held: learns how much more, or less, the stream holds.
+        keeps_parts: whether the reader gets the parts that are here before any error,
+            whatever it is.
     """
 
     def __init__(
-        self, driver: Driver, change_held: Callable[[int], None] | None = None
+        self,
+        driver: Driver,
+        change_held: Callable[[int], None] | None = None,
+        *,
+        keeps_parts: bool = False,
     ) -> None:
         self._driver = driver
         self._change_held = driver.change_held if change_held is None else change_held
+        self._keeps_parts = keeps_parts
         self._parts: deque[Part] = deque()
         self._len = 0
         self._holding = False
@@ -122,8 +133,7 @@ class IncomingStream:
         self._len -= part.cost
         self._change_held(-part.cost)
         if self._holding and self._len <= _HIGH_WATER_LEN // 2:
-            self._holding = False
-            self._driver.release_reading()
+            self._release()
         return part
 
     def feed(self, part: Part) -> None:
@@ -145,12 +155,16 @@ class IncomingStream:
 
         Args:
             error: what it fails with.
-            after_parts: whether it gets the parts that are here first.
+            after_parts: whether it gets the parts that are here first, also where the
+                stream does not keep them anyway.
         """
         self._ended = True
         if error is not None and self._error is None:
             self._error = error
-            if not after_parts:
+            if after_parts or self._keeps_parts:
+                # No more will come: the connection need not wait for the reader.
+                self._release()
+            else:
                 self._drop_parts()
         self._wake()
 
@@ -163,6 +177,9 @@ class IncomingStream:
         self._parts.clear()
         self._change_held(-self._len)
         self._len = 0
+        self._release()
+
+    def _release(self) -> None:
         if self._holding:
             self._holding = False
             self._driver.release_reading()
@@ -172,8 +189,11 @@ class IncomingStream:
             self._reader.set_result(None)
 
 
-#: Sends one part: payload, args, whether it is the last one, whether to compress it.
-SendPart: TypeAlias = Callable[[Buffer, Mapping[str, str], bool, bool], Awaitable[None]]
+#: Sends one part: payload, args, whether it is the last one, whether to compress it,
+#: its step.
+SendPart: TypeAlias = Callable[
+    [Buffer, Mapping[str, str], bool, bool, RsyncStep | None], Awaitable[None]
+]
 
 
 class OutgoingStream:
@@ -196,6 +216,7 @@ class OutgoingStream:
         *,
         args: Mapping[str, str] = NO_ARGS,
         last: bool = False,
+        step: RsyncStep | None = None,
         compress: bool = True,
     ) -> None:
         """Send the next part; wait while the peer falls behind.
@@ -208,16 +229,19 @@ class OutgoingStream:
             args: small named strings to send along.
             last: whether no more parts follow. Where there is only one, an empty part
                 comes after it: the wire has no other way to say so.
+            step: what the part is for: needed in rsync calls, which have no last part;
+                not possible in others.
             compress: False sends this one part without compression.
 
         Raises:
             LocalProtocolError: the last part has been sent already; or the part is too
-                large; or one before it could not be sent after later ones had been.
+                large; or one before it could not be sent after later ones had been; or
+                ``step`` or ``last`` are not for this kind of call.
             ConnectionLostError: the connection is over.
         """
         # Part 0 has a type of its own, which cannot say that it is the last.
-        is_only = last and not self._has_begun
-        await self._send_part(payload, args, last and not is_only, compress)
+        is_only = last and step is None and not self._has_begun
+        await self._send_part(payload, args, last and not is_only, compress, step)
         self._has_begun = True
         if is_only:
-            await self._send_part(b"", NO_ARGS, True, compress)
+            await self._send_part(b"", NO_ARGS, True, compress, None)

@@ -21,6 +21,7 @@ from rpc25519_tools.files.upload import UploadService, upload_file
 from rpc25519_tools.identity.access import Right
 from rpc25519_tools.identity.access_text import parse_access_file
 from rpc25519_tools.identity.certificate import PeerIdentity
+from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.registry import Registry
@@ -85,6 +86,13 @@ def services(ran: list[str]) -> Registry:
         async for _ in parts:
             pass
 
+    async def rsync(
+        context: CallContext, parts: IncomingStream, out: OutgoingStream
+    ) -> None:
+        ran.append(context.kind.name)
+
+    registry.add_rsync(CallKind.RSYNC_READ, "guarded", rsync)
+    registry.add_rsync(CallKind.RSYNC_SEND, "guarded", rsync)
     registry.register(Arith(ran))
     return registry
 
@@ -110,6 +118,16 @@ async def do_bistream(client: Client) -> None:
         await stream.reply()
 
 
+async def do_rsync_read(client: Client) -> None:
+    async with client.rsync(CallKind.RSYNC_READ, "guarded") as stream:
+        await stream.reply()
+
+
+async def do_rsync_send(client: Client) -> None:
+    async with client.rsync(CallKind.RSYNC_SEND, "guarded") as stream:
+        await stream.reply()
+
+
 async def do_netrpc(client: Client) -> None:
     assert await client.netrpc.call("Arith.AddOne", 1, int) == 2
 
@@ -119,6 +137,8 @@ KINDS: dict[str, Callable[[Client], Any]] = {
     "upload": do_upload,
     "download": do_download,
     "bistream": do_bistream,
+    "RSYNC_READ": do_rsync_read,
+    "RSYNC_SEND": do_rsync_send,
     "netrpc": do_netrpc,
 }
 

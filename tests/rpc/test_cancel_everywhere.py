@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rpc25519_tools.errors import Rpc25519Error
+from rpc25519_tools.rpc.calls import CallKind, RsyncStep
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.connection import Connection
 from rpc25519_tools.rpc.context import CallContext
@@ -82,6 +83,16 @@ def services() -> Registry:
             await asyncio.sleep(0)
             await out.send(part.payload, last=part.last)
 
+    @registry.rsync(CallKind.RSYNC_SEND, "sync")
+    async def sync(
+        context: CallContext, parts: IncomingStream, out: OutgoingStream
+    ) -> None:
+        async for part in parts:
+            await asyncio.sleep(0)
+            await out.send(part.payload, step=RsyncStep.HASHES)
+            if part.step is RsyncStep.DELTAS:
+                return
+
     @registry.call("push")
     async def push(context: CallContext) -> None:
         await asyncio.sleep(0)
@@ -121,11 +132,19 @@ async def bistream(client: Client) -> None:
         await stream.reply()
 
 
+async def rsync(client: Client) -> None:
+    async with client.rsync(CallKind.RSYNC_SEND, "sync", b"x") as stream:
+        await stream.send(b"x" * MIB, step=RsyncStep.OVERVIEW)
+        await stream.send(b"y", step=RsyncStep.DELTAS)
+        assert len([part async for part in stream]) == 3
+        await stream.reply()
+
+
 async def one_way(client: Client) -> None:
     await client.send_one_way("nobody", b"x" * MIB)
 
 
-SCENARIOS = [call, plain, netrpc, upload, download, bistream, one_way]
+SCENARIOS = [call, plain, netrpc, upload, download, bistream, rsync, one_way]
 
 
 async def check_rest(server: Server, client: Client) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import LocalProtocolError
-from rpc25519_tools.rpc.calls import CALL_ID_LEN, CallKind, new_call_id
+from rpc25519_tools.rpc.calls import CALL_ID_LEN, CallKind, RsyncStep, new_call_id
 from rpc25519_tools.rpc.client_core import (
     CallRefused,
     ClientCore,
@@ -24,6 +24,25 @@ from rpc25519_tools.wire.message import CallType, Header, Message
 INPUT_TYPES = [*CallType, 6, 9, 25, 99, -1, -5, 2**63 - 1]
 PARTS = (CallType.DOWNLOAD_BEGIN, CallType.DOWNLOAD_MORE, CallType.DOWNLOAD_END)
 FIRST_SEQNO = 2
+#: The types of the server's parts: of the first one, the others and the last one.
+PARTS_DOWN: dict[CallKind, tuple[CallType, ...]] = {
+    CallKind.DOWNLOAD: PARTS,
+    CallKind.BISTREAM: PARTS,
+    CallKind.RSYNC_READ: (CallType.RSYNC_STEP1, CallType.RSYNC_STEP3),
+    CallKind.RSYNC_SEND: (CallType.RSYNC_STEP2, CallType.RSYNC_STEP4),
+}
+STEP_TYPES = {
+    RsyncStep.REQUEST: CallType.RSYNC_STEP0,
+    RsyncStep.OVERVIEW: CallType.RSYNC_STEP1,
+    RsyncStep.HASHES: CallType.RSYNC_STEP2,
+    RsyncStep.DELTAS: CallType.RSYNC_STEP3,
+    RsyncStep.ACK: CallType.RSYNC_STEP4,
+}
+#: The steps that the client sends after its opening message.
+STEPS_UP = {
+    CallKind.RSYNC_READ: (RsyncStep.HASHES, RsyncStep.ACK),
+    CallKind.RSYNC_SEND: (RsyncStep.OVERVIEW, RsyncStep.DELTAS),
+}
 
 
 class Counted:
@@ -75,12 +94,13 @@ class State:
     known: bool
     due: int | None
     streams_only: bool = False
+    needs_last: bool = False
 
 
 def _after_parts(core: ClientCore, kind: CallKind) -> None:
     start(core, kind)
-    assert isinstance(core.receive(message(PARTS[0], part=0)), PartReceived)
-    assert isinstance(core.receive(message(PARTS[1], part=1)), PartReceived)
+    for number, call_type in enumerate(PARTS_DOWN[kind][:2]):
+        assert isinstance(core.receive(message(call_type, part=number)), PartReceived)
 
 
 def _ended(core: ClientCore, kind: CallKind) -> None:
@@ -107,14 +127,15 @@ def _cancelled(core: ClientCore, kind: CallKind) -> None:
 
 def _broken(core: ClientCore, kind: CallKind) -> None:
     start(core, kind)
-    assert isinstance(core.receive(message(PARTS[1], part=5)), StreamBroken)
+    wrong = message(PARTS_DOWN[kind][1], part=5)
+    assert isinstance(core.receive(wrong), StreamBroken)
 
 
 STATES = {
     "nothing": State(lambda core, kind: None, known=False, due=None),
     "fresh": State(start, known=True, due=0),
     "after parts": State(_after_parts, known=True, due=2, streams_only=True),
-    "ended": State(_ended, known=True, due=None, streams_only=True),
+    "ended": State(_ended, known=True, due=None, streams_only=True, needs_last=True),
     "replied": State(_replied, known=False, due=None),
     "refused": State(_refused, known=False, due=None),
     "cancelled": State(_cancelled, known=False, due=None),
@@ -123,7 +144,8 @@ STATES = {
 PAIRS = [
     pytest.param(kind, state, id=f"{kind.name} {name}")
     for (name, state), kind in itertools.product(STATES.items(), CallKind)
-    if kind.receives_parts or not state.streams_only
+    if (kind in PARTS_DOWN or not state.streams_only)
+    and (kind not in STEPS_UP or not state.needs_last)
 ]
 
 
@@ -140,8 +162,9 @@ def expected_event(
         return ReplyReceived if seqno == FIRST_SEQNO else None
     if call_type == CallType.ERROR:
         return CallRefused
-    if call_type in PARTS and kind.receives_parts:
-        return PartReceived if part == state.due else StreamBroken
+    if call_type in (*PARTS, *STEP_TYPES.values()) and kind in PARTS_DOWN:
+        fits = part == state.due and call_type in PARTS_DOWN[kind]
+        return PartReceived if fits else StreamBroken
     return None
 
 
@@ -165,7 +188,8 @@ def test_every_input_in_every_state_is_legal_by_the_table_or_an_error(
                 assert event.last == (call_type == CallType.DOWNLOAD_END)
             if over:
                 # From now on the core knows no such call.
-                for late in (*PARTS, CallType.RPC_REPLY, CallType.ERROR):
+                lates = (*PARTS, *STEP_TYPES.values(), CallType.RPC_REPLY, 14)
+                for late in lates:
                     assert core.receive(message(late, part=part)) is None
 
 
@@ -212,7 +236,11 @@ def test_parts_can_be_sent_only_while_a_sending_call_is_open(
 ) -> None:
     core = new_core()
     state.enter(core, kind)
-    if state.known and kind.sends_parts:
+    if state.known and kind in STEPS_UP:
+        for step in STEPS_UP[kind]:
+            core.next_part(FIRST_ID, now_ns=1, payload=b"", step=step)
+        core.cancel(FIRST_ID, now_ns=2)
+    elif state.known and kind.sends_parts:
         core.next_part(FIRST_ID, now_ns=1, payload=b"")
         core.next_part(FIRST_ID, now_ns=1, payload=b"", last=True)
     with pytest.raises(LocalProtocolError, match="no more parts"):
@@ -272,6 +300,75 @@ def test_parts_are_numbered_on_from_the_opening_message(kind: CallKind) -> None:
             (3, CallType.UPLOAD_END),
         )
     ]
+
+
+@pytest.mark.parametrize("kind", STEPS_UP)
+@pytest.mark.parametrize("step", RsyncStep)
+def test_the_client_sends_the_steps_of_its_role_only(
+    kind: CallKind, step: RsyncStep
+) -> None:
+    core = new_core()
+    opening = start(core, kind).header
+    allowed = STEPS_UP[kind]
+    if step not in allowed:
+        with pytest.raises(LocalProtocolError, match="client sends no step"):
+            core.next_part(FIRST_ID, now_ns=1, payload=b"", step=step)
+    wanted = [allowed[0], allowed[1], allowed[0]]
+    parts = [
+        core.next_part(FIRST_ID, now_ns=1, payload=b"", step=one).header
+        for one in wanted
+    ]
+    assert [part.call_type for part in parts] == [STEP_TYPES[one] for one in wanted]
+    assert [part.stream_part for part in (opening, *parts)] == [0, 1, 2, 3]
+    assert {part.seqno for part in parts} == {FIRST_SEQNO}
+
+
+@pytest.mark.parametrize("kind", STEPS_UP)
+def test_a_part_of_an_rsync_call_needs_a_step_and_is_never_the_last(
+    kind: CallKind,
+) -> None:
+    core = new_core()
+    start(core, kind)
+    with pytest.raises(LocalProtocolError, match="needs its step"):
+        core.next_part(FIRST_ID, now_ns=1, payload=b"")
+    step = STEPS_UP[kind][0]
+    with pytest.raises(LocalProtocolError, match="end with its reply"):
+        core.next_part(FIRST_ID, now_ns=1, payload=b"", step=step, last=True)
+    part = core.next_part(FIRST_ID, now_ns=1, payload=b"", step=step)
+    assert part.header.stream_part == 1
+
+
+@pytest.mark.parametrize("kind", [CallKind.UPLOAD, CallKind.BISTREAM])
+@pytest.mark.parametrize("step", RsyncStep)
+def test_other_streams_have_no_steps(kind: CallKind, step: RsyncStep) -> None:
+    core = new_core()
+    start(core, kind)
+    with pytest.raises(LocalProtocolError, match="only the parts of rsync calls"):
+        core.next_part(FIRST_ID, now_ns=1, payload=b"", step=step)
+    part = core.next_part(FIRST_ID, now_ns=1, payload=b"")
+    assert part.header.stream_part == 1
+
+
+def test_a_part_of_the_opening_type_is_taken_back_as_a_part() -> None:
+    core = new_core()
+    opening = start(core, CallKind.RSYNC_SEND)
+    for _ in range(2):
+        part = core.next_part(FIRST_ID, now_ns=1, payload=b"", step=RsyncStep.OVERVIEW)
+        assert part.header.call_type == opening.header.call_type
+        assert part.header.stream_part == 1
+        core.take_back(part)
+    assert core.open_calls == 1
+    core.take_back(opening)
+    assert core.open_calls == 0
+
+
+def test_a_wrong_step_breaks_the_stream_and_says_why() -> None:
+    core = new_core()
+    start(core, CallKind.RSYNC_READ)
+    event = core.receive(message(CallType.RSYNC_STEP2, part=0))
+    assert event == StreamBroken(
+        FIRST_ID, "a part of type 22 does not belong into this kind of call"
+    )
 
 
 def test_calls_have_ids_and_numbers_of_their_own() -> None:

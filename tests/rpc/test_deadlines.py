@@ -60,6 +60,8 @@ def waiting_services(handler: Callable[..., Any]) -> Registry:
     registry.add_upload("wait", handler)
     registry.add_download("wait", handler)
     registry.add_bistream("wait", handler)
+    registry.add_rsync(CallKind.RSYNC_READ, "wait", handler)
+    registry.add_rsync(CallKind.RSYNC_SEND, "wait", handler)
     return registry
 
 

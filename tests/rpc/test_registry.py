@@ -37,6 +37,8 @@ def add(registry: Registry, kind: CallKind, name: str) -> None:
             registry.add_download(name, handler)
         case CallKind.BISTREAM:
             registry.add_bistream(name, handler)
+        case CallKind.RSYNC_READ | CallKind.RSYNC_SEND:
+            registry.add_rsync(kind, name, handler)
 
 
 @pytest.mark.parametrize("kind", BY_FUNCTION)
@@ -87,6 +89,29 @@ def test_a_decorator_without_a_name_says_what_is_missing(name: str) -> None:
 def test_the_name_of_a_service_is_text(kind: CallKind, name: Any) -> None:
     with pytest.raises(ConfigError, match="must be text"):
         add(Registry(), kind, name)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in CallKind if not kind.has_steps] + [4, "RSYNC_READ", None]
+)
+def test_an_rsync_service_has_one_of_two_kinds(kind: Any) -> None:
+    registry = Registry()
+    with pytest.raises(ConfigError, match="RSYNC_READ or RSYNC_SEND"):
+        registry.add_rsync(kind, "service", handler)
+    with pytest.raises(ConfigError, match="RSYNC_READ or RSYNC_SEND"):
+        registry.rsync(kind, "service")
+
+
+def test_an_rsync_service_can_be_decorated() -> None:
+    registry = Registry()
+    for kind in (CallKind.RSYNC_READ, CallKind.RSYNC_SEND):
+        assert registry.rsync(kind, "service")(handler) is handler
+        assert registry.offers(kind, "service")
+        wrong: Any = handler
+        with pytest.raises(ConfigError, match="must be text"):
+            registry.rsync(kind, wrong)
+    with pytest.raises(ConfigError, match="must take 3 arguments"):
+        registry.add_rsync(CallKind.RSYNC_SEND, "other", lambda context: None)  # type: ignore[arg-type]  # on purpose
 
 
 def test_objects_are_registered_not_their_classes() -> None:

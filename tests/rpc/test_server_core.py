@@ -9,7 +9,12 @@ import pytest
 
 from rpc25519_tools.errors import LocalProtocolError
 from rpc25519_tools.rpc import server_core
-from rpc25519_tools.rpc.calls import REFUSAL_TEXTS, CallKind, PartCounter
+from rpc25519_tools.rpc.calls import (
+    REFUSAL_TEXTS,
+    CallKind,
+    PartCounter,
+    RsyncStep,
+)
 from rpc25519_tools.rpc.server_core import (
     MAX_OPEN_CALLS,
     CallCancelled,
@@ -32,6 +37,17 @@ from rpc25519_tools.wire.outgoing import require_sendable
 
 OPENING = {kind.value: kind for kind in CallKind}
 INPUT_TYPES = [*CallType, 6, 9, 25, 99, -1, -5, 2**63 - 1]
+
+#: The types of a client's further parts, by the kind of call.
+PARTS_UP = {
+    CallKind.UPLOAD: (CallType.UPLOAD_MORE, CallType.UPLOAD_END),
+    CallKind.BISTREAM: (CallType.UPLOAD_MORE, CallType.UPLOAD_END),
+    CallKind.RSYNC_READ: (CallType.RSYNC_STEP2, CallType.RSYNC_STEP4),
+    CallKind.RSYNC_SEND: (CallType.RSYNC_STEP1, CallType.RSYNC_STEP3),
+}
+#: What is a part wherever it comes, and what is one if it has a number above 0.
+ALWAYS_PARTS = (CallType.UPLOAD_MORE, CallType.UPLOAD_END, 22, 23, 24)
+NUMBERED_PARTS = (CallType.RSYNC_STEP0, CallType.RSYNC_STEP1)
 
 #: The kinds whose names the server looks up before the call begins.
 ASKED_FOR = [kind for kind in CallKind if kind is not CallKind.NET_RPC]
@@ -94,6 +110,11 @@ class State:
     known: bool
     due: int | None
     streams_only: bool = False
+    needs_last: bool = False
+
+
+def more_of(kind: CallKind) -> CallType:
+    return PARTS_UP.get(kind, (CallType.UPLOAD_MORE,))[0]
 
 
 def _fresh(core: ServerCore, kind: CallKind) -> None:
@@ -104,7 +125,7 @@ def _after_parts(core: ServerCore, kind: CallKind) -> None:
     start(core, kind)
     for part in (1, 2):
         assert isinstance(
-            receive(core, message(CallType.UPLOAD_MORE, part=part)), PartReceived
+            receive(core, message(more_of(kind), part=part)), PartReceived
         )
 
 
@@ -126,7 +147,7 @@ def _finished(core: ServerCore, kind: CallKind) -> None:
 
 def _broken(core: ServerCore, kind: CallKind) -> None:
     start(core, kind)
-    event = receive(core, message(CallType.UPLOAD_MORE, part=5))
+    event = receive(core, message(more_of(kind), part=5))
     assert isinstance(event, StreamBroken)
 
 
@@ -134,7 +155,7 @@ STATES = {
     "nothing": State(lambda core, kind: None, known=False, due=None),
     "fresh": State(_fresh, known=True, due=1),
     "after parts": State(_after_parts, known=True, due=3, streams_only=True),
-    "ended": State(_ended, known=True, due=None, streams_only=True),
+    "ended": State(_ended, known=True, due=None, streams_only=True, needs_last=True),
     "cancelled": State(_cancelled, known=False, due=None),
     "finished": State(_finished, known=False, due=None),
     "broken": State(_broken, known=False, due=None, streams_only=True),
@@ -142,7 +163,8 @@ STATES = {
 PAIRS = [
     pytest.param(kind, state, id=f"{kind.name} {name}")
     for (name, state), kind in itertools.product(STATES.items(), CallKind)
-    if kind.sends_parts or not state.streams_only
+    if (kind in PARTS_UP or not state.streams_only)
+    and (CallType.UPLOAD_END in PARTS_UP.get(kind, ()) or not state.needs_last)
 ]
 
 
@@ -150,15 +172,16 @@ def expected_event(
     kind: CallKind, state: State, call_type: int, part: int
 ) -> type[object] | None:
     """The table: what a message about the one call must mean."""
-    if call_type in (CallType.UPLOAD_MORE, CallType.UPLOAD_END):
-        if not state.known or not kind.sends_parts:
+    if call_type in ALWAYS_PARTS or (call_type in NUMBERED_PARTS and part > 0):
+        if not state.known or kind not in PARTS_UP:
             return None
-        return PartReceived if part == state.due else StreamBroken
+        fits = part == state.due and call_type in PARTS_UP[kind]
+        return PartReceived if fits else StreamBroken
     if call_type == CallType.CANCEL_PREVIOUS:
         return CallCancelled if state.known else None
     if call_type in OPENING:
-        opens_stream = OPENING[CallType(call_type)].sends_parts
-        if state.known and (opens_stream or kind.sends_parts):
+        opens_stream = OPENING[CallType(call_type)] in PARTS_UP
+        if state.known and (opens_stream or kind in PARTS_UP):
             return MessageToSend
         return MessageToSend if opens_stream and part != 0 else CallStarted
     return None
@@ -190,6 +213,11 @@ def test_messages_for_unknown_calls_are_ignored(kind: CallKind, state: State) ->
     for call_type in (
         CallType.UPLOAD_MORE,
         CallType.UPLOAD_END,
+        CallType.RSYNC_STEP0,
+        CallType.RSYNC_STEP1,
+        CallType.RSYNC_STEP2,
+        CallType.RSYNC_STEP3,
+        CallType.RSYNC_STEP4,
         CallType.CANCEL_PREVIOUS,
     ):
         core = new_core()
@@ -305,7 +333,7 @@ def test_finishing_an_older_call_does_not_forget_the_newer_one() -> None:
     assert receive(core, message(CallType.CANCEL_PREVIOUS)) == CallCancelled(newer)
 
 
-@pytest.mark.parametrize("kind", [CallKind.UPLOAD, CallKind.BISTREAM])
+@pytest.mark.parametrize("kind", PARTS_UP)
 @pytest.mark.parametrize("running", CallKind)
 def test_a_stream_cannot_take_the_id_of_a_running_call(
     kind: CallKind, running: CallKind
@@ -320,14 +348,14 @@ def test_a_stream_cannot_take_the_id_of_a_running_call(
 
 
 @pytest.mark.parametrize("kind", CallKind)
-@pytest.mark.parametrize("running", [CallKind.UPLOAD, CallKind.BISTREAM])
+@pytest.mark.parametrize("running", PARTS_UP)
 def test_no_call_can_take_the_id_of_a_running_stream(
     kind: CallKind, running: CallKind
 ) -> None:
     core = new_core()
     first = start(core, running)
     assert isinstance(receive(core, message(kind.value)), MessageToSend)
-    event = receive(core, message(CallType.UPLOAD_MORE, part=1))
+    event = receive(core, message(more_of(running), part=1))
     assert isinstance(event, PartReceived)
     assert event.call is first
 
@@ -425,6 +453,100 @@ def test_calls_without_parts_down_send_none(kind: CallKind) -> None:
     call = start(core, kind)
     with pytest.raises(LocalProtocolError, match="no more parts"):
         send_part(core, call)
+
+
+# The steps of rsync calls.
+
+#: The steps that the server sends, by the kind of call.
+STEPS_DOWN = {
+    CallKind.RSYNC_READ: (RsyncStep.OVERVIEW, RsyncStep.DELTAS),
+    CallKind.RSYNC_SEND: (RsyncStep.HASHES, RsyncStep.ACK),
+}
+STEP_TYPES = {
+    RsyncStep.REQUEST: 4,
+    RsyncStep.OVERVIEW: 5,
+    RsyncStep.HASHES: 22,
+    RsyncStep.DELTAS: 23,
+    RsyncStep.ACK: 24,
+}
+
+
+def send_step(core: ServerCore, call: OpenCall, step: Any, **named: Any) -> Message:
+    return core.part(call, now_ns=3, payload=b"p", step=step, **named)
+
+
+@pytest.mark.parametrize("kind", STEPS_DOWN)
+@pytest.mark.parametrize("step", RsyncStep)
+def test_the_server_sends_the_steps_of_its_role_only(
+    kind: CallKind, step: RsyncStep
+) -> None:
+    core = new_core()
+    call = start(core, kind)
+    if step not in STEPS_DOWN[kind]:
+        with pytest.raises(LocalProtocolError, match="server sends no step"):
+            send_step(core, call, step)
+    allowed = STEPS_DOWN[kind]
+    wanted = [allowed[0], allowed[0], allowed[1], allowed[0]]
+    parts = [send_step(core, call, one).header for one in wanted]
+    assert [part.call_type for part in parts] == [STEP_TYPES[one] for one in wanted]
+    assert [part.stream_part for part in parts] == [0, 1, 2, 3]
+    assert {(part.call_id, part.seqno) for part in parts} == {("id", 7)}
+
+
+@pytest.mark.parametrize("kind", STEPS_DOWN)
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_part_of_an_rsync_call_needs_a_step_and_is_never_the_last(
+    kind: CallKind, after: int
+) -> None:
+    core = new_core()
+    call = start(core, kind)
+    for _ in range(after):
+        send_step(core, call, STEPS_DOWN[kind][0])
+    with pytest.raises(LocalProtocolError, match="needs its step"):
+        send_step(core, call, None)
+    with pytest.raises(LocalProtocolError, match="end with its reply"):
+        send_step(core, call, STEPS_DOWN[kind][0], last=True)
+    for wrong in (7, "step"):
+        with pytest.raises(LocalProtocolError, match="no step"):
+            send_step(core, call, wrong)
+    # None of them took a number.
+    assert send_step(core, call, STEPS_DOWN[kind][1]).header.stream_part == after
+
+
+@pytest.mark.parametrize("kind", [CallKind.DOWNLOAD, CallKind.BISTREAM])
+@pytest.mark.parametrize("step", RsyncStep)
+def test_other_streams_have_no_steps(kind: CallKind, step: RsyncStep) -> None:
+    core = new_core()
+    call = start(core, kind)
+    with pytest.raises(LocalProtocolError, match="only the parts of rsync calls"):
+        send_step(core, call, step)
+    assert send_part(core, call).header.stream_part == 0
+
+
+def test_the_overview_goes_on_in_parts_of_the_opening_type() -> None:
+    core = new_core()
+    call = start(core, CallKind.RSYNC_SEND)
+    for part in (1, 2, 3):
+        event = receive(core, message(CallType.RSYNC_STEP1, part=part))
+        assert isinstance(event, PartReceived)
+        assert event.call is call
+        assert not event.last
+    assert core.open_calls == 1
+    core.finish(call, now_ns=1)
+    # What was on the way when the call ended opens nothing and is not answered.
+    assert receive(core, message(CallType.RSYNC_STEP1, part=4)) is None
+    assert core.open_calls == 0
+
+
+@pytest.mark.parametrize("kind", STEPS_DOWN)
+def test_a_wrong_step_breaks_the_stream_and_says_why(kind: CallKind) -> None:
+    core = new_core()
+    call = start(core, kind)
+    wrong = STEP_TYPES[STEPS_DOWN[kind][0]]
+    event = receive(core, message(wrong, part=1))
+    assert event == StreamBroken(
+        call, f"a part of type {wrong} does not belong into this kind of call"
+    )
 
 
 # Codecs.

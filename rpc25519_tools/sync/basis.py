@@ -1,0 +1,233 @@
+"""Find local files that a wanted one may be made of, and cut them into chunks.
+
+The file that is there under the same name comes first. A new name may be that of moved
+or copied contents: the files beneath the destination are listed by length, once, and
+those of the same length or the same name are tried, then one of a similar length that
+lies where the transfer goes. What a guess is worth, the chunks tell; guesses by length
+alone stop after some have been of no use.
+
+All of this blocks.
+"""
+
+import itertools
+import os
+import stat
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from rpc25519_tools.errors import Rpc25519Error
+from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
+from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
+from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, pack_lengths
+from rpc25519_tools.sync.tree import Parts, Tree
+
+#: New files from this length on are looked for among others.
+SEARCHED_FROM: Final = 64 * 1024
+#: Files beneath the destination that are listed.
+_MAX_LISTED: Final = 100_000
+#: Directories that are listed.
+_MAX_DIRS: Final = 50_000
+#: Guesses for one file.
+_MAX_GUESSES: Final = 3
+#: Guesses in a row that were of no use, after which there are no more.
+_PATIENCE: Final = 8
+#: Chunks in one message.
+_TABLE_LEN: Final = 1024
+
+
+@dataclass(slots=True, eq=False)
+class Basis:
+    """A file that chunks are taken from.
+
+    Attributes:
+        fd: open for reading.
+        status: its ``fstat`` when it was opened.
+        in_place: whether it is the unfinished file itself.
+        lengths, offsets: of its chunks.
+        sums: their full sums, 32 bytes each.
+        guessed: whether only its length or name spoke for it.
+        used: whether a chunk of it was.
+    """
+
+    fd: int
+    status: os.stat_result
+    in_place: bool
+    lengths: "array[int]" = field(default_factory=lambda: array("I"))
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
+    sums: bytearray = field(default_factory=bytearray)
+    guessed: bool = False
+    used: bool = False
+
+    def tables(
+        self, index: int, number: int, key: bytes, file_len: int
+    ) -> Iterator[Table]:
+        """Cut the file, note its chunks, and yield them for the sender.
+
+        Args:
+            index: of the entry that it is for.
+            number: of this file among those for that entry.
+            key: of the sums.
+            file_len: length of the sender's file, which decides how to cut.
+        """
+        at = 0
+        lengths: list[int] = []
+        sums: list[bytes] = []
+        size = os.fstat(self.fd).st_size
+        batches = chunk_digests(self.fd, size, key, chunk_sizes(file_len))
+        for some_lengths, some_sums in batches:
+            self.lengths.extend(some_lengths)
+            self.offsets.extend(itertools.accumulate(some_lengths[:-1], initial=at))
+            at += sum(some_lengths)
+            self.sums += b"".join(some_sums)
+            lengths += some_lengths
+            sums += some_sums
+            if len(lengths) >= _TABLE_LEN:
+                yield self._table(index, number, lengths, sums)
+                lengths, sums = [], []
+        if lengths or not self.lengths:
+            yield self._table(index, number, lengths, sums)
+
+    def _table(
+        self, index: int, number: int, lengths: list[int], sums: list[bytes]
+    ) -> Table:
+        short = b"".join(one[:SHORT_SUM_LEN] for one in sums)
+        packed = pack_lengths(lengths)
+        return Table(index, number, self.in_place, packed, short, last=False)
+
+    def is_unchanged(self) -> bool:
+        """Tell whether it is still what its sums were taken of."""
+        now = os.fstat(self.fd)
+        was = self.status
+        return self.in_place or (
+            (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+            == (was.st_size, was.st_mtime_ns, was.st_ctime_ns)
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class _Listed:
+    size: int
+    mtime_ns: int
+    path: Parts
+
+
+class Candidates:
+    """Local files that new ones may be made of.
+
+    Args:
+        tree: the destination.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._by_size: dict[int, list[_Listed]] | None = None
+        self._by_name: dict[bytes, list[_Listed]] = {}
+        self._useless = 0
+
+    def add(self, path: Parts, size: int, mtime_ns: int) -> None:
+        """Take a file that has just come into place: another may be a copy of it."""
+        if size >= SEARCHED_FROM and self._by_size is not None:
+            self._note(_Listed(size, mtime_ns, path))
+
+    def learn(self, *, useful: bool) -> None:
+        """Learn whether a guess was worth anything."""
+        self._useless = 0 if useful else self._useless + 1
+
+    def guesses(self, path: Parts, size: int, mtime_ns: int) -> list[Parts]:
+        """Return files that may have the contents of a new one, the best first."""
+        if size < SEARCHED_FROM:
+            return []
+        if self._by_size is None:
+            self._list()
+        assert self._by_size is not None
+        found = [one for one in self._by_size.get(size, ()) if one.path != path]
+        found.sort(key=lambda one: one.mtime_ns != mtime_ns)
+        sure = [one for one in found if one.mtime_ns == mtime_ns]
+        if self._useless >= _PATIENCE:
+            return [one.path for one in sure[:1]]
+        for one in self._by_name.get(path[-1], ()):
+            if one.path != path and one not in found and size // 4 <= one.size:
+                found.append(one)
+        if not found:
+            found = self._similar(path, size)
+        return [one.path for one in found[:_MAX_GUESSES]]
+
+    def _similar(self, path: Parts, size: int) -> list[_Listed]:
+        """Return the file of the most similar length that is not far from it."""
+        assert self._by_size is not None
+        best = min(self._by_size, key=lambda known: abs(known - size), default=0)
+        if not size // 2 <= best <= 2 * size:
+            return []
+        return [one for one in self._by_size[best] if one.path != path][:1]
+
+    def _note(self, listed: _Listed) -> None:
+        assert self._by_size is not None
+        self._by_size.setdefault(listed.size, []).append(listed)
+        self._by_name.setdefault(listed.path[-1], []).append(listed)
+
+    def _list(self) -> None:
+        self._by_size = {}
+        waiting: deque[Parts] = deque([()])
+        count = dirs = 0
+        while waiting and count < _MAX_LISTED and dirs < _MAX_DIRS:
+            path = waiting.popleft()
+            dirs += 1
+            try:
+                found = self._entries(path)
+            except (OSError, Rpc25519Error):
+                continue
+            for name, status in found:
+                here = (*path, name)
+                if stat.S_ISDIR(status.st_mode):
+                    if len(waiting) < _MAX_DIRS:
+                        waiting.append(here)
+                elif stat.S_ISREG(status.st_mode) and status.st_size >= SEARCHED_FROM:
+                    count += 1
+                    self._note(_Listed(status.st_size, status.st_mtime_ns, here))
+
+    def _entries(self, path: Parts) -> list[tuple[bytes, os.stat_result]]:
+        directory = self._tree.directory(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = os.open(".", flags, dir_fd=directory.fd)
+        found: list[tuple[bytes, os.stat_result]] = []
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    if entry.is_symlink() or is_partial_name(name):
+                        continue
+                    if len(found) >= _MAX_LISTED:
+                        break
+                    found.append((name, entry.stat(follow_symlinks=False)))
+        finally:
+            os.close(fd)
+        return found
+
+
+def open_basis(tree: Tree, path: Parts, *, guessed: bool) -> Basis | None:
+    """Open a local file to take chunks from; None if it cannot be.
+
+    What the sender may not write, it is not told of either: a file that is kept back is
+    no basis.
+    """
+    try:
+        if not tree.may("write", path) or not tree.may("read", path):
+            return None  # sums tell something of the contents
+        tree.check(path)
+        directory = tree.directory(path[:-1])
+        fd = os.open(path[-1], READ_FLAGS, dir_fd=directory.fd)
+    except (OSError, Rpc25519Error):
+        return None
+    try:
+        status = os.fstat(fd)
+        tree.check_found(status, path)
+    except (OSError, Rpc25519Error):
+        os.close(fd)
+        return None
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        os.close(fd)
+        return None
+    return Basis(fd, status, in_place=False, guessed=guessed)

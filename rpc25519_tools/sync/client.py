@@ -1,0 +1,323 @@
+"""Push and pull trees, over as many connections as it takes."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rpc25519_tools.errors import (
+    IncompleteTransferError,
+    NoSuchServiceError,
+    Rpc25519Error,
+)
+from rpc25519_tools.files.carry_on import OnRetry, Progressed, with_retries
+from rpc25519_tools.files.parts import naming_service
+from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.sync.channel import Channel, Pace, run_together
+from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.places import open_local_place
+from rpc25519_tools.sync.receiver import Receiver
+from rpc25519_tools.sync.records import (
+    OFFER_SERVICE,
+    SYNC_SERVICE,
+    VERSION,
+    Request,
+    Totals,
+    Verdict,
+    encode_request,
+)
+from rpc25519_tools.sync.sender import Sender
+from rpc25519_tools.sync.source import Source, local_source
+from rpc25519_tools.sync.tree import Parts
+from rpc25519_tools.sync.walk import Walk
+
+#: Argument of a pull's first part; see ``service.py``.
+_ARG_SINGLE: Final = "single"
+
+#: Makes a connection.
+Connect = Callable[[], Awaitable[Client]]
+
+
+@dataclass(slots=True, kw_only=True)
+class SyncSettings:
+    """What a sync needs beside its options.
+
+    Attributes:
+        retry_for_s: how long to go on without progress after a cut, in seconds.
+        compress: whether contents may be packed.
+        on_retry: learns of each cut.
+    """
+
+    retry_for_s: float = 120.0
+    compress: bool = True
+    on_retry: OnRetry | None = None
+
+
+class _Progress(Silence):
+    """Passes everything on, and notes that there is progress."""
+
+    def __init__(self, observer: SyncObserver, done: Progressed) -> None:
+        self._observer = observer
+        self._done = done
+
+    def walked(self, files: int, total_bytes: int, *, final: bool) -> None:
+        """Pass it on."""
+        self._observer.walked(files, total_bytes, final=final)
+
+    def judged(
+        self, subject: Subject, verdict: Verdict, change: int, note: str
+    ) -> None:
+        """Pass it on."""
+        self._observer.judged(subject, verdict, change, note)
+
+    def moved(self, count: int) -> None:
+        """Pass it on; bytes that have arrived need not come again."""
+        self._done()
+        self._observer.moved(count)
+
+    def placed(self, path: Parts) -> None:
+        """Pass it on."""
+        self._done()
+        self._observer.placed(path)
+
+    def failed(self, path: Parts, note: str) -> None:
+        """Pass it on."""
+        self._observer.failed(path, note)
+
+    def warned(self, path: Parts, note: str) -> None:
+        """Pass it on."""
+        self._observer.warned(path, note)
+
+    def skipped(self, path: Parts) -> None:
+        """Pass it on."""
+        self._observer.skipped(path)
+
+    def removed(self, paths: list[bytes]) -> None:
+        """Pass it on."""
+        self._done()
+        self._observer.removed(paths)
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What one attempt leaves to the next."""
+
+    start_at: Parts | None = None
+
+
+async def push(
+    connect: Connect,
+    paths: Sequence[bytes],
+    dest: bytes,
+    options: SyncOptions,
+    observer: SyncObserver,
+    settings: SyncSettings | None = None,
+    *,
+    only: Sequence[bytes] | None = None,
+) -> Totals:
+    """Send files and directories to the server's served directory.
+
+    Args:
+        connect: makes a connection; called again after a cut.
+        paths: what to send; a slash at the end means what is in a directory.
+        dest: where to, relative to the served directory.
+        options: what to do.
+        observer: learns what happens.
+        settings: how to do it.
+        only: send nothing but these paths, relative to the one of ``paths``.
+
+    Raises:
+        NoSuchServiceError: the server does not offer it.
+        RemoteCallError: the server refused the sync as a whole.
+        LocalFileError: a source is not there.
+        ConnectionLostError, DeadlineError, SecurityError: the connection failed, and
+            went on to for as long as the settings say.
+    """
+    settings = settings or SyncSettings()
+    options.check()
+    attempts = _Attempts()
+
+    async def attempt(client: Client, done: Progressed) -> Totals:
+        source = await in_worker(local_source, paths, only)
+        request = Request(VERSION, options, (), dest, source.single)
+        opening = client.rsync(
+            CallKind.RSYNC_SEND, SYNC_SERVICE, encode_request(request), compress=False
+        )
+        with naming_service("pushes", "-readfile DIR"):
+            async with opening as stream:
+                progress = _Progress(observer, done)
+                return await _send(
+                    client, stream, source, options, progress, attempts, settings
+                )
+
+    return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
+
+
+async def _send(
+    client: Client,
+    stream: ClientStream,
+    source: Source,
+    options: SyncOptions,
+    observer: SyncObserver,
+    attempts: _Attempts,
+    settings: SyncSettings,
+) -> Totals:
+    channel = _channel(stream, settings, options)
+    start_at = attempts.start_at if _may_start_late(options) else None
+    walk = Walk(source, options, start_at=start_at, skipped=observer.skipped)
+    sender = Sender(channel, walk, observer)
+    result: list[Totals] = []
+
+    async def run() -> None:
+        result.append(await sender.run())
+        await stream.reply()
+
+    try:
+        await _with_offer(client, stream, run)
+    except Rpc25519Error:
+        attempts.start_at = sender.frontier or attempts.start_at
+        raise
+    return result[0]
+
+
+def _may_start_late(options: SyncOptions) -> bool:
+    """Tell whether an attempt may leave out what an earlier one has done.
+
+    To delete, and to make hard links, the receiver has to hear of everything.
+    """
+    return not options.delete and not options.hard_links and not options.dry_run
+
+
+def _channel(
+    stream: ClientStream, settings: SyncSettings, options: SyncOptions
+) -> Channel:
+    return Channel(
+        stream,
+        aiter(stream),
+        pace=Pace(options.bandwidth),
+        may_compress=settings.compress,
+    )
+
+
+async def _with_offer(
+    client: Client, stream: ClientStream, run: Callable[[], Awaitable[None]]
+) -> None:
+    """Do the work; fail at once if the server knows nothing of syncs."""
+
+    async def ask() -> None:
+        try:
+            await client.call(OFFER_SERVICE)
+        except NoSuchServiceError as exc:
+            raise NoSuchServiceError(
+                "the server does not offer directories and delta sync (it is one of "
+                "Go's, or srv was started without -serve DIR and -readfile DIR)"
+            ) from exc
+
+    async def work() -> None:
+        try:
+            await run()
+        except IncompleteTransferError:
+            # The call has ended: its reply says why.
+            await stream.reply()
+            raise
+
+    await run_together(ask(), work())
+
+
+async def pull(
+    connect: Connect,
+    paths: Sequence[bytes],
+    dest: bytes,
+    options: SyncOptions,
+    observer: SyncObserver,
+    settings: SyncSettings | None = None,
+    *,
+    only: Sequence[bytes] | None = None,
+) -> Totals:
+    """Fetch files and directories from the server's served directory.
+
+    Args:
+        connect: makes a connection; called again after a cut.
+        paths: what to fetch, relative to the served directory; a slash at the end
+            means what is in a directory.
+        dest: where to, on this machine.
+        options: what to do.
+        observer: learns what happens.
+        settings: how to do it.
+        only: fetch nothing but these paths, relative to the one of ``paths``.
+
+    Raises:
+        NoSuchServiceError: the server does not offer it.
+        RemoteCallError: the server refused the sync as a whole.
+        LocalFileError: the destination cannot be written to.
+        ConnectionLostError, DeadlineError, SecurityError: the connection failed, and
+            went on to for as long as the settings say.
+    """
+    settings = settings or SyncSettings()
+    options.check()
+    attempts = _Attempts()
+
+    async def attempt(client: Client, done: Progressed) -> Totals:
+        start_at = attempts.start_at if _may_start_late(options) else None
+        request = Request(
+            VERSION,
+            options,
+            tuple(paths),
+            start_at=None if start_at is None else b"/".join(start_at),
+            only=None if only is None else tuple(only),
+        )
+        opening = client.rsync(
+            CallKind.RSYNC_READ, SYNC_SERVICE, encode_request(request), compress=False
+        )
+        with naming_service("pulls", "-serve DIR"):
+            async with opening as stream:
+                progress = _Progress(observer, done)
+                return await _receive(
+                    client, stream, dest, options, progress, attempts, settings
+                )
+
+    return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
+
+
+async def _receive(
+    client: Client,
+    stream: ClientStream,
+    dest: bytes,
+    options: SyncOptions,
+    observer: SyncObserver,
+    attempts: _Attempts,
+    settings: SyncSettings,
+) -> Totals:
+    channel = _channel(stream, settings, options)
+    result: list[Totals] = []
+
+    async def run() -> None:
+        first = await channel.receive_one()
+        if first is None:
+            raise IncompleteTransferError("the server sent nothing")
+        single = first.args.get(_ARG_SINGLE) == "1"
+        place = await in_worker(open_local_place, dest, options, single=single)
+        receiver = Receiver(
+            channel,
+            place.destination,
+            options,
+            observer,
+            report=False,
+            rename=place.rename,
+            privileged=True,
+            is_new=place.is_new,
+        )
+        try:
+            result.append(await receiver.run())
+        except Rpc25519Error:
+            attempts.start_at = receiver.frontier or attempts.start_at
+            raise
+        finally:
+            await in_worker(place.close)
+        await stream.reply()
+
+    await _with_offer(client, stream, run)
+    return result[0]

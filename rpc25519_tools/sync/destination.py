@@ -1,0 +1,384 @@
+"""Change what is beneath the destination: every step leaves each name whole.
+
+New things are made under a name in the hidden area (``files/area.py``), get their
+attributes there, and are renamed: a final name is what it was, or it is complete. No
+step follows a symbolic link beneath the root.
+
+All of this blocks; one thread at a time.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
+from rpc25519_tools.files.area import PartialArea
+from rpc25519_tools.files.jail import is_partial_name
+from rpc25519_tools.sync.attributes import (
+    final_mode,
+    set_mode,
+    set_owner,
+    set_time,
+)
+from rpc25519_tools.sync.judge import Entry, Old
+from rpc25519_tools.sync.names import sorted_names
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.tree import Directory, Parts, Tree, shown, split_path
+
+#: How the names of things begin that another file system forces us to make beside
+#: their final name; they are reserved for unfinished files (see ``files/jail.py``).
+_BESIDE: Final = b".rpc25519-part-sync-"
+_COPY_LEN: Final = 1 << 20
+#: Where a file system has no hard links, or not of this thing.
+_NO_LINKS: Final = frozenset(
+    {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+)
+
+
+class Destination:
+    """Where a sync puts things.
+
+    Args:
+        tree: the destination.
+        area: for what is unfinished, on the same file system if possible.
+        options: of the sync.
+        privileged: whether owners and devices may be made as the sender wants them.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        area: PartialArea | None,
+        options: SyncOptions,
+        *,
+        privileged: bool,
+    ) -> None:
+        self.tree = tree
+        self._area = area
+        self._options = options
+        self._privileged = privileged
+        self._backup: Parts | None = None
+        if options.backup_dir is not None:
+            self._backup = split_path(options.backup_dir)
+        self._beside = 0
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        #: To sync the file system by.
+        self.sync_fd = os.open(".", flags, dir_fd=tree.top.fd)
+        #: What the root itself shall be, once it is done, and what it was.
+        self.root_entry: tuple[Entry, Old | None] | None = None
+
+    def close(self) -> None:
+        """Close what it has open, when the area is closed; call it once."""
+        if self.root_entry is not None:
+            # The area lay in the root, and its going has changed the root's time.
+            with contextlib.suppress(OSError):
+                self.adjust_directory((), *self.root_entry)
+        os.close(self.sync_fd)
+
+    @property
+    def area(self) -> PartialArea:
+        """The area for what is unfinished; there is none in a dry run."""
+        assert self._area is not None, "a dry run writes nothing"
+        return self._area
+
+    def key(self, path: Parts) -> bytes:
+        """Return what the partial of a path is called in the area."""
+        return b"/".join(self.tree.at + path)
+
+    # Looking.
+
+    def names(self, parts: Parts) -> Iterator[bytes]:
+        """Yield the names in a directory, sorted, without those of unfinished files."""
+        for name in sorted_names(self.tree.directory(parts)):
+            if not is_partial_name(name):
+                yield name
+
+    def look(self, parent: Parts, name: bytes) -> Old | None:
+        """Return what has a name now; None if nothing has."""
+        directory = self.tree.directory(parent)
+        try:
+            status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        old = Old(status)
+        if stat.S_ISLNK(status.st_mode):
+            with contextlib.suppress(OSError):
+                old.target = os.readlink(name, dir_fd=directory.fd)
+        self.tree.check_found(status, (*parent, name))
+        return old
+
+    def check(self, path: Parts) -> None:
+        """Check that the sender may write to a path.
+
+        Raises:
+            UnsafePathError: the path is kept back, or not allowed to the peer.
+        """
+        self.tree.check(path)
+        if not self.tree.may("write", path):
+            raise UnsafePathError(f"writing {shown(path)!r} is not allowed")
+
+    # Making what has no contents.
+
+    def make_directory(self, parent: Parts, entry: Entry, old: Old | None) -> None:
+        """Make a directory that we may write into, in the place of what is there."""
+        directory = self.tree.directory(parent)
+        if old is not None:
+            self.clear(parent, entry.name)
+        os.mkdir(entry.name, 0o700, dir_fd=directory.fd)
+
+    def make_special(self, parent: Parts, entry: Entry, old: Old | None) -> None:
+        """Make a symbolic link, FIFO, socket or device, in the place of what is there.
+
+        Raises:
+            UnsafePathError: only a trusted sender may make devices.
+            OSError: it cannot be made.
+        """
+        directory = self.tree.directory(parent)
+        session, temporary = self.area.new_name()
+        if stat.S_ISLNK(entry.mode):
+            os.symlink(entry.target, temporary, dir_fd=session)
+        elif stat.S_ISFIFO(entry.mode):
+            os.mkfifo(temporary, 0o600, dir_fd=session)
+        elif stat.S_ISSOCK(entry.mode):
+            os.mknod(temporary, stat.S_IFSOCK | 0o600, dir_fd=session)
+        else:
+            if not self._privileged:
+                raise UnsafePathError("device files are not made for this sender")
+            mode = stat.S_IFMT(entry.mode) | 0o600
+            os.mknod(temporary, mode, entry.device, dir_fd=session)
+        try:
+            self._adjust(session, temporary, entry, None if old is None else old.status)
+            self.place(session, temporary, parent, directory, entry.name, old)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=session)
+            raise
+
+    def make_link(
+        self, parent: Parts, name: bytes, leader: Parts, old: Old | None
+    ) -> None:
+        """Make a further name of a file that is in place."""
+        directory = self.tree.directory(parent)
+        source = self.tree.directory(leader[:-1])
+        session, temporary = self.area.new_name()
+        os.link(
+            leader[-1],
+            temporary,
+            src_dir_fd=source.fd,
+            dst_dir_fd=session,
+            follow_symlinks=False,
+        )
+        try:
+            self.place(session, temporary, parent, directory, name, old)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=session)
+
+    # Attributes.
+
+    def adjust(self, parent: Parts, entry: Entry, old: Old) -> None:
+        """Set attributes of what is in place and stays."""
+        directory = self.tree.directory(parent)
+        self._adjust(directory.fd, entry.name, entry, old.status)
+
+    def adjust_directory(self, path: Parts, entry: Entry, old: Old | None) -> None:
+        """Set attributes of a directory when all beneath it is done."""
+        status = None if old is None else old.status
+        self._adjust(self.tree.directory(path).fd, b".", entry, status)
+
+    def _adjust(
+        self, dir_fd: int, name: bytes, entry: Entry, old: os.stat_result | None
+    ) -> None:
+        set_owner(dir_fd, name, entry)
+        if not stat.S_ISLNK(entry.mode):
+            set_mode(dir_fd, name, final_mode(entry, old, self._options))
+        if self._options.times:
+            set_time(dir_fd, name, entry.mtime_ns)
+
+    def finish_file(self, fd: int, entry: Entry, old: Old | None) -> None:
+        """Give an unfinished file, which is open, the attributes of its entry."""
+        same_kind = old is not None and stat.S_ISREG(old.status.st_mode)
+        if entry.uid is not None or entry.gid is not None:
+            uid = -1 if entry.uid is None else entry.uid
+            gid = -1 if entry.gid is None else entry.gid
+            os.fchown(fd, uid, gid)
+        elif old is not None and same_kind and os.geteuid() == 0:
+            os.fchown(fd, old.status.st_uid, old.status.st_gid)
+        status = old.status if old is not None and same_kind else None
+        os.fchmod(fd, final_mode(entry, status, self._options))
+        if self._options.times:
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    # Replacing and removing.
+
+    def place(
+        self,
+        from_fd: int,
+        temporary: bytes,
+        parent: Parts,
+        directory: Directory,
+        name: bytes,
+        old: Old | None,
+    ) -> None:
+        """Give something that is complete its final name, in one step."""
+        if old is not None:
+            if stat.S_ISDIR(old.status.st_mode):
+                self.clear(parent, name)
+            elif self._backup is not None:
+                self._keep(parent, name, stays=True)
+        try:
+            os.rename(temporary, name, src_dir_fd=from_fd, dst_dir_fd=directory.fd)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            self._place_across(from_fd, temporary, directory, name)
+
+    def _place_across(
+        self, from_fd: int, temporary: bytes, directory: Directory, name: bytes
+    ) -> None:
+        """Do the same into another file system: copy beside the name, then rename."""
+        self._beside += 1
+        beside = _BESIDE + b"%d-%d" % (os.getpid(), self._beside)
+        status = os.stat(temporary, dir_fd=from_fd, follow_symlinks=False)
+        try:
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(temporary, dir_fd=from_fd)
+                os.symlink(target, beside, dir_fd=directory.fd)
+            elif stat.S_ISREG(status.st_mode):
+                _copy_file(from_fd, temporary, directory.fd, beside, status)
+            else:
+                mode = status.st_mode
+                os.mknod(beside, mode, status.st_rdev, dir_fd=directory.fd)
+            times = (status.st_atime_ns, status.st_mtime_ns)
+            os.utime(beside, ns=times, dir_fd=directory.fd, follow_symlinks=False)
+            os.rename(beside, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside, dir_fd=directory.fd)
+            raise
+        os.unlink(temporary, dir_fd=from_fd)
+
+    def clear(self, parent: Parts, name: bytes) -> None:
+        """Take away what stands where something of another kind belongs.
+
+        Raises:
+            LocalFileError: it is a directory with something in it, and nothing may be
+                deleted.
+        """
+        directory = self.tree.directory(parent)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        is_dir = stat.S_ISDIR(status.st_mode)
+        self.tree.forget((*parent, name))
+        if self._backup is not None:
+            self._keep(parent, name)
+        elif not is_dir:
+            os.unlink(name, dir_fd=directory.fd)
+        elif self._options.delete:
+            self.remove_tree(parent, name)
+        else:
+            try:
+                os.rmdir(name, dir_fd=directory.fd)
+            except OSError as exc:
+                if exc.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                raise LocalFileError(
+                    f"{shown((*parent, name))!r} is a directory with something in it "
+                    "(--delete would replace it)"
+                ) from exc
+
+    def remove_tree(self, parent: Parts, name: bytes) -> None:
+        """Remove a directory and all beneath it.
+
+        Raises:
+            UnsafePathError: something in it is kept back; it stays, with what is above.
+        """
+        top = (*parent, name)
+        walks = [(top, self.names(top))]
+        while walks:
+            path, names = walks[-1]
+            below = next(names, None)
+            if below is None:
+                walks.pop()
+                self.remove(path[:-1], path[-1], is_dir=True)
+                continue
+            directory = self.tree.directory(path)
+            status = os.stat(below, dir_fd=directory.fd, follow_symlinks=False)
+            self.tree.check_found(status, (*path, below))
+            if stat.S_ISDIR(status.st_mode):
+                walks.append(((*path, below), self.names((*path, below))))
+            else:
+                self.remove(path, below, is_dir=False)
+
+    def remove(self, parent: Parts, name: bytes, *, is_dir: bool) -> None:
+        """Remove a thing that the source does not have; a directory if it is empty."""
+        directory = self.tree.directory(parent)
+        self.check((*parent, name))
+        if self._backup is not None and not is_dir:
+            self._keep(parent, name)
+        elif is_dir:
+            self.tree.forget((*parent, name))
+            os.rmdir(name, dir_fd=directory.fd)
+        else:
+            os.unlink(name, dir_fd=directory.fd)
+
+    def _keep(self, parent: Parts, name: bytes, *, stays: bool = False) -> None:
+        """Move what is there to the backups; a file that stays for now gets a link."""
+        assert self._backup is not None
+        directory = self.tree.directory(parent)
+        above = self.ensure((*self._backup, *parent))
+        if stays:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=above.fd)
+            try:
+                os.link(
+                    name,
+                    name,
+                    src_dir_fd=directory.fd,
+                    dst_dir_fd=above.fd,
+                    follow_symlinks=False,
+                )
+                return
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+        os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=above.fd)
+
+    def ensure(self, path: Parts) -> Directory:
+        """Return a directory, made with those above it where they are missing."""
+        for depth in range(1, len(path) + 1):
+            try:
+                self.tree.directory(path[:depth])
+            except Rpc25519Error:
+                above = self.tree.directory(path[: depth - 1])
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path[depth - 1], 0o777, dir_fd=above.fd)
+        return self.tree.directory(path)
+
+    def is_backup(self, path: Parts) -> bool:
+        """Tell whether a path is that of the backups, which are never deleted."""
+        return self._backup is not None and path == self._backup[: len(path)]
+
+
+def _copy_file(
+    from_fd: int, name: bytes, to_fd: int, to_name: bytes, status: os.stat_result
+) -> None:
+    source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = os.open(to_name, flags, 0o600, dir_fd=to_fd)
+        try:
+            while block := os.read(source, _COPY_LEN):
+                with memoryview(block) as view:
+                    done = 0
+                    while done < len(view):
+                        done += os.write(target, view[done:])
+            if os.geteuid() == 0:
+                os.fchown(target, status.st_uid, status.st_gid)
+            os.fchmod(target, stat.S_IMODE(status.st_mode))
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)

@@ -1,0 +1,467 @@
+"""The receiver of a sync: judges what there is, wants what it lacks, stores that.
+
+What touches files runs in worker threads, one thing at a time, so that entries and
+contents never get into each other's way; only the cutting of local files goes on beside
+that, since it takes long. Listening goes on whatever else waits, so that the two sides
+cannot block each other, and what waits is bounded: the sender has a window for entries,
+and no more files are wanted than ``_MAX_PENDING``.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from rpc25519_tools.errors import (
+    IncompleteTransferError,
+    RemoteProtocolError,
+    Rpc25519Error,
+)
+from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.rpc.calls import RsyncStep
+from rpc25519_tools.rpc.streams import Part
+from rpc25519_tools.sync.basis import Basis, Candidates, open_basis
+from rpc25519_tools.sync.channel import Channel, run_together
+from rpc25519_tools.sync.deleting import Deleting
+from rpc25519_tools.sync.destination import Destination
+from rpc25519_tools.sync.judging import Judged, Judging
+from rpc25519_tools.sync.observer import SyncObserver
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.records import (
+    ARG_AT,
+    ARG_INDEX,
+    KEY_LEN,
+    Acks,
+    Hashes,
+    Overview,
+    Removed,
+    Table,
+    Totals,
+    Verdict,
+    Verdicts,
+    decode_deltas,
+    decode_overview,
+    encode_records,
+)
+from rpc25519_tools.sync.storing import PARTIAL_FROM, Outcome, Pending, Store
+from rpc25519_tools.sync.tree import Parts, why
+
+#: Wanted files that are not in place, beyond which no more entries are judged.
+_MAX_PENDING: Final = 2048
+#: Bytes of tables that may be out for files that have not come.
+_MAX_TABLED: Final = 8 << 20
+#: Finished files wait for so long for more to be synced with them, in seconds.
+_SYNC_AFTER_S: Final = 0.05
+#: Files below this length are not worth a table.
+_TABLE_FROM: Final = 512
+
+
+class Receiver:
+    """Receives one source over one call.
+
+    Args:
+        channel: the call.
+        destination: where it goes.
+        options: of the sync.
+        observer: learns what happens.
+        report: whether the sender is told of every change.
+        rename: the only entry gets this name.
+        privileged: whether the sender may set owners and the like.
+        is_new: whether the destination had to be made, or in a dry run would have.
+        random_bytes: returns as many random bytes as it is asked for.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        destination: Destination,
+        options: SyncOptions,
+        observer: SyncObserver,
+        *,
+        report: bool,
+        rename: bytes | None = None,
+        privileged: bool,
+        is_new: bool = False,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._channel = channel
+        self._destination = destination
+        self._options = options
+        self._observer = observer
+        self._report = report
+        self._key = random_bytes(KEY_LEN)
+        self._key_sent = False
+        self._pending: dict[int, Pending] = {}
+        self._candidates = Candidates(destination.tree)
+        self._judging = Judging(
+            destination,
+            options,
+            self._pending,
+            rename=rename,
+            privileged=privileged,
+            is_new=is_new,
+        )
+        self._store = Store(
+            destination, options, self._key, self._pending, self._candidates
+        )
+        self._disk = asyncio.Lock()
+        self._overviews: deque[tuple[Overview, list[bytes]]] = deque()
+        self._to_table: deque[Pending] = deque()
+        self._tabled = 0
+        self._all_judged = False
+        self._changed = asyncio.Event()
+        self._files = 0
+        self._total_bytes = 0
+        self._last_path: Parts | None = None
+
+    @property
+    def frontier(self) -> Parts | None:
+        """Where another attempt may begin: all before it is in place."""
+        for pending in self._pending.values():
+            return pending.path
+        return self._last_path
+
+    async def run(self) -> Totals:
+        """Receive everything; return what was done, in numbers.
+
+        Raises:
+            Rpc25519Error: the sync as a whole failed; what has arrived of large files
+                is kept for another attempt.
+        """
+        try:
+            await run_together(
+                self._listen(), self._judge(), self._cut(), self._sync_now_and_then()
+            )
+            return await self._end()
+        except BaseException:
+            await self._salvage()
+            raise
+
+    async def _salvage(self) -> None:
+        """Store what has come before the end, and keep what another attempt can use."""
+        try:
+            async with self._disk:
+                await in_worker(self._store_parts, self._channel.take_ready())
+        except (OSError, Rpc25519Error):
+            pass
+        finally:
+            await in_worker(self._store.abandon)
+
+    async def _change(self) -> None:
+        """Wait until something has come, or is done."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    @property
+    def _is_through(self) -> bool:
+        return self._all_judged and not self._pending
+
+    # What comes.
+
+    async def _listen(self) -> None:
+        while not self._is_through:
+            receiving = asyncio.ensure_future(self._channel.receive())
+            through = asyncio.ensure_future(self._wait_through())
+            try:
+                await asyncio.wait(
+                    [receiving, through], return_when=asyncio.FIRST_COMPLETED
+                )
+                if not receiving.done():
+                    return
+                parts = receiving.result()
+            finally:
+                through.cancel()
+                receiving.cancel()
+            if not parts:
+                raise IncompleteTransferError("the sender ended the sync early")
+            await self._take_parts(parts)
+
+    async def _wait_through(self) -> None:
+        while not self._is_through:
+            await self._change()
+
+    async def _take_parts(self, parts: Sequence[Part]) -> None:
+        contents: list[Part] = []
+        for part in parts:
+            if part.step is RsyncStep.OVERVIEW:
+                self._overviews.append(await in_worker(decode_overview, part.payload))
+            else:
+                contents.append(part)
+        self._changed.set()
+        if contents:
+            async with self._disk:
+                outcome = await in_worker(self._store_parts, contents)
+            await self._tell(outcome)
+
+    def _store_parts(self, parts: Sequence[Part]) -> Outcome:
+        """Store contents, in a worker thread."""
+        outcome = Outcome()
+        for part in parts:
+            if part.step is not RsyncStep.DELTAS:
+                continue
+            if ARG_INDEX in part.args:
+                index = _number(part.args.get(ARG_INDEX, ""))
+                at = _number(part.args.get(ARG_AT, ""))
+                self._store.take_piece(index, at, part.payload, outcome)
+            else:
+                self._store.take(decode_deltas(part.payload), outcome)
+        self._settle(outcome)
+        return outcome
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Do what follows from files that are in place, or will not be."""
+        for pending in outcome.done:
+            for path, note in self._judging.link_followers(pending):
+                outcome.notes.append((path, note))
+            self._judging.directories.close(pending.directory)
+        for pending, _ in outcome.failed.values():
+            for state, entry, _ in pending.followers:
+                path = (*state.path, entry.name)
+                outcome.notes.append((path, "the file that it is a link of failed"))
+                self._judging.directories.close(state)
+            pending.followers = []
+            self._judging.directories.close(pending.directory)
+
+    async def _tell(self, outcome: Outcome) -> None:
+        """Tell both sides what became of files."""
+        if outcome.moved:
+            self._observer.moved(outcome.moved)
+        for pending in outcome.done:
+            self._forget(pending)
+            self._observer.placed(pending.path)
+        failed = {}
+        for index, (pending, note) in outcome.failed.items():
+            self._forget(pending)
+            failed[index] = note
+            self._observer.failed(pending.path, note)
+        notes = [(b"/".join(path), note) for path, note in outcome.notes]
+        for path, note in outcome.notes:
+            self._observer.failed(path, note)
+        if outcome.done or failed:
+            done = [pending.entry.index for pending in outcome.done]
+            await self._channel.send(
+                RsyncStep.ACK, encode_records([Acks(done, failed)])
+            )
+        if notes:
+            await self._channel.send(
+                RsyncStep.ACK, encode_records([Removed([], notes)])
+            )
+        for pending in outcome.again:
+            self._tabled -= pending.tabled
+            pending.tabled = 0
+            verdict = bytes([Verdict.WANT])
+            record = Verdicts(pending.entry.index, verdict)
+            await self._channel.send(RsyncStep.HASHES, encode_records([record]))
+        self._changed.set()
+
+    def _forget(self, pending: Pending) -> None:
+        del self._pending[pending.entry.index]
+        self._tabled -= pending.tabled
+
+    async def _sync_now_and_then(self) -> None:
+        """Give finished files their names when nothing more comes for a moment."""
+        while not self._is_through:
+            if not self._store.unsynced:
+                await self._change()
+                continue
+            # When only these are left, nothing is gained by waiting.
+            only_these = self._all_judged and self._store.unsynced == len(self._pending)
+            if not only_these:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SYNC_AFTER_S):
+                        await self._change()
+                        continue
+            async with self._disk:
+                outcome = await in_worker(self._flush)
+            await self._tell(outcome)
+
+    def _flush(self) -> Outcome:
+        outcome = Outcome()
+        self._store.flush(outcome)
+        self._settle(outcome)
+        return outcome
+
+    # What there is.
+
+    async def _judge(self) -> None:
+        base = 0
+        while not self._judging.final:
+            if not self._overviews or len(self._pending) >= _MAX_PENDING:
+                await self._change()
+                continue
+            overview, names = self._overviews.popleft()
+            async with self._disk:
+                judged = await in_worker(self._judge_one, overview, names)
+            await self._send_verdicts(base, judged)
+            base += len(judged.verdicts)
+            for path, note in overview.failed:
+                self._observer.failed(tuple(path.split(b"/")), note)
+            if judged.removed:
+                self._observer.removed(judged.removed)
+                record = Removed(judged.removed)
+                await self._channel.send(RsyncStep.ACK, encode_records([record]))
+            for subject, verdict, change, note in judged.told:
+                self._observer.judged(subject, verdict, change, note)
+                if verdict is Verdict.FAILED:
+                    self._observer.failed(subject.path, note)
+            self._files += judged.files
+            self._total_bytes += judged.total_bytes
+            self._observer.walked(
+                self._files, self._total_bytes, final=self._judging.final
+            )
+        self._all_judged = True
+        self._changed.set()
+
+    def _judge_one(self, overview: Overview, names: list[bytes]) -> Judged:
+        """Judge some entries and decide how wanted files shall come, in a worker."""
+        judged = self._judging.judge_all(overview, names)
+        first = self._judging.count - len(judged.verdicts)
+        for pending in judged.wanted:
+            if self._has_basis(pending):
+                at = pending.entry.index - first
+                judged.verdicts[at] = Verdict.WANT_DELTA
+        if judged.wanted:
+            self._last_path = judged.wanted[-1].path
+        return judged
+
+    def _has_basis(self, pending: Pending) -> bool:
+        """Look for files that a wanted one may be made of."""
+        entry, old = pending.entry, pending.old
+        if self._options.whole_file or entry.size < _TABLE_FROM:
+            return False
+        key = self._destination.key(pending.path)
+        found: list[tuple[Parts, bool]] = []
+        if old is not None and Pending.is_regular(old):
+            if old.status.st_size >= _TABLE_FROM // 2:
+                found.append((pending.path, False))
+        else:
+            guesses = self._candidates.guesses(pending.path, entry.size, entry.mtime_ns)
+            found += [(path, True) for path in guesses]
+        pending.candidates = found
+        has_partial = (
+            entry.size >= PARTIAL_FROM and self._destination.area.holds(key) > 0
+        )
+        return bool(found) or has_partial
+
+    async def _send_verdicts(self, base: int, judged: Judged) -> None:
+        changes = judged.changes if self._report and any(judged.changes) else []
+        record = Verdicts(base, bytes(judged.verdicts), changes, judged.notes)
+        if not self._key_sent:
+            record.key = self._key
+            self._key_sent = True
+        payload = await in_worker(encode_records, [record])
+        await self._channel.send(RsyncStep.HASHES, payload)
+        for pending in judged.wanted:
+            if judged.verdicts[pending.entry.index - base] == Verdict.WANT_DELTA:
+                self._to_table.append(pending)
+        self._changed.set()
+
+    async def _cut(self) -> None:
+        """Send tables of local files, one after the other."""
+        while not self._is_through:
+            if not self._to_table or self._tabled > _MAX_TABLED:
+                await self._change()
+                continue
+            small: list[Pending] = []
+            while self._to_table and len(small) < 256:
+                if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
+                    break
+                small.append(self._to_table.popleft())
+            if small:
+                records = await in_worker(self._small_tables, small)
+                await self._channel.send(RsyncStep.HASHES, encode_records(records))
+            else:
+                await self._cut_large(self._to_table.popleft())
+
+    def _open_bases(self, pending: Pending) -> None:
+        """Open what a wanted file may be made of, in a worker."""
+        entry = pending.entry
+        if entry.size >= PARTIAL_FROM:
+            partial = self._destination.area.acquire(
+                self._destination.key(pending.path)
+            )
+            if partial is not None:
+                pending.partial = partial
+                status = os.fstat(partial.fd)
+                if status.st_size:
+                    basis = Basis(partial.fd, status, in_place=True)
+                    pending.bases.append(basis)
+        for path, guessed in pending.candidates:
+            found = open_basis(self._destination.tree, path, guessed=guessed)
+            if found is not None:
+                pending.bases.append(found)
+
+    def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
+        records: list[Hashes] = []
+        for pending in files:
+            index, size = pending.entry.index, pending.entry.size
+            self._open_bases(pending)
+            tables = [
+                table
+                for number, basis in enumerate(pending.bases)
+                for table in basis.tables(index, number, self._key, size)
+            ]
+            if not tables:
+                tables = [_no_table(index)]
+            tables[-1].last = True
+            records += tables
+        return records
+
+    async def _cut_large(self, pending: Pending) -> None:
+        index, size = pending.entry.index, pending.entry.size
+        await in_worker(self._open_bases, pending)
+        for number, basis in enumerate(pending.bases):
+            tables = basis.tables(index, number, self._key, size)
+            while (table := await in_worker(next, tables, None)) is not None:
+                pending.tabled += len(table.sums) + len(table.lengths)
+                self._tabled += len(table.sums) + len(table.lengths)
+                await self._channel.send(RsyncStep.HASHES, encode_records([table]))
+        last = _no_table(index)
+        last.basis = max(len(pending.bases) - 1, 0)
+        last.in_place = bool(pending.bases) and pending.bases[-1].in_place
+        await self._channel.send(RsyncStep.HASHES, encode_records([last]))
+
+    # The end.
+
+    async def _end(self) -> Totals:
+        deleting = Deleting(self._destination, self._judging, self._options)
+        if self._options.delete and not self._judging.incomplete:
+            more = True
+            while more:
+                more = await in_worker(deleting.step)
+                if deleting.removed or deleting.failed:
+                    self._observer.removed(deleting.removed)
+                    for path, note in deleting.failed:
+                        self._observer.failed(tuple(path.split(b"/")), note)
+                    record = Removed(deleting.removed, deleting.failed)
+                    await self._channel.send(RsyncStep.ACK, encode_records([record]))
+        elif self._options.delete:
+            note = "something of the source could not be read, so nothing is deleted"
+            self._observer.warned((), note)
+            await in_worker(self._judging.end_deleting, set())
+        totals = Totals(
+            self._judging.removed,
+            self._store.matched,
+            self._store.literal,
+            deleting.left,
+        )
+        for failed, exc in self._judging.directories.failures:
+            self._observer.failed(failed, why(exc, "write", failed))
+        await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
+        return totals
+
+
+#: Tables of files up to this length travel together.
+_SMALL_TABLE_LEN: Final = 1 << 20
+
+
+def _no_table(index: int) -> Table:
+    return Table(index, 0, in_place=False, lengths=b"", sums=b"", last=True)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise RemoteProtocolError("a part of a file says not where it belongs")
+    return int(text)

@@ -1,0 +1,389 @@
+"""The sender of a sync: tells what there is, learns what is wanted, sends that.
+
+Three things go on at the same time: the walk, whose entries go out as long as the
+receiver keeps up; the sending of wanted files; and listening, which never waits for
+anything else, so that the two sides cannot block each other.
+
+What the sender remembers is bounded: entries that the receiver has not dealt with, of
+which there are no more than the window allows, and the tables of a few files.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from rpc25519_tools.errors import (
+    IncompleteTransferError,
+    RemoteProtocolError,
+    Rpc25519Error,
+)
+from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.rpc.calls import RsyncStep
+from rpc25519_tools.sync.channel import Channel, run_together
+from rpc25519_tools.sync.chunking import chunk_sizes
+from rpc25519_tools.sync.matching import PIECE_LEN, Matcher, Tables
+from rpc25519_tools.sync.observer import Subject, SyncObserver
+from rpc25519_tools.sync.outgoing import (
+    OpenSource,
+    PieceReader,
+    SmallFiles,
+    Wanted,
+    failed_end,
+    hole_record,
+)
+from rpc25519_tools.sync.pieces import Pieces
+from rpc25519_tools.sync.records import (
+    ARG_AT,
+    ARG_INDEX,
+    KEY_LEN,
+    Acks,
+    Copies,
+    Deltas,
+    End,
+    Removed,
+    Table,
+    Totals,
+    Verdict,
+    Verdicts,
+    decode_fins,
+    decode_hashes,
+    encode_overview,
+    encode_plain,
+    encode_records,
+)
+from rpc25519_tools.sync.tree import Parts
+from rpc25519_tools.sync.walk import Batch, Item, Walk
+from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import NO_ARGS
+
+#: Entries that may be on their way without a verdict, at first and at most.
+FIRST_WINDOW: Final = 4096
+LAST_WINDOW: Final = 65536
+#: Bytes of small files in one message, and how many.
+_BUNDLE_LEN: Final = 512 * 1024
+_BUNDLE_COUNT: Final = 512
+#: Messages that are ready before their turn.
+_AHEAD: Final = 2
+
+
+@dataclass(slots=True)
+class _Message:
+    payload: Buffer
+    args: dict[str, str]
+
+
+class Sender:
+    """Sends one source over one call.
+
+    Args:
+        channel: the call.
+        walk: over what is sent.
+        observer: learns what happens.
+    """
+
+    def __init__(self, channel: Channel, walk: Walk, observer: SyncObserver) -> None:
+        self._channel = channel
+        self._walk = walk
+        self._observer = observer
+        self._open: dict[int, Item] = {}
+        self._sent_entries = 0
+        self._judged = 0
+        self._window = FIRST_WINDOW
+        self._walked = False
+        self._changed = asyncio.Event()
+        self._key = b""
+        self._ready: deque[Wanted] = deque()
+        self._tabled: dict[int, Wanted] = {}
+        self._outbox: asyncio.Queue[_Message | None] = asyncio.Queue(_AHEAD)
+        self._totals: Totals | None = None
+        self._last_path: Parts | None = None
+        #: Bytes of contents that went out.
+        self.literal = 0
+
+    @property
+    def frontier(self) -> Parts | None:
+        """Where another attempt may begin: all before it is in place."""
+        for item in self._open.values():
+            return item.path
+        return self._last_path
+
+    async def run(self) -> Totals:
+        """Send everything; return what the receiver reports in the end.
+
+        Raises:
+            Rpc25519Error: the sync as a whole failed; single files that fail are told
+                to the observer.
+        """
+        await run_together(
+            self._send_overview(),
+            self._fill_outbox(),
+            self._empty_outbox(),
+            self._listen(),
+        )
+        assert self._totals is not None
+        return self._totals
+
+    # The walk.
+
+    async def _send_overview(self) -> None:
+        batches = self._walk.batches()
+        batch = await in_worker(next, batches, None)
+        while batch is not None:
+            self._remember(batch)
+            payload = await in_worker(encode_overview, batch.overview)
+            await self._channel.send(RsyncStep.OVERVIEW, payload)
+            final = batch.overview.final
+            for path, note in batch.overview.failed:
+                self._observer.failed(tuple(path.split(b"/")), note)
+            self._observer.walked(self._walk.files, self._walk.total_bytes, final=final)
+            if final:
+                break
+            while self._sent_entries - self._judged > self._window:
+                await self._change()
+            batch = await in_worker(next, batches, None)
+        self._walked = True
+        self._changed.set()
+
+    def _remember(self, batch: Batch) -> None:
+        for index, item in enumerate(batch.items, batch.base):
+            self._open[index] = item
+        self._sent_entries += len(batch.items)
+        if batch.items:
+            self._last_path = batch.items[-1].path
+
+    async def _change(self) -> None:
+        """Wait until something has come from the receiver, or the walk is over."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    # What comes from the receiver.
+
+    async def _listen(self) -> None:
+        while self._totals is None:
+            parts = await self._channel.receive()
+            if not parts:
+                raise IncompleteTransferError("the receiver ended the sync early")
+            for part in parts:
+                if part.step is RsyncStep.HASHES:
+                    for record in decode_hashes(part.payload):
+                        if isinstance(record, Table):
+                            self._take_table(record)
+                        else:
+                            self._take_verdicts(record)
+                elif part.step is RsyncStep.ACK:
+                    for fin in decode_fins(part.payload):
+                        self._take_fin(fin)
+            self._changed.set()
+
+    def _take_verdicts(self, record: Verdicts) -> None:
+        if record.key:
+            if self._key or len(record.key) != KEY_LEN:
+                raise RemoteProtocolError("the receiver's key makes no sense")
+            self._key = record.key
+        if record.changes and len(record.changes) != len(record.verdicts):
+            raise RemoteProtocolError("the receiver's verdicts do not fit together")
+        equal = 0
+        for at, number in enumerate(record.verdicts):
+            index = record.base + at
+            if number > max(Verdict):
+                raise RemoteProtocolError("the receiver sent an unknown verdict")
+            verdict = Verdict(number)
+            change = record.changes[at] if record.changes else 0
+            item = self._open.get(index)
+            if item is None:
+                raise RemoteProtocolError("the receiver judged what it had not to")
+            note = record.notes.get(index, "")
+            if verdict is not Verdict.EQUAL or change:
+                subject = Subject(item.path, item.mode, item.size, item.target)
+                self._observer.judged(subject, verdict, change, note)
+            if verdict in (Verdict.WANT, Verdict.WANT_DELTA):
+                self._want(index, item, with_tables=verdict is Verdict.WANT_DELTA)
+                continue
+            equal += verdict is Verdict.EQUAL
+            del self._open[index]
+            if verdict is Verdict.FAILED:
+                self._observer.failed(item.path, note)
+        self._judged += len(record.verdicts)
+        if equal > len(record.verdicts) * 9 // 10:
+            self._window = min(2 * self._window, LAST_WINDOW)
+
+    def _want(self, index: int, item: Item, *, with_tables: bool) -> None:
+        if not self._key:
+            raise RemoteProtocolError("the receiver wants a file and sent no key")
+        if index in self._tabled:
+            raise RemoteProtocolError("the receiver wants a file twice")
+        wanted = Wanted(index, item, Tables() if with_tables else None)
+        if with_tables:
+            self._tabled[index] = wanted
+        else:
+            self._ready.append(wanted)
+
+    def _take_table(self, table: Table) -> None:
+        wanted = self._tabled.get(table.index)
+        if wanted is None:
+            raise RemoteProtocolError("chunks came for a file that nobody wants")
+        assert wanted.tables is not None
+        is_first = not wanted.arrived and not wanted.tables.begun
+        wanted.arrived.append(table)
+        if table.last:
+            del self._tabled[table.index]
+        if table.last if wanted.is_small else is_first:
+            self._ready.append(wanted)
+
+    def _take_fin(self, fin: Acks | Removed) -> None:
+        if isinstance(fin, Removed):
+            self._observer.removed(fin.paths)
+            for path, note in fin.notes:
+                self._observer.failed(tuple(path.split(b"/")), note)
+            return
+        for index in fin.done:
+            item = self._open.pop(index, None)
+            if item is not None:
+                self._observer.placed(item.path)
+        for index, note in fin.failed.items():
+            item = self._open.pop(index, None)
+            if item is not None:
+                self._observer.failed(item.path, note)
+        if fin.totals is not None:
+            self._totals = fin.totals
+
+    # What goes out.
+
+    async def _empty_outbox(self) -> None:
+        while (message := await self._outbox.get()) is not None:
+            await self._channel.send(
+                RsyncStep.DELTAS, message.payload, args=message.args or NO_ARGS
+            )
+
+    async def _fill_outbox(self) -> None:
+        while not self._is_over():
+            if not self._ready:
+                if self._walked and not self._open:
+                    break
+                await self._change()
+                continue
+            if not self._ready[0].is_small:
+                await self._send_large(self._ready.popleft())
+                continue
+            await self._send_bundle(self._next_bundle())
+        await self._outbox.put(None)
+
+    def _next_bundle(self) -> list[Wanted]:
+        """Take small files that are wanted, as many as fit into one message."""
+        bundle: list[Wanted] = []
+        room = _BUNDLE_LEN
+        while self._ready and self._ready[0].is_small:
+            if room <= 0 or len(bundle) == _BUNDLE_COUNT:
+                break
+            bundle.append(self._ready.popleft())
+            room -= bundle[-1].item.size
+        return bundle
+
+    def _is_over(self) -> bool:
+        return self._totals is not None
+
+    async def _send_bundle(self, bundle: list[Wanted]) -> None:
+        small = SmallFiles(self._key)
+        records = await in_worker(small.records, bundle)
+        payload = encode_plain(records)
+        await self._outbox.put(_Message(payload, {}))
+        self.literal += small.literal
+        for wanted in bundle:
+            self._observer.moved(wanted.item.size)
+        for item in small.changed:
+            self._observer.warned(item.path, "it changed while it was read")
+
+    async def _records(self, *records: Deltas) -> None:
+        await self._outbox.put(_Message(encode_records(records), {}))
+
+    async def _send_large(self, wanted: Wanted) -> None:
+        try:
+            source = await in_worker(OpenSource, wanted)
+        except (OSError, Rpc25519Error) as exc:
+            await self._records(failed_end(wanted, exc))
+            return
+        try:
+            if wanted.tables is None:
+                pieces = await self._send_pieces(source)
+            else:
+                pieces = await self._send_delta(source)
+            changed = await in_worker(source.has_changed)
+            end = End(wanted.index, source.size, await in_worker(pieces.root))
+            await self._records(end)
+            if changed:
+                note = "it changed while it was read"
+                self._observer.warned(wanted.item.path, note)
+        except (OSError, Rpc25519Error) as exc:
+            if isinstance(exc, RemoteProtocolError):
+                raise
+            await self._records(failed_end(wanted, exc))
+        finally:
+            await in_worker(source.close)
+
+    async def _send_pieces(self, source: OpenSource) -> Pieces:
+        """Send a file whole; holes as such."""
+        pieces = Pieces()
+        reader = PieceReader(source, self._key, pieces)
+        wanted = source.wanted
+        for at, length, is_data in source.stretches():
+            if not is_data:
+                await self._records(hole_record(wanted.index, at, length, pieces))
+                self._observer.moved(length)
+                continue
+            await self._send_stretch(reader, wanted, at, length)
+        return pieces
+
+    async def _send_stretch(
+        self, reader: PieceReader, wanted: Wanted, at: int, length: int
+    ) -> None:
+        end = at + length
+        while at < end:
+            count = min(PIECE_LEN, end - at)
+            payload = await in_worker(reader.read, at, count)
+            args = {ARG_INDEX: str(wanted.index), ARG_AT: str(at)}
+            await self._outbox.put(_Message(payload, args))
+            del payload  # its memory may be used again as soon as it has left
+            self.literal += count
+            self._observer.moved(count)
+            at += count
+
+    async def _send_delta(self, source: OpenSource) -> Pieces:
+        """Send what the receiver does not have of a file."""
+        wanted = source.wanted
+        assert wanted.tables is not None
+        sizes = chunk_sizes(wanted.item.size)
+        matcher = Matcher(source.fd, source.size, self._key, sizes, wanted.tables)
+        reader = PieceReader(source, self._key, matcher.pieces)
+
+        def step() -> list[tuple[int, int, int, int]]:
+            wanted.take_tables()
+            return matcher.step()
+
+        while not matcher.is_through:
+            before = matcher.at
+            matched = matcher.matched
+            if runs := await in_worker(step):
+                await self._records(Copies(wanted.index, runs))
+            self._observer.moved(matcher.matched - matched)
+            if matcher.can_settle:
+                await self._settle(matcher, reader, wanted)
+            if matcher.at == before and not wanted.arrived:
+                await self._change()  # the next part of a table is awaited
+        while not wanted.tables.complete:
+            while not wanted.arrived:
+                await self._change()
+            wanted.take_tables()
+        await self._settle(matcher, reader, wanted)
+        return matcher.pieces
+
+    async def _settle(
+        self, matcher: Matcher, reader: PieceReader, wanted: Wanted
+    ) -> None:
+        matched = matcher.matched
+        runs, missing = matcher.settle()
+        if runs:
+            await self._records(Copies(wanted.index, runs))
+            self._observer.moved(matcher.matched - matched)
+        for at, length in missing:
+            await self._send_stretch(reader, wanted, at, length)

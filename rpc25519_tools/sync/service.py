@@ -1,0 +1,262 @@
+"""The server's side of syncs: one service that sends trees, and one that takes them.
+
+They are registered under the same name, for the two kinds of rsync calls. A third, an
+ordinary call, only tells that they are there: a server that knows nothing of them
+refuses it at once, where a Go server would leave an rsync call unanswered.
+"""
+
+import contextlib
+from typing import Final
+
+from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
+from rpc25519_tools.files.descriptors import OpenFiles, open_files
+from rpc25519_tools.files.jail import Root
+from rpc25519_tools.files.record import TransferLog, TransferRecord
+from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.identity.access import Right
+from rpc25519_tools.rpc.calls import CallKind, RsyncStep
+from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.handlers import Reply
+from rpc25519_tools.rpc.registry import Registry
+from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
+from rpc25519_tools.sync.channel import Channel
+from rpc25519_tools.sync.observer import Silence, Subject
+from rpc25519_tools.sync.places import OpenPlace, open_place
+from rpc25519_tools.sync.receiver import Receiver
+from rpc25519_tools.sync.records import (
+    OFFER_SERVICE,
+    SYNC_SERVICE,
+    Overview,
+    Request,
+    Verdict,
+    decode_request,
+    encode_overview,
+)
+from rpc25519_tools.sync.sender import Sender
+from rpc25519_tools.sync.source import Source, served_source
+from rpc25519_tools.sync.tree import KEPT_DIRS, Parts, Permit, Tree, split_path
+from rpc25519_tools.sync.walk import Walk
+
+#: Argument of a pull's first part: the source is one thing that is no directory.
+ARG_SINGLE: Final = "single"
+#: Descriptors of one sync.
+_PER_SYNC: Final = KEPT_DIRS + 12
+
+
+def add_sync_services(
+    registry: Registry,
+    *,
+    read_root: Root | None,
+    write_root: Root | None,
+    log: TransferLog,
+    privileged: bool = False,
+    files: OpenFiles | None = None,
+) -> None:
+    """Offer syncs, as far as there are directories for them.
+
+    Args:
+        registry: the server's services.
+        read_root: what clients may pull from.
+        write_root: what they may push to.
+        log: learns how each sync ended.
+        privileged: whether clients may set owners, set-uid bits and device files.
+        files: counts what is open; None: the count of the whole process.
+    """
+    if read_root is not None:
+        sending = SendingService(read_root, log=log, files=files)
+        registry.add_rsync(CallKind.RSYNC_READ, SYNC_SERVICE, sending)
+    if write_root is not None:
+        receiving = ReceivingService(
+            write_root, log=log, privileged=privileged, files=files
+        )
+        registry.add_rsync(CallKind.RSYNC_SEND, SYNC_SERVICE, receiving)
+    if read_root is not None or write_root is not None:
+        registry.add_call(OFFER_SERVICE, Offer())
+
+
+class Offer:
+    """Tells that there are syncs; whoever may connect may know."""
+
+    checks_access: Final = True
+
+    async def __call__(self, context: CallContext) -> Reply:
+        """Answer."""
+        return Reply()
+
+
+class _Counting(Silence):
+    """Counts for the server's log."""
+
+    def __init__(self, record: TransferRecord) -> None:
+        self._record = record
+        self.failures = 0
+
+    def moved(self, count: int) -> None:
+        """Count bytes."""
+        self._record.size_bytes += count
+
+    def failed(self, path: Parts, note: str) -> None:
+        """Count failures."""
+        self.failures += 1
+
+    def judged(
+        self, subject: Subject, verdict: Verdict, change: int, note: str
+    ) -> None:
+        """Do nothing."""
+
+
+def _permit(context: CallContext) -> Permit | None:
+    """Return what asks for the peer's rights; None where it has all."""
+    if context.access is None:
+        return None
+
+    def may(right: Right, parts: Parts) -> bool:
+        path = b"/".join(parts).decode("utf-8", "surrogateescape")
+        return context.may(right, f"/{path}")
+
+    return may
+
+
+class SendingService:
+    """Sends trees from beneath one directory.
+
+    Args:
+        root: the directory.
+        log: learns how each sync ended.
+        files: counts what is open; None: the count of the whole process.
+    """
+
+    #: Rights are looked up here, for each path.
+    checks_access: Final = True
+
+    def __init__(
+        self, root: Root, *, log: TransferLog, files: OpenFiles | None = None
+    ) -> None:
+        self._root = root
+        self._log = log
+        self._files = files
+
+    async def __call__(
+        self, context: CallContext, parts: IncomingStream, out: OutgoingStream
+    ) -> Reply:
+        """Take part in one pull."""
+        with (
+            TransferRecord("pull", context, self._log) as record,
+            contextlib.ExitStack() as reserved,
+        ):
+            channel = Channel(out, parts)
+            request = await _opening(channel, record)
+            request.options.check()
+            channel.keep_to(request.options.bandwidth)
+            files = self._files or open_files()
+            reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
+            record.name = ", ".join(map(_text, request.paths)) or "."
+            permit = _permit(context)
+            source = await in_worker(self._open, request, permit, context)
+            start_at = None
+            if request.start_at is not None:
+                start_at = split_path(request.start_at)
+            observer = _Counting(record)
+            walk = Walk(source, request.options, start_at=start_at)
+            await channel.send(
+                RsyncStep.OVERVIEW,
+                encode_overview(Overview()),
+                args={ARG_SINGLE: "1" if source.single else ""},
+            )
+            await Sender(channel, walk, observer).run()
+            return Reply()
+
+    def _open(
+        self, request: Request, permit: Permit | None, context: CallContext
+    ) -> Source:
+        tree = Tree.served(self._root, permit)
+        for path in request.paths:
+            target = b"/".join(split_path(path)).decode("utf-8", "surrogateescape")
+            if not context.may("list", f"/{target}"):
+                context.require("read", f"/{target}")
+        return served_source(tree, request.paths or (b"",), request.only)
+
+
+class ReceivingService:
+    """Takes trees beneath one directory.
+
+    Args:
+        root: the directory.
+        log: learns how each sync ended.
+        privileged: whether clients may set owners, set-uid bits and device files.
+        files: counts what is open; None: the count of the whole process.
+    """
+
+    #: Rights are looked up here, for each path.
+    checks_access: Final = True
+
+    def __init__(
+        self,
+        root: Root,
+        *,
+        log: TransferLog,
+        privileged: bool,
+        files: OpenFiles | None = None,
+    ) -> None:
+        self._root = root
+        self._log = log
+        self._privileged = privileged
+        self._files = files
+
+    async def __call__(
+        self, context: CallContext, parts: IncomingStream, out: OutgoingStream
+    ) -> Reply:
+        """Take part in one push."""
+        with (
+            TransferRecord("push", context, self._log) as record,
+            contextlib.ExitStack() as reserved,
+        ):
+            channel = Channel(out, parts)
+            request = await _opening(channel, record)
+            request.options.check()
+            files = self._files or open_files()
+            reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
+            record.name = _text(request.dest) or "."
+            place = await in_worker(self._open, request, _permit(context))
+            try:
+                observer = _Counting(record)
+                receiver = Receiver(
+                    channel,
+                    place.destination,
+                    request.options,
+                    observer,
+                    report=True,
+                    rename=place.rename,
+                    privileged=self._privileged,
+                    is_new=place.is_new,
+                )
+                await receiver.run()
+            finally:
+                await in_worker(place.close)
+            return Reply()
+
+    def _open(self, request: Request, permit: Permit | None) -> OpenPlace:
+        tree = Tree.served(self._root, permit)
+        parts = split_path(request.dest)
+        if parts and not tree.may("write", parts):
+            raise UnsafePathError("writing there is not allowed")
+        return open_place(
+            tree,
+            request.dest,
+            request.options,
+            single=request.single,
+            privileged=self._privileged,
+            area_at_root=True,
+        )
+
+
+async def _opening(channel: Channel, record: TransferRecord) -> Request:
+    part = await channel.receive_one()
+    if part is None:
+        raise IncompleteTransferError("the sync has no beginning")
+    record.name = ""
+    return await in_worker(decode_request, part.payload)
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")

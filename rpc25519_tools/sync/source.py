@@ -1,0 +1,340 @@
+"""What a sender offers: directories, which may lie in several places, and single files.
+
+Some sources can make one tree: ``a/ b/ c`` has what is in ``a``, what is in ``b``, and
+``c``. Where two have the same name, directories are merged, and of other things the
+first one counts, as rsync has it. So a :class:`SourceDir` is one or more directories.
+
+All of this blocks.
+"""
+
+import heapq
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from rpc25519_tools.errors import LocalFileError, Rpc25519Error
+from rpc25519_tools.files.jail import READ_FLAGS, file_error, is_partial_name
+from rpc25519_tools.sync.names import sorted_names
+from rpc25519_tools.sync.tree import Parts, Tree, shown, split_path, why
+
+
+class Selection(dict[bytes, "Selection | None"]):
+    """The paths of ``--files-from``, taken apart; of a None all is taken.
+
+    Attributes:
+        flat: what lies in the directory itself is taken, and nothing deeper.
+    """
+
+    flat = False
+
+
+#: Names of a directory that are looked up one after the other without a list.
+_FEW: Final = 256
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A directory, or one thing in it, of a tree on this machine."""
+
+    tree: Tree
+    parts: Parts
+
+
+@dataclass(slots=True)
+class Found:
+    """One entry of a source directory.
+
+    Attributes:
+        name: in the transfer.
+        place: where it is.
+        status: its ``lstat``.
+    """
+
+    name: bytes
+    place: Place
+    status: os.stat_result
+
+
+@dataclass(slots=True, eq=False)
+class SourceDir:
+    """One directory of the transfer.
+
+    Attributes:
+        path: where it lies in the transfer.
+        places: the directories that it is made of; the first one gives its status.
+        extra: single things that lie in it too, by name.
+        only: which names count; None: all of them.
+        is_chosen: whether it was named, so that it counts without recursion, too.
+        failed: what could not be read.
+    """
+
+    path: Parts
+    places: list[Place]
+    extra: dict[bytes, Place] = field(default_factory=dict)
+    only: Selection | None = None
+    is_chosen: bool = False
+    failed: list[tuple[Parts, str]] = field(default_factory=list)
+
+    def entries(self) -> Iterator[list[Found]]:
+        """Yield for each name, in the order of bytes, what has it: mostly one thing."""
+        streams = [self._in_place(place) for place in self.places]
+        if self.extra:
+            streams.append(self._extra())
+        merged = (
+            streams[0]
+            if len(streams) == 1
+            else heapq.merge(*streams, key=lambda found: found.name)
+        )
+        group: list[Found] = []
+        for found in merged:
+            if group and group[0].name != found.name:
+                yield group
+                group = []
+            group.append(found)
+        if group:
+            yield group
+
+    def _in_place(self, place: Place) -> Iterator[Found]:
+        if not place.tree.may("list", place.parts):
+            self.failed.append((self.path, "listing it is not allowed"))
+            return
+        try:
+            directory = place.tree.directory(place.parts)
+            names: Iterator[bytes] | list[bytes]
+            if self.only is not None and len(self.only) <= _FEW:
+                names = sorted(self.only)
+            else:
+                names = sorted_names(directory)
+            for name in names:
+                if self.only is not None and name not in self.only:
+                    continue
+                found = self._look(place, directory.fd, name)
+                if found is not None:
+                    yield found
+        except (OSError, Rpc25519Error) as exc:
+            self.failed.append((self.path, why(exc, "list", self.path)))
+
+    def _look(self, place: Place, dir_fd: int, name: bytes) -> Found | None:
+        if is_partial_name(name):
+            return None
+        parts = (*place.parts, name)
+        try:
+            place.tree.check(parts)
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            place.tree.check_found(status, parts)
+        except FileNotFoundError:
+            if self.only is not None:
+                self.failed.append(((*self.path, name), "no such file or directory"))
+            return None  # it has vanished since it was listed
+        except OSError as exc:
+            text = why(exc, "read", (*self.path, name))
+            self.failed.append(((*self.path, name), text))
+            return None
+        except Rpc25519Error:
+            return None  # it is kept back: nobody is told that it is there
+        return Found(name, Place(place.tree, parts), status)
+
+    def _extra(self) -> Iterator[Found]:
+        for name, place in sorted(self.extra.items()):
+            *parents, real = place.parts
+            try:
+                directory = place.tree.directory(tuple(parents))
+            except Rpc25519Error as exc:
+                self.failed.append(((*self.path, name), str(exc)))
+                continue
+            found = self._look(Place(place.tree, tuple(parents)), directory.fd, real)
+            if found is None:
+                self.failed.append(((*self.path, name), "no such file or directory"))
+                continue
+            found.name = name
+            yield found
+
+    def below(self, group: Sequence[Found]) -> "SourceDir":
+        """Return the directory that entries of the same name make together."""
+        name = group[0].name
+        only = None if self.only is None else self.only.get(name)
+        is_chosen = only is not None
+        if only is not None and only.flat:
+            only = None
+        return SourceDir(
+            path=(*self.path, name),
+            places=[one.place for one in group if stat.S_ISDIR(one.status.st_mode)],
+            only=only,
+            is_chosen=is_chosen,
+        )
+
+
+def open_source(place: Place, path: Parts) -> tuple[int, os.stat_result]:
+    """Open a regular file of a source; never blocks on what it opens.
+
+    Raises:
+        LocalFileError: it is missing, not permitted, or no regular file any more.
+    """
+    *parents, name = place.parts
+    directory = place.tree.directory(tuple(parents))
+    try:
+        fd = os.open(name, READ_FLAGS, dir_fd=directory.fd)
+    except OSError as exc:
+        raise file_error(exc, "read", shown(path)) from exc
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise LocalFileError(f"{shown(path)!r} is no regular file any more")
+        place.tree.check_found(status, place.parts)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status
+
+
+@dataclass(slots=True, kw_only=True)
+class Source:
+    """All that a transfer is made of.
+
+    Attributes:
+        top: its root.
+        root: status of the root itself, where that takes part; else None.
+        single: whether it is one thing that is no directory.
+    """
+
+    top: SourceDir
+    root: os.stat_result | None
+    single: bool
+
+
+def selection(paths: Sequence[bytes]) -> Selection:
+    """Return the paths of ``--files-from`` as a tree.
+
+    As with rsync, ``..`` leads up within the path and no further, and a slash at the
+    end means what lies in the directory.
+
+    Raises:
+        UnsafePathError: a path has an impossible component.
+    """
+    top = Selection()
+    for path in paths:
+        parts = _without_dots(path)
+        here = top
+        for depth, part in enumerate(parts, 1):
+            is_leaf = depth == len(parts)
+            known = part in here
+            below = here.get(part)
+            if known and below is None:
+                break  # all of it is taken already
+            if is_leaf and not path.endswith(b"/"):
+                here[part] = None
+                break
+            if below is None:
+                below = here[part] = Selection()
+            below.flat |= is_leaf
+            here = below
+    return top
+
+
+def _without_dots(path: bytes) -> Parts:
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return split_path(b"/".join(parts), path)
+
+
+def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) -> Source:
+    """Return the source that paths on this machine make.
+
+    A slash at the end means what is in a directory, and so do ``.`` and ``..``.
+
+    Raises:
+        LocalFileError: one of them is not there, or cannot be read.
+    """
+    top = SourceDir(path=(), places=[])
+    if only is not None:
+        top.only, top.is_chosen = selection(only), True
+    root = None
+    single = len(paths) == 1 and only is None
+    missing: list[tuple[bytes, LocalFileError]] = []
+    for path in paths:
+        if not path:
+            raise LocalFileError("the name of a source is empty")
+        parent, name = os.path.split(path)
+        if name in (b"", b".", b"..") or only is not None:
+            single = False
+            try:
+                tree = Tree.local(path)
+            except LocalFileError as exc:
+                missing.append((path, exc))
+                continue
+            top.places.append(Place(tree, ()))
+            if root is None and only is None:
+                root = os.stat(path)
+            continue
+        try:
+            status = os.lstat(path)
+        except OSError as exc:
+            missing.append((path, file_error(exc, "read", path)))
+            continue
+        except ValueError as exc:
+            raise LocalFileError(f"{shown((path,))!r} is not a possible name") from exc
+        if stat.S_ISDIR(status.st_mode):
+            single = False
+        top.extra.setdefault(name, Place(Tree.local(parent), (name,)))
+    _settle_missing(top, missing)
+    return Source(top=top, root=root, single=single)
+
+
+def _settle_missing(
+    top: SourceDir, missing: list[tuple[bytes, LocalFileError]]
+) -> None:
+    """Let the rest go through where some sources are missing.
+
+    Raises:
+        LocalFileError: all of them are.
+    """
+    if missing and not top.places and not top.extra:
+        raise missing[0][1]
+    top.failed += [((path,), str(exc)) for path, exc in missing]
+
+
+def served_source(
+    tree: Tree, paths: Sequence[bytes], only: Sequence[bytes] | None = None
+) -> Source:
+    """Return the source that paths beneath a served directory make.
+
+    Raises:
+        UnsafePathError, LocalFileError: one of them is not there, or not given out.
+    """
+    top = SourceDir(path=(), places=[])
+    if only is not None:
+        top.only, top.is_chosen = selection(only), True
+    root = None
+    single = len(paths) == 1 and only is None
+    missing: list[tuple[bytes, LocalFileError]] = []
+    for path in paths:
+        parts = split_path(path)
+        tree.check(parts)
+        *parents, name = parts or (b"",)
+        try:
+            if only is not None or not parts or path.endswith((b"/", b"/.")):
+                single = False
+                directory = tree.directory(parts)
+                top.places.append(Place(tree, parts))
+                if root is None and only is None:
+                    root = os.stat(".", dir_fd=directory.fd)
+                continue
+            above = tree.directory(tuple(parents))
+            status = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        except LocalFileError as exc:
+            missing.append((path, exc))
+            continue
+        except OSError as exc:
+            missing.append((path, file_error(exc, "read", shown(parts))))
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            single = False
+        top.extra.setdefault(name, Place(tree, parts))
+    _settle_missing(top, missing)
+    return Source(top=top, root=root, single=single)

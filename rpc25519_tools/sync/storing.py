@@ -1,0 +1,503 @@
+"""Make wanted files out of what arrives and what is there, and put them in place.
+
+A large file is written into a partial of the area, which survives whatever happens and
+serves the next attempt; small ones into files of the session. A file gets its name only
+when all its bytes are there and the sum over its pieces is the sender's.
+
+All of this blocks; one thread at a time.
+"""
+
+import contextlib
+import ctypes
+import ctypes.util
+import errno
+import fcntl
+import functools
+import os
+import stat
+import sys
+from dataclasses import dataclass, field
+from typing import Final
+
+from blake3 import blake3
+
+from rpc25519_tools.errors import ChecksumError, RemoteProtocolError, Rpc25519Error
+from rpc25519_tools.files.area import Partial
+from rpc25519_tools.sync.basis import Basis, Candidates
+from rpc25519_tools.sync.destination import Destination
+from rpc25519_tools.sync.directories import DirState
+from rpc25519_tools.sync.judge import Entry, Old
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.outgoing import HOLE_SUM
+from rpc25519_tools.sync.pieces import Pieces
+from rpc25519_tools.sync.records import SUM_LEN, Copies, Data, Deltas, End, Whole, Zeros
+from rpc25519_tools.sync.tree import Parts, why
+from rpc25519_tools.wire.greenpack import Buffer
+
+#: Files from this length on are carried on with after a cut.
+PARTIAL_FROM: Final = 1 << 20
+#: Files, and bytes of them, that are synced together.
+_SYNC_COUNT: Final = 1024
+_SYNC_LEN: Final = 64 << 20
+#: Up to so many files are synced one by one, more by syncing their file system.
+_FEW: Final = 4
+#: Zeros that are left out as a hole, if they are wanted to be.
+_HOLE_LEN: Final = 32 * 1024
+_ZEROS: Final = bytes(_HOLE_LEN)
+_COPY_LEN: Final = 1 << 20
+#: Linux's FICLONE: let two files share their blocks.
+_FICLONE: Final = 0x40049409
+_CANNOT_CLONE: Final = frozenset(
+    {
+        errno.EXDEV,
+        errno.EOPNOTSUPP,
+        errno.ENOTSUP,
+        errno.ENOSYS,
+        errno.EINVAL,
+        errno.ENOTTY,
+        errno.EBADF,
+        errno.EPERM,
+    }
+)
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A wanted file that is not in place yet.
+
+    Attributes:
+        entry: what it shall be.
+        directory: where.
+        old: what is there.
+        change: what is told of it.
+        bases: what its chunks may come from.
+        partial: the unfinished file; None before anything is written.
+        pieces: what is in it.
+        retried: whether it was wanted a second time.
+        followers: further names of it, with what is there under them.
+        candidates: files to make it of, and whether each is only a guess.
+        tabled: bytes of tables that went out for it.
+        literal, matched: bytes that came, and that were here.
+    """
+
+    entry: Entry
+    directory: DirState
+    old: Old | None
+    change: int
+    bases: list[Basis] = field(default_factory=list)
+    partial: Partial | None = None
+    pieces: Pieces = field(default_factory=Pieces)
+    retried: bool = False
+    followers: "list[tuple[DirState, Entry, Old | None]]" = field(default_factory=list)
+    candidates: list[tuple[Parts, bool]] = field(default_factory=list)
+    tabled: int = 0
+    literal: int = 0
+    matched: int = 0
+
+    @staticmethod
+    def is_regular(old: Old) -> bool:
+        """Tell whether what is there is a regular file."""
+        return stat.S_ISREG(old.status.st_mode)
+
+    @property
+    def path(self) -> Parts:
+        """Where it lies in the transfer."""
+        return (*self.directory.path, self.entry.name)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the unfinished file had contents before."""
+        return bool(self.bases) and self.bases[0].in_place
+
+    def close_bases(self) -> None:
+        """Let go of what chunks were taken from."""
+        for basis in self.bases:
+            if not basis.in_place:
+                os.close(basis.fd)
+        self.bases = []
+
+
+class Outcome:
+    """What came of some records; the receiver tells the sender.
+
+    Attributes:
+        done: entries that are in place.
+        failed: entry -> why it is not.
+        again: entries that have to come once more, whole.
+        notes: what else went wrong: paths, and why.
+        moved: bytes that were dealt with.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[Pending] = []
+        self.failed: dict[int, tuple[Pending, str]] = {}
+        self.again: list[Pending] = []
+        self.notes: list[tuple[Parts, str]] = []
+        self.moved = 0
+
+
+class Store:
+    """Takes the records of step 3.
+
+    Args:
+        destination: where files go.
+        options: of the sync.
+        key: of the sums.
+        pending: the wanted files, by index; shared with the receiver.
+        candidates: learn of files that come into place.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        options: SyncOptions,
+        key: bytes,
+        pending: dict[int, Pending],
+        candidates: Candidates,
+    ) -> None:
+        self._destination = destination
+        self._options = options
+        self._key = key
+        self._pending = pending
+        self._candidates = candidates
+        self._given_up: set[int] = set()
+        self._unsynced: list[Pending] = []
+        self._unsynced_len = 0
+        self.literal = 0
+        self.matched = 0
+
+    # What arrives.
+
+    def take(self, records: list[Deltas], outcome: Outcome) -> None:
+        """Deal with records in their order."""
+        for record in records:
+            pending = self._find(record.index)
+            if pending is None:
+                continue
+            try:
+                self._take(pending, record, outcome)
+            except (OSError, Rpc25519Error) as exc:
+                if isinstance(exc, RemoteProtocolError):
+                    raise
+                self._fail(pending, why(exc, "write", pending.path), outcome)
+
+    def take_piece(self, index: int, at: int, data: Buffer, outcome: Outcome) -> None:
+        """Deal with a message that is nothing but bytes of a file."""
+        pending = self._find(index)
+        if pending is None:
+            return
+        try:
+            self._write(pending, at, data)
+            outcome.moved += len(data)
+        except OSError as exc:
+            self._fail(pending, why(exc, "write", pending.path), outcome)
+
+    def _find(self, index: int) -> Pending | None:
+        """Return a wanted file; None for one that was given up meanwhile.
+
+        Raises:
+            RemoteProtocolError: it never was wanted.
+        """
+        pending = self._pending.get(index)
+        if pending is None and index not in self._given_up:
+            raise RemoteProtocolError("contents came for a file that nobody wants")
+        return pending
+
+    def _take(self, pending: Pending, record: Deltas, outcome: Outcome) -> None:
+        match record:
+            case Whole():
+                if blake3(record.data, key=self._key).digest() != record.sum:
+                    raise ChecksumError("it does not match its blake3 sum")
+                self._open(pending)
+                assert pending.partial is not None
+                if pending.in_place:
+                    raise RemoteProtocolError("a whole file came for half of one")
+                self._write_all(pending, 0, record.data)
+                pending.literal += len(record.data)
+                outcome.moved += len(record.data)
+                self._finish(pending, len(record.data), outcome)
+            case Data():
+                self._write(pending, record.at, record.data)
+                outcome.moved += len(record.data)
+            case Copies():
+                for run in record.runs:
+                    outcome.moved += self._copy(pending, *run)
+            case Zeros():
+                self._open(pending)
+                self._leave_out(pending, record.at, record.length)
+                pending.pieces.add(record.at, record.length, HOLE_SUM)
+                outcome.moved += record.length
+            case End():
+                self._end(pending, record, outcome)
+
+    def _open(self, pending: Pending) -> None:
+        """Have an unfinished file to write to."""
+        if pending.partial is None:
+            area = self._destination.area
+            if pending.entry.size >= PARTIAL_FROM:
+                pending.partial = area.acquire(self._destination.key(pending.path))
+                if pending.partial is not None:
+                    os.ftruncate(pending.partial.fd, 0)
+            if pending.partial is None:
+                pending.partial = area.scratch()
+
+    def _write(self, pending: Pending, at: int, data: Buffer) -> None:
+        self._open(pending)
+        if not data:
+            return
+        pending.pieces.add(at, len(data), blake3(data, key=self._key).digest())
+        pending.literal += len(data)
+        if self._options.sparse:
+            self._write_sparse(pending, at, data)
+        else:
+            self._write_all(pending, at, data)
+
+    def _write_all(self, pending: Pending, at: int, data: Buffer) -> None:
+        assert pending.partial is not None
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(pending.partial.fd, view[done:], at + done)
+
+    def _write_sparse(self, pending: Pending, at: int, data: Buffer) -> None:
+        view = memoryview(data)
+        for begin in range(0, len(view), _HOLE_LEN):
+            block = view[begin : begin + _HOLE_LEN]
+            if block == _ZEROS[: len(block)]:
+                self._leave_out(pending, at + begin, len(block))
+            else:
+                self._write_all(pending, at + begin, block)
+
+    def _leave_out(self, pending: Pending, at: int, length: int) -> None:
+        """Have zeros somewhere, as a hole where nothing was written before."""
+        assert pending.partial is not None
+        size = os.fstat(pending.partial.fd).st_size
+        for begin in range(at, min(at + length, size), _HOLE_LEN):
+            count = min(_HOLE_LEN, at + length - begin, size - begin)
+            self._write_all(pending, begin, _ZEROS[:count])
+        if at + length > size:
+            os.ftruncate(pending.partial.fd, at + length)
+
+    # Chunks that are here.
+
+    def _copy(
+        self, pending: Pending, number: int, first: int, count: int, at: int
+    ) -> int:
+        """Put a run of chunks where they belong; return how many bytes they have."""
+        self._open(pending)
+        assert pending.partial is not None
+        if number >= len(pending.bases) or not count:
+            raise RemoteProtocolError("the sender refers to a file that we have not")
+        basis = pending.bases[number]
+        if first + count > len(basis.lengths):
+            raise RemoteProtocolError("the sender refers to a chunk that we have not")
+        start = basis.offsets[first]
+        end = basis.offsets[first + count - 1] + basis.lengths[first + count - 1]
+        if basis.in_place and start != at:
+            raise RemoteProtocolError("the sender moves what is in place")
+        last = first + count
+        sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
+        pending.pieces.extend(at, basis.lengths[first:last], (sums,))
+        basis.used = True
+        pending.matched += end - start
+        if not basis.in_place:
+            _copy_range(basis, pending.partial.fd, start, end - start, at)
+        return end - start
+
+    # The end of a file.
+
+    def _end(self, pending: Pending, record: End, outcome: Outcome) -> None:
+        if record.failure:
+            self._fail(pending, record.failure, outcome)
+            return
+        self._open(pending)
+        assert pending.partial is not None
+        right = (
+            pending.pieces.covered == record.size
+            and pending.pieces.root() == record.root
+            and all(basis.is_unchanged() for basis in pending.bases)
+        )
+        if not right:
+            if pending.retried:
+                raise ChecksumError("its contents do not match their blake3 sum")
+            self._want_again(pending, outcome)
+            return
+        if os.fstat(pending.partial.fd).st_size != record.size:
+            os.ftruncate(pending.partial.fd, record.size)
+        self._finish(pending, record.size, outcome)
+
+    def _want_again(self, pending: Pending, outcome: Outcome) -> None:
+        """Ask for a file once more, from nothing."""
+        pending.close_bases()
+        if pending.partial is not None:
+            pending.partial.discard()
+        pending.partial = None
+        pending.pieces = Pieces()
+        pending.retried = True
+        outcome.again.append(pending)
+
+    def _finish(self, pending: Pending, size: int, outcome: Outcome) -> None:
+        """Give the file its attributes, and its name as soon as it is safe."""
+        partial = pending.partial
+        assert partial is not None
+        self._destination.finish_file(partial.fd, pending.entry, pending.old)
+        for basis in pending.bases:
+            if basis.guessed:
+                self._candidates.learn(useful=basis.used)
+        pending.close_bases()
+        self.literal += pending.literal
+        self.matched += pending.matched
+        if not partial.keyed:
+            partial.close_fd()
+        self._unsynced.append(pending)
+        self._unsynced_len += size
+        if (
+            not self._options.fsync
+            or len(self._unsynced) >= _SYNC_COUNT
+            or self._unsynced_len >= _SYNC_LEN
+        ):
+            self.flush(outcome)
+
+    @property
+    def unsynced(self) -> int:
+        """How many finished files wait for their names."""
+        return len(self._unsynced)
+
+    def flush(self, outcome: Outcome) -> None:
+        """Sync what is finished and give it its names."""
+        unsynced, self._unsynced, self._unsynced_len = self._unsynced, [], 0
+        if not unsynced:
+            return
+        if self._options.fsync:
+            self._sync(unsynced)
+        for pending in unsynced:
+            try:
+                self._publish(pending)
+            except (OSError, Rpc25519Error) as exc:
+                self._fail(pending, why(exc, "write", pending.path), outcome)
+            else:
+                outcome.done.append(pending)
+        if self._options.fsync:
+            self._sync_names(unsynced)
+
+    def _sync(self, unsynced: list[Pending]) -> None:
+        if len(unsynced) > _FEW and sync_file_system(self._destination.sync_fd):
+            return
+        for pending in unsynced:
+            assert pending.partial is not None
+            partial = pending.partial
+            fd = partial.fd
+            if fd < 0:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(partial.name, flags, dir_fd=partial.dir_fd)
+            try:
+                os.fsync(fd)
+            finally:
+                if fd != partial.fd:
+                    os.close(fd)
+
+    def _sync_names(self, unsynced: list[Pending]) -> None:
+        if len(unsynced) > _FEW and sync_file_system(self._destination.sync_fd):
+            return
+        for path in {pending.directory.path for pending in unsynced}:
+            with contextlib.suppress(OSError, Rpc25519Error):
+                directory = self._destination.tree.directory(path)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                fd = os.open(".", flags, dir_fd=directory.fd)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    def _publish(self, pending: Pending) -> None:
+        partial, entry = pending.partial, pending.entry
+        assert partial is not None
+        path = pending.directory.path
+        directory = self._destination.tree.directory(path)
+        self._destination.place(
+            partial.dir_fd, partial.name, path, directory, entry.name, pending.old
+        )
+        partial.close()
+        pending.partial = None
+        pending.directory.touched = True
+        self._candidates.add(pending.path, entry.size, entry.mtime_ns)
+
+    def _fail(self, pending: Pending, note: str, outcome: Outcome) -> None:
+        self._given_up.add(pending.entry.index)
+        pending.close_bases()
+        if pending.partial is not None:
+            pending.partial.discard()
+            pending.partial = None
+        outcome.failed[pending.entry.index] = (pending, note[:1000])
+
+    def abandon(self) -> None:
+        """Keep of unfinished files what a later attempt can use; never raises."""
+        with contextlib.suppress(OSError, Rpc25519Error):
+            self.flush(Outcome())
+        for pending in self._pending.values():
+            pending.close_bases()
+            partial, pending.partial = pending.partial, None
+            if partial is None:
+                continue
+            with contextlib.suppress(OSError):
+                if partial.keyed:
+                    partial.keep()
+                else:
+                    partial.discard()
+
+
+def _copy_range(basis: Basis, target_fd: int, start: int, length: int, at: int) -> None:
+    """Copy within this machine; share blocks where the file system can."""
+    if start == at == 0 and length == basis.status.st_size and sys.platform == "linux":
+        try:
+            fcntl.ioctl(target_fd, _FICLONE, basis.fd)
+            return
+        except OSError as exc:
+            if exc.errno not in _CANNOT_CLONE:
+                raise
+    done = 0
+    while done < length:
+        count = _copy_some(basis.fd, target_fd, start + done, length - done, at + done)
+        if not count:
+            raise ChecksumError("a file here became shorter while it was read")
+        done += count
+
+
+def _copy_some(source_fd: int, target_fd: int, start: int, length: int, at: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source_fd, target_fd, length, start, at)
+        except OSError as exc:
+            if exc.errno not in _CANNOT_CLONE:
+                raise
+    data = os.pread(source_fd, min(length, _COPY_LEN), start)
+    return os.pwrite(target_fd, data, at) if data else 0
+
+
+@functools.cache
+def _syncfs() -> "ctypes._NamedFuncPointer | None":
+    if sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+
+
+def sync_file_system(fd: int) -> bool:
+    """Sync the whole file system that a descriptor is on; False if that is not so.
+
+    One call for a thousand files takes about as long as one for a single file.
+
+    Raises:
+        OSError: writing something back has failed.
+    """
+    syncfs = _syncfs()
+    if syncfs is None:
+        return False
+    if syncfs(fd):
+        code = ctypes.get_errno()
+        if code in {errno.ENOSYS, errno.EBADF}:
+            return False
+        raise OSError(code, os.strerror(code))
+    return True
