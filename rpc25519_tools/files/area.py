@@ -279,7 +279,7 @@ class PartialArea:
             area_fd = self._find_area(make=False)
             if area_fd < 0:
                 return 0
-            name = blake3(key).hexdigest().encode()
+            name = _name_of(key)
             status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
         except (OSError, UnsafePathError):
             return 0

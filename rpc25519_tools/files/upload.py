@@ -15,6 +15,7 @@ from rpc25519_tools.errors import (
     DeadlineError,
     IncompleteTransferError,
     RemoteCallError,
+    Rpc25519Error,
 )
 from rpc25519_tools.files.carry_on import is_network_failure
 from rpc25519_tools.files.descriptors import (
@@ -79,6 +80,7 @@ async def upload_file(
     clobber: bool = True,
     progress: Progress | None = None,
     transfer_id: str = "",
+    is_repeated: bool = False,
 ) -> TransferSummary:
     """Send a file to the server's served directory.
 
@@ -94,6 +96,8 @@ async def upload_file(
         transfer_id: from ``new_transfer_id``, the same for all attempts of one
             transfer: the server then does not wait for the connection of the one
             before.
+        is_repeated: whether an attempt before this one was cut, so that it is worth
+            while to wait for what the server has before anything is sent.
 
     Raises:
         NoSuchServiceError: the server takes no uploads.
@@ -102,9 +106,8 @@ async def upload_file(
         FileChangedError, LocalFileError: the source failed; nothing is stored.
         ConnectionLostError, DeadlineError, SecurityError: the connection failed.
     """
-    return await _Upload(
-        client, source, remote_name, clobber, progress, transfer_id
-    ).run()
+    upload = _Upload(client, source, remote_name, clobber, progress, transfer_id)
+    return await upload.run(is_repeated=is_repeated)
 
 
 class _Upload:
@@ -127,7 +130,7 @@ class _Upload:
         self._progress = progress
         self._id = transfer_id
 
-    async def run(self) -> TransferSummary:
+    async def run(self, *, is_repeated: bool) -> TransferSummary:
         size_bytes = self._source.size_bytes
         if size_bytes is None or size_bytes < CARRY_MIN_LEN:
             summary = await self._send(None)
@@ -136,8 +139,10 @@ class _Upload:
         # The question and part 0 travel together, so that asking costs no wait. A
         # server that has something does not store part 0 before it knows.
         asking = asyncio.create_task(self._ask())
+        summary = None
         try:
-            summary = await self._send(None, asking)
+            if not is_repeated or not await asking:
+                summary = await self._send(None, asking)
         finally:
             asking.cancel()
             await asyncio.wait([asking])
@@ -412,16 +417,22 @@ async def _take_all(
     """
     start_bytes = writer.received_bytes
     batch = first
-    while True:
-        if batch:
-            await writer.take(batch)
-            record.size_bytes = writer.received_bytes - start_bytes
-            if batch[-1].last:
-                return batch[-1]
-        part = await anext(parts, None)
-        if part is None:
-            raise IncompleteTransferError("the upload has no last part")
-        batch = [part, *parts.take_ready()]
+    try:
+        while True:
+            if batch:
+                await writer.take(batch)
+                record.size_bytes = writer.received_bytes - start_bytes
+                if batch[-1].last:
+                    return batch[-1]
+            part = await anext(parts, None)
+            if part is None:
+                raise IncompleteTransferError("the upload has no last part")
+            batch = [part, *parts.take_ready()]
+    except asyncio.CancelledError as exc:
+        if _is_cut(exc):
+            with contextlib.suppress(Rpc25519Error):
+                await writer.take(parts.take_ready())  # it need not come again
+        raise
 
 
 def default_remote_name(local_path: str) -> str:
