@@ -128,7 +128,7 @@ class KeptUploads:
                 if ARG_KEPT_SUM not in args:
                     kept_bytes = await self.look(landing)
                     return Reply(args={ARG_KEPT_LEN: str(kept_bytes)})
-                kept_bytes = await in_worker(landing.take_kept)
+                kept_bytes = await self._lock(landing)
                 begun = await self._compare(landing, context, kept_bytes)
                 status = landing.kept_status()
         if begun is not None and status is not None:
@@ -144,8 +144,7 @@ class KeptUploads:
         may think that what the other looks at belongs to another transfer.
         """
         async with self._looking:
-            kept_bytes = await in_worker(landing.take_kept)
-            await in_worker(landing.let_go_of_kept)
+            kept_bytes = await in_worker(landing.look)
         return kept_bytes if kept_bytes >= CARRY_MIN_LEN else 0
 
     async def take(self, landing: Landing, context: CallContext) -> Prefix | None:
@@ -155,13 +154,17 @@ class KeptUploads:
             IncompleteTransferError: the client announces no length.
             LocalFileError: reading failed.
         """
-        kept_bytes = await in_worker(landing.take_kept)
+        kept_bytes = await self._lock(landing)
         status = landing.kept_status()
         if status is not None:
             begun = self._compared.pop(_identity(status), None)
             if begun is not None and _claims(context, begun):
                 return begun
         return await self._compare(landing, context, kept_bytes)
+
+    async def _lock(self, landing: Landing) -> int:
+        async with self._looking:
+            return await in_worker(landing.take_kept)
 
     async def _compare(
         self, landing: Landing, context: CallContext, kept_bytes: int

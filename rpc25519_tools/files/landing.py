@@ -140,7 +140,7 @@ class Landing:
 
     def close(self) -> None:
         """Close all, and leave what was found and not used; never raises."""
-        self.let_go_of_kept()
+        self._let_go()
         area, self._area = self._area, None
         if area is not None:
             area.close()
@@ -159,8 +159,13 @@ class Landing:
     ) -> None:
         await in_worker(self.close)
 
-    def let_go_of_kept(self) -> None:
-        """Leave what ``take_kept`` has found to others again."""
+    def look(self) -> int:
+        """Return what ``take_kept`` would, and lock nothing for longer than that."""
+        found_bytes = self.take_kept()
+        self._let_go()
+        return found_bytes
+
+    def _let_go(self) -> None:
         partial, self._partial = self._partial, None
         if partial is not None:
             with contextlib.suppress(OSError):

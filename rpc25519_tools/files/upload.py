@@ -35,6 +35,7 @@ from rpc25519_tools.files.kept_uploads import (
 )
 from rpc25519_tools.files.landing import (
     CARRY_MIN_LEN,
+    Landing,
     Prefix,
     hashing_limit_s,
     read_prefix,
@@ -353,8 +354,8 @@ class UploadService:
                         text = "the beginning of the file is not here any more"
                         record.failure = text
                         return Reply(error=text, args={ARG_START_OVER: "1"})
-                elif count > PER_UPLOAD and await self.kept.look(landing):
-                    first = await _two_parts(parts, record)
+                elif count > PER_UPLOAD:
+                    first = await self._begin_anew(landing, parts, record)
                 start_bytes = 0 if begun is None else begun.size_bytes
                 open_target = partial(landing.open, size_bytes, start_bytes)
                 async with PartWriter(
@@ -371,6 +372,30 @@ class UploadService:
                 args[ARG_NO_CLOBBER] = "1"
             return Reply(payload=text.encode(), args=args)
 
+    async def _begin_anew(
+        self, landing: Landing, parts: IncomingStream, record: TransferRecord
+    ) -> list[Part]:
+        """Wait for a part that shows that the client does not want to carry on.
+
+        It sends part 0 before it knows that there is something to carry on with, and
+        then cancels, and comes back.
+
+        Returns:
+            The parts that had to be taken for that.
+
+        Raises:
+            asyncio.CancelledError: it has done so.
+        """
+        first: list[Part] = []
+        try:
+            if await self.kept.look(landing):
+                while len(first) < 2 and (part := await anext(parts, None)):
+                    first.append(part)
+        except asyncio.CancelledError as exc:
+            record.is_withdrawn = not _is_cut(exc)
+            raise
+        return first
+
 
 def _announced(args: Mapping[str, str]) -> int | None:
     """Return the length of the file, if the client says it.
@@ -386,24 +411,6 @@ def _is_cut(exc: BaseException) -> bool:
     if isinstance(exc, asyncio.CancelledError):
         return exc.args[:1] != (CANCELLED_BY_CLIENT,)
     return is_network_failure(exc)
-
-
-async def _two_parts(parts: IncomingStream, record: TransferRecord) -> list[Part]:
-    """Wait for a part that shows that the client does begin anew.
-
-    It sends part 0 before it knows that there is something to carry on with, and then
-    cancels, and comes back.
-
-    Raises:
-        asyncio.CancelledError: it has done so.
-    """
-    try:
-        first = await anext(parts, None)
-        second = await anext(parts, None)
-    except asyncio.CancelledError as exc:
-        record.is_withdrawn = not _is_cut(exc)
-        raise
-    return [part for part in (first, second) if part is not None]
 
 
 async def _take_all(

@@ -17,6 +17,7 @@ class Cutter(Background):
         target: where it connects to for each client.
         up: how many bytes of the client pass before each cut; then none is cut.
         down: the same for bytes to the client.
+        stalls: whether it lets no more pass then, instead of a cut.
 
     Attributes:
         address: where it listens, once entered.
@@ -28,11 +29,17 @@ class Cutter(Background):
     address: str
 
     def __init__(
-        self, target: str, *, up: Sequence[int] = (), down: Sequence[int] = ()
+        self,
+        target: str,
+        *,
+        up: Sequence[int] = (),
+        down: Sequence[int] = (),
+        stalls: bool = False,
     ) -> None:
         super().__init__()
         self.target = target
         self._limits = {"up": list(up), "down": list(down)}
+        self._stalls = stalls
         self.up_bytes = self.down_bytes = 0
         self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,6 +58,15 @@ class Cutter(Background):
     async def _stop(self) -> None:
         self._server.close()
         await super()._stop()
+
+    def cut(self) -> None:
+        """Break all connections."""
+
+        def cancel() -> None:
+            for task in self._tasks:
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(cancel)
 
     def _connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -79,10 +95,12 @@ class Cutter(Background):
                     self._pump("down", far_reader, writer, limits[1])
                 ),
             ]
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.wait(pumps)
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.wait(pumps)
             for pump in pumps:
                 pump.cancelled() or pump.exception()
         except OSError:
@@ -102,6 +120,8 @@ class Cutter(Background):
         passed = 0
         while data := await reader.read(_CHUNK_LEN):
             if limit is not None and passed + len(data) > limit:
+                if self._stalls:
+                    await asyncio.Event().wait()
                 return
             passed += len(data)
             writer.write(data)

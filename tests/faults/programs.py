@@ -16,6 +16,7 @@ from tests.commands.hostile import (
     Outcome,
     names_in,
     run,
+    start,
     started,
 )
 from tests.helpers import SrvProcess, wait_until
@@ -39,16 +40,22 @@ class Cli:
     It gives up at the first failure, so that each failure can be looked at.
     """
 
-    def __init__(self, certs: Path, home: Path, *, retry_for: str = "0") -> None:
+    def __init__(
+        self, certs: Path, home: Path, *, retry_for: str = "0", quiet: bool = True
+    ) -> None:
         self._certs = certs
         self._home = home
-        self._more = ["-retry-for", retry_for]
+        self._more = ["-retry-for", retry_for, *(["-quiet"] if quiet else [])]
 
     def options(self, address: str) -> list[str]:
-        return ["-s", address, "-certs", str(self._certs), "-quiet", *self._more]
+        return ["-s", address, "-certs", str(self._certs), *self._more]
 
     def __call__(self, address: str, *args: str) -> Outcome:
         return run("cli", *self.options(address), *args, cwd=self._home)
+
+    def begin(self, address: str, *args: str) -> "subprocess.Popen[str]":
+        """Start it; ``finish`` waits for its end."""
+        return start("cli", *self.options(address), *args, cwd=self._home)
 
     def start(
         self, address: str, *args: str, preexec: Callable[[], None] | None = None
