@@ -15,8 +15,8 @@ class Cutter(Background):
 
     Args:
         target: where it connects to for each client.
-        up: how many bytes of the client pass before each cut; then none is cut.
-        down: the same for bytes to the client.
+        way: whether it looks at the bytes of the client, ``up``, or ``down`` to it.
+        limits: how many of them pass before each cut; then none is cut.
         stalls: whether it lets no more pass then, instead of a cut.
 
     Attributes:
@@ -31,14 +31,15 @@ class Cutter(Background):
     def __init__(
         self,
         target: str,
+        way: str = "down",
+        limits: Sequence[int] = (),
         *,
-        up: Sequence[int] = (),
-        down: Sequence[int] = (),
         stalls: bool = False,
     ) -> None:
         super().__init__()
         self.target = target
-        self._limits = {"up": list(up), "down": list(down)}
+        self._limits = {"up": list[int](), "down": list[int]()}
+        self._limits[way] += limits
         self._stalls = stalls
         self.up_bytes = self.down_bytes = 0
         self.connections = 0

@@ -48,7 +48,7 @@ def test_a_transfer_goes_on_after_cuts(
     (source / "f").write_bytes(WHOLE)
     rng = random.Random(seed)
     cuts = [rng.randrange(4 * MIB, 13 * MIB) for _ in range(3)]
-    with Cutter(srv.address, **{way: cuts}) as cutter:
+    with Cutter(srv.address, way, cuts) as cutter:
         cli(cutter.address, OPTION[way], "f").succeed()
         assert cutter.connections == 4
         assert len(WHOLE) < moved(cutter, way) < ALLOWED
@@ -61,7 +61,7 @@ def test_each_retry_is_told_in_one_line(
 ) -> None:
     (served / "f").write_bytes(WHOLE)
     loud = Cli(certs, home, retry_for="20s", quiet=False)
-    with Cutter(srv.address, down=[4 * MIB, SOME]) as cutter:
+    with Cutter(srv.address, "down", [4 * MIB, SOME]) as cutter:
         outcome = loud(cutter.address, "-download", "f").succeed()
     retries = [line for line in outcome.lines if "trying again in" in line]
     assert len(retries) == 2
@@ -79,7 +79,7 @@ def test_the_same_command_again_carries_on_after_a_kill_of_the_client(
     (target / "f").write_bytes(OLD)
     with srv_of(certs, served) as srv:
         with (
-            Cutter(srv.address, stalls=True, **{way: [SOME]}) as cutter,
+            Cutter(srv.address, way, [SOME], stalls=True) as cutter,
             cli.start(cutter.address, OPTION[way], "f") as process,
         ):
             wait_until(lambda: kept_bytes(target) > SOME - 2 * MIB, what="some parts")
@@ -101,7 +101,7 @@ def test_a_server_that_is_killed_and_comes_back(
 ) -> None:
     source, target = ends(way, served, home)
     (source / "f").write_bytes(WHOLE)
-    with Cutter("127.0.0.1:1", stalls=True, **{way: [SOME]}) as cutter:
+    with Cutter("127.0.0.1:1", way, [SOME], stalls=True) as cutter:
         with srv_of(certs, served) as srv:
             cutter.target = srv.address
             process = cli.begin(cutter.address, OPTION[way], "f")
@@ -123,7 +123,7 @@ def test_a_server_that_is_stopped_and_comes_back(
 ) -> None:
     source, target = ends(way, served, home)
     (source / "f").write_bytes(WHOLE)
-    with Cutter("127.0.0.1:1", stalls=True, **{way: [SOME]}) as cutter:
+    with Cutter("127.0.0.1:1", way, [SOME], stalls=True) as cutter:
         with srv_of(certs, served, "--grace", "0.1s") as srv:
             cutter.target = srv.address
             process = cli.begin(cutter.address, OPTION[way], "f")
@@ -144,7 +144,7 @@ def test_a_file_that_has_changed_begins_anew(
     source, target = ends(way, served, home)
     (source / "f").write_bytes(WHOLE)
     hasty = Cli(certs, home)
-    with Cutter(srv.address, **{way: [SOME]}) as cutter:
+    with Cutter(srv.address, way, [SOME]) as cutter:
         assert hasty(cutter.address, OPTION[way], "f").error(3)
     wait_for_partial(target)
     other = os.urandom(12 * MIB)
@@ -159,7 +159,7 @@ def test_what_cannot_be_gone_back_in_is_not_tried_again(
 ) -> None:
     (served / "f").write_bytes(WHOLE)
     for out in ("-", "/dev/null"):
-        with Cutter(srv.address, down=[SOME]) as cutter:
+        with Cutter(srv.address, "down", [SOME]) as cutter:
             assert cli(cutter.address, "-download", "f", "-o", out).error(3)
             assert cutter.connections == 1
 
@@ -169,7 +169,7 @@ def test_a_server_that_never_comes_back_is_given_up(
 ) -> None:
     (served / "f").write_bytes(WHOLE)
     patient = Cli(certs, home, retry_for="1s")
-    with Cutter(srv.address, down=[SOME, *[0] * 100]) as cutter:
+    with Cutter(srv.address, "down", [SOME, *[0] * 100]) as cutter:
         # The last failure decides: here a handshake that is cut.
         assert patient(cutter.address, "-download", "f").error(4)
         assert cutter.connections > 2
