@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._output import Talk, printable
+from ._output import Talk, path_text, printable, text_fields
 
 if TYPE_CHECKING:
     from rpc25519_tools.rpc.client import Client
@@ -79,24 +79,22 @@ class LsOptions:
 
 
 def ls_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``-ls``, ``-l`` and ``-R``; the command gets LsOptions as ``ls``, or None."""
+    """Add ``-ls`` and ``-l``; the command gets LsOptions as ``ls``, or None.
+
+    ``-R`` is one of those that ``sync_options`` adds, which have to stand outside.
+    """
 
     @functools.wraps(command)
     def with_ls(
         *args: Any, ls: str | None, long: bool, recursive: bool, **kwargs: Any
     ) -> None:
         if ls is None and (long or recursive):
-            raise click.UsageError("-l and -R go with -ls")
+            option = "-l goes with -ls" if long else "-r goes with -ls, -push or -pull"
+            raise click.UsageError(option)
         options = LsOptions(path=ls or "", long=long, recursive=recursive)
         command(*args, ls=None if ls is None else options, **kwargs)
 
     for option in (
-        click.option(
-            "-R",
-            "--recursive",
-            is_flag=True,
-            help="With -ls: also list the directories in it; prints paths.",
-        ),
         click.option(
             "-l",
             "--long",
@@ -123,7 +121,7 @@ def _print(lines: Sequence[str]) -> None:
 
 
 def _shown_path(entry: "ListEntry") -> str:
-    text = printable(entry.path.decode("utf-8", "surrogateescape"))
+    text = path_text(entry.path)
     return f"{text}/" if entry.kind == "directory" else text
 
 
@@ -151,8 +149,7 @@ class LongLines:
         links, owner, group, size = self._widths
         name = _shown_path(entry)
         if entry.link_target is not None:
-            target = entry.link_target.decode("utf-8", "surrogateescape")
-            name += f" -> {printable(target)}"
+            name += f" -> {path_text(entry.link_target)}"
         return (
             f"{stat.filemode(entry.mode)} {row[0]:>{links}} {row[1]:<{owner}} "
             f"{row[2]:<{group}} {row[3]:>{size}} {local_time(entry.mtime_ns)} {name}"
@@ -194,8 +191,8 @@ def json_lines(entries: "Sequence[ListEntry]") -> list[str]:
 
 def _fields(entry: "ListEntry") -> dict[str, object]:
     fields: dict[str, object] = {
-        **_text_fields("path", entry.path),
-        **_text_fields("name", entry.name),
+        **text_fields("path", entry.path),
+        **text_fields("name", entry.name),
         "kind": entry.kind,
         "mode": f"{entry.mode & 0o7777:04o}",
         "size": entry.size,
@@ -207,18 +204,7 @@ def _fields(entry: "ListEntry") -> dict[str, object]:
         "nlink": entry.nlink,
     }
     if entry.link_target is not None:
-        fields.update(_text_fields("target", entry.link_target))
+        fields.update(text_fields("target", entry.link_target))
     if entry.problem:
         fields["problem"] = entry.problem
     return fields
-
-
-def _text_fields(name: str, value: bytes) -> dict[str, str]:
-    import base64
-
-    try:
-        return {name: value.decode()}
-    except UnicodeDecodeError:
-        shown = printable(value.decode("utf-8", "surrogateescape"))
-        encoded = base64.b64encode(value).decode("ascii")
-        return {name: shown, f"{name}_base64": encoded}

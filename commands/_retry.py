@@ -30,6 +30,11 @@ def retry_option(command: _F) -> _F:
     )(command)
 
 
+def say_retry(talk: Talk, exc: Exception, wait_s: float) -> None:
+    """Say what failed, and when the next attempt is about to come."""
+    talk.say(f"{talk.prog}: {error_line(exc)}; trying again in {wait_s:.1f} s")
+
+
 @dataclass(slots=True, kw_only=True)
 class Attempts:
     """What the attempts of one command have in common.
@@ -49,9 +54,7 @@ class Attempts:
     def failed(self, exc: Exception, wait_s: float) -> None:
         """Say that the next attempt is about to come."""
         self.count += 1
-        self.talk.say(
-            f"{self.talk.prog}: {error_line(exc)}; trying again in {wait_s:.1f} s"
-        )
+        say_retry(self.talk, exc, wait_s)
 
     def whole(self, summary: "TransferSummary") -> "TransferSummary":
         """Return a summary of all attempts from that of the last."""

@@ -6,26 +6,31 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._client import (
+    Connection,
+    connection_options,
+    describe_connection,
+    unheard,
+)
 from ._errors import reporting_errors
-from ._gostyle import GoStyleCommand
+from ._gostyle import CopyingCommand
 from ._identity import open_identity
-from ._known import check_known_keys, known_keys_options
+from ._known import check_known_keys
 from ._ls import LsOptions, ls_options
 from ._options import (
     NamedPath,
-    identity_options,
-    transport_options,
     verbosity_options,
     version_option,
 )
 from ._output import Talk, printable
-from ._passphrase import passphrase_options, passphrase_source
-from ._psk import codec_in_use, psk_option, warn_unprotected
-from ._retry import Attempts, retry_option
+from ._psk import codec_in_use
+from ._retry import Attempts
 from ._startup import begin_imports, end_imports, limit_heaps
+from ._sync import SyncChoices, sync_options
+from ._syncrun import run_sync
 
 if TYPE_CHECKING:
-    from rpc25519_tools.config import Config, Network
+    from rpc25519_tools.config import Config
     from rpc25519_tools.files.carry_on import Progressed
     from rpc25519_tools.files.parts import TransferSummary
     from rpc25519_tools.rpc.client import Client
@@ -47,7 +52,6 @@ class _Job:
     to: str | None
     clobber: bool
     calls: int
-    wait_s: float
     retry_for_s: float
     codec: str
     json: bool
@@ -55,7 +59,7 @@ class _Job:
     ls: LsOptions | None
 
 
-@click.command("cli", cls=GoStyleCommand)
+@click.command("cli", cls=CopyingCommand)
 @click.option(
     "-s",
     "address",
@@ -103,29 +107,14 @@ class _Job:
     metavar="N",
     help="How many echo calls to make, where no file is moved.",
 )
-@click.option(
-    "--wait",
-    default="10s",
-    show_default=True,
-    metavar="DURATION",
-    help="Limit for connecting, and for each echo call.",
-)
-@click.option(
-    "--hostport",
-    default=":0",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Dial from this local address.",
-)
-@retry_option
+@sync_options
 @ls_options
-@transport_options
-@identity_options("client")
-@known_keys_options("known_server_keys")
-@psk_option
-@passphrase_options
+@connection_options
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the summary, or a listing, as JSON."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the summary, a listing, or changes as JSON.",
 )
 @verbosity_options
 @version_option
@@ -138,65 +127,49 @@ def cli(
     echofile: str | None,
     no_clobber: bool,
     calls: int,
-    wait: str,
-    retry_for: str,
-    hostport: str,
+    sync: SyncChoices | None,
     ls: LsOptions | None,
-    network: "Network",
-    press: str,
-    big: bool,
-    key_name: str,
-    certs_dir: str,
-    skip_verify: bool,
-    known_keys_path: str | None,
-    psk_path: str | None,
-    passphrase_file: str | None,
+    connection: Connection,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """List, download, upload or echo files, or make echo calls.
+    """List, push, pull, download, upload or echo files, or make echo calls.
 
-    Without -ls, -download, -sendfile or -echofile, cli makes echo calls and prints the
-    replies and how long they took.
+    -push and -pull move directories and what has changed of files. They take over
+    what is in directories, links, permission bits and times; -a takes over owners,
+    groups and special files, too, and --no-times and the like leave something out.
+    Without one of -push, -pull, -ls, -download, -sendfile and -echofile, cli makes
+    echo calls and prints the replies and how long they took.
     """
     begin_imports()
     with reporting_errors("cli"):
-        from rpc25519_tools.config import Config, parse_address, parse_duration
-        from rpc25519_tools.errors import ConfigError
+        from rpc25519_tools.config import parse_address
         from rpc25519_tools.files.jail import split_remote_name
-        from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="cli", quiet=quiet)
-        _check_combination(download, sendfile, echofile, out, to, passphrase_file)
+        _check_combination(
+            download,
+            sendfile,
+            echofile,
+            out,
+            to,
+            connection.passphrase_file,
+            sync,
+        )
         moves_file = (download, sendfile, echofile) != (None, None, None)
         if ls is not None:
             ls.check(alone=not moves_file and calls == 1 and not no_clobber)
-        _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
-        codec_from_name(press)
-        if to is not None:
+        if sync is not None:
+            sync = replace(sync, dest=to if sync.direction == "push" else out)
+            alone = not moves_file and ls is None
+            sync.check(alone=alone, calls=calls, no_clobber=no_clobber)
+        else:
+            _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
+        if to is not None and sync is None:
             split_remote_name(to)
-        wait_s = parse_duration(wait)
-        if not wait_s:
-            raise ConfigError("-wait must be above zero")
-        retry_for_s = parse_duration(retry_for)
-        if not _can_retry(download, sendfile, out):
-            retry_for_s = 0.0
-        local = parse_address(hostport, default_port=0)
-        config = Config(
-            address=parse_address(address),
-            network=network,
-            key_name=key_name,
-            certs_dir=certs_dir,
-            passphrase=passphrase_source(passphrase_file),
-            verify_peer=not skip_verify,
-            known_keys_path=known_keys_path,
-            pre_shared_key_path=psk_path,
-            compression="none" if big else press,
-            connect_timeout_s=wait_s,
-            call_timeout_s=wait_s,
-            local_address=local if local.host or local.port else None,
-        )
+        retry_for_s = connection.retry_for_s()
+        config = connection.config(parse_address(address), talk)
         job = _Job(
             download=download,
             sendfile=sendfile,
@@ -205,20 +178,23 @@ def cli(
             to=to,
             clobber=not no_clobber,
             calls=calls,
-            wait_s=wait_s,
-            retry_for_s=retry_for_s,
+            retry_for_s=(retry_for_s if _can_retry(download, sendfile, out) else 0.0),
             codec=config.compression,
             json=as_json,
             verbose=verbose,
             ls=ls,
         )
-        warn_unprotected(
-            config,
-            talk,
-            plain="plain TCP: nothing is protected, and the server is not checked",
-            skip="-skip-verify: the server is not checked; it can be anybody",
-        )
-        _run(config, job, talk)
+        if sync is not None:
+            run_sync(
+                config,
+                sync,
+                talk,
+                retry_for_s=retry_for_s,
+                as_json=as_json,
+                verbose=verbose,
+            )
+        else:
+            _run(config, job, talk)
 
 
 def _check_combination(
@@ -228,23 +204,26 @@ def _check_combination(
     out: str | None,
     to: str | None,
     passphrase_file: str | None,
+    sync: SyncChoices | None,
 ) -> None:
+    direction = sync.direction if sync is not None else None
     given = [name for name in (download, sendfile, echofile) if name is not None]
     if len(given) > 1:
         raise click.UsageError("give only one of -download, -sendfile and -echofile")
     if "" in given:
         raise click.UsageError("the file name is empty")
-    if out is not None and download is None and echofile is None:
-        raise click.UsageError("-o goes with -download or -echofile")
-    if to is not None and sendfile is None:
-        raise click.UsageError("--to goes with -sendfile")
+    if out is not None and (download, echofile) == (None, None) and direction != "pull":
+        raise click.UsageError("-o goes with -download, -echofile or -pull")
+    if to is not None and sendfile is None and direction != "push":
+        raise click.UsageError("--to goes with -sendfile or -push")
     if to == "":
         raise click.UsageError("the name of --to is empty")
     if sendfile == STREAM and to is None:
         raise click.UsageError("standard input has no name: give one with --to")
     if echofile == STREAM and out is None:
         raise click.UsageError("standard input has no name: give a file with -o")
-    if passphrase_file == STREAM and STREAM in (sendfile, echofile):
+    listed = sync is not None and sync.uses_stdin()
+    if passphrase_file == STREAM and (listed or STREAM in (sendfile, echofile)):
         raise click.UsageError(
             "standard input cannot be both the file and the pass phrase"
         )
@@ -295,12 +274,7 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
             except DeadlineError as exc:
                 if client.has_heard:
                     raise
-                hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
-                if config.uses_tls:
-                    hint = "perhaps it does not let our key in, or uses -psk"
-                if config.pre_shared_key_path is not None:
-                    hint = "perhaps it has another pre-shared key"
-                raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
+                raise unheard(config, exc) from exc
 
         connect = partial(Client.connect, config, identity)
         await with_retries(connect, attempt, job.retry_for_s, attempts.failed)
@@ -319,7 +293,7 @@ async def _do(
 ) -> None:
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
-        _describe_connection(client, talk)
+        describe_connection(client, talk)
     if job.ls is not None:
         await job.ls.run(client, as_json=job.json, talk=talk)
     elif job.download is not None:
@@ -330,15 +304,6 @@ async def _do(
         await _echo_file(client, job.echofile, job, talk)
     else:
         await _echo_calls(client, job, talk)
-
-
-def _describe_connection(client: "Client", talk: Talk) -> None:
-    transport = client.transport
-    peer = transport.peer.describe() if transport.peer else "an unverified server"
-    talk.say(
-        f"connected from {transport.local_address} to {transport.remote_address}, "
-        f"{peer}, {transport.security}"
-    )
 
 
 async def _download(
@@ -392,7 +357,6 @@ async def _send(
             clobber=job.clobber,
             progress=attempts.watch(progressed, shown),
             transfer_id=attempts.transfer_id,
-            is_repeated=attempts.count > 0,
         )
     if summary.clobber_refused is False:
         talk.warn("this server does not know --no-clobber and may have replaced a file")

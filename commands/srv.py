@@ -55,6 +55,7 @@ class _Job:
     echo: bool
     echo_service: bool
     clobber: bool
+    allow_owners: bool
     seconds: float
     grace_s: float
     verbose: bool
@@ -91,7 +92,15 @@ class _Job:
     "--no-echo-service", is_flag=True, help="Do not answer echo calls (customEcho)."
 )
 @click.option(
-    "--no-clobber", is_flag=True, help="Refuse uploads that would replace a file."
+    "--no-clobber",
+    is_flag=True,
+    help="Refuse uploads that would replace a file, and pushes that could.",
+)
+@click.option(
+    "--allow-owners",
+    is_flag=True,
+    help="Let clients that push set owners, set-uid bits and the like, and make device "
+    "files. Only root can do that.",
 )
 @access_options
 @transport_options
@@ -131,6 +140,7 @@ def srv(
     echo: bool,
     no_echo_service: bool,
     no_clobber: bool,
+    allow_owners: bool,
     access: AccessOptions,
     network: "Network",
     press: str,
@@ -163,6 +173,8 @@ def srv(
         talk = Talk(prog="srv", quiet=quiet)
         if no_clobber and readfile is None:
             raise click.UsageError("--no-clobber goes with -readfile")
+        if allow_owners and readfile is None:
+            raise click.UsageError("--allow-owners goes with -readfile")
         codec_from_name(press)
         config = Config(
             address=parse_address(address, default_port=None),
@@ -185,6 +197,7 @@ def srv(
             echo=echo,
             echo_service=not no_echo_service,
             clobber=not no_clobber,
+            allow_owners=allow_owners,
             seconds=sec,
             grace_s=parse_duration(grace),
             verbose=verbose,
@@ -346,7 +359,12 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
         registry.add_upload(UPLOAD_SERVICE, service)
         registry.add_call(KEPT_UPLOADS_SERVICE, service.kept)
     add_sync_services(
-        registry, read_root=read_root, write_root=write_root, log=log.transfer
+        registry,
+        read_root=read_root,
+        write_root=write_root,
+        log=log.transfer,
+        privileged=job.allow_owners,
+        clobber=job.clobber,
     )
     if job.echo:
         registry.add_bistream(ECHO_FILE_SERVICE, EchoFileService(log=log.transfer))
@@ -360,8 +378,8 @@ def _offer(config: "Config", job: _Job) -> str:
     offers = [
         text
         for wanted, text in (
-            (job.serve is not None, "downloads"),
-            (job.readfile is not None, "uploads"),
+            (job.serve is not None, "downloads, pulls"),
+            (job.readfile is not None, "uploads, pushes"),
             (job.echo, "file echo"),
             (job.echo_service, "echo calls"),
         )

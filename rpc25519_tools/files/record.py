@@ -16,10 +16,11 @@ class TransferRecord:
     """One transfer; as a context manager it reports itself at the end.
 
     Attributes:
-        kind: ``upload``, ``download`` or ``echo``.
+        kind: ``upload``, ``download``, ``echo``, ``push`` or ``pull``.
         context: the call.
         name: the file's name as the client gave it; not to be printed raw.
         size_bytes: payload bytes that passed.
+        counts: what else there is to count, in words; empty for a single file.
         seconds: how long it took; set at the end.
         digest: the BLAKE3 sum of the whole file, when it was reached.
         failure: why it failed; None when it did not.
@@ -31,6 +32,7 @@ class TransferRecord:
         self.context = context
         self.name = ""
         self.size_bytes = 0
+        self.counts = ""
         self.seconds = 0.0
         self.digest = ""
         self.failure: str | None = None

@@ -344,7 +344,6 @@ class Store:
         for basis in pending.bases:
             if basis.guessed:
                 self._candidates.learn(useful=basis.used)
-        pending.close_bases()
         self.literal += pending.literal
         self.matched += pending.matched
         if not partial.keyed:
