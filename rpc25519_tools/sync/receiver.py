@@ -22,7 +22,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
-from rpc25519_tools.sync.basis import Basis, Candidates, open_basis
+from rpc25519_tools.sync.basis import Candidates
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import Deleting
 from rpc25519_tools.sync.destination import Destination
@@ -45,7 +45,8 @@ from rpc25519_tools.sync.records import (
     decode_overview,
     encode_records,
 )
-from rpc25519_tools.sync.storing import PARTIAL_FROM, Outcome, Pending, Store
+from rpc25519_tools.sync.seeking import Seeking
+from rpc25519_tools.sync.storing import Outcome, Pending, Store
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
@@ -54,8 +55,6 @@ _MAX_PENDING: Final = 2048
 _MAX_TABLED: Final = 8 << 20
 #: Finished files wait for so long for more to be synced with them, in seconds.
 _SYNC_AFTER_S: Final = 0.05
-#: Files below this length are not worth a table.
-_TABLE_FROM: Final = 512
 
 
 class Receiver:
@@ -103,8 +102,14 @@ class Receiver:
             privileged=privileged,
             is_new=is_new,
         )
+        self._seeking = Seeking(destination, options, self._candidates)
         self._store = Store(
-            destination, options, self._key, self._pending, self._candidates
+            destination,
+            options,
+            self._key,
+            self._pending,
+            self._candidates,
+            self._seeking.rescue,
         )
         self._disk = asyncio.Lock()
         self._overviews: deque[tuple[Overview, list[bytes]]] = deque()
@@ -229,11 +234,11 @@ class Receiver:
         if outcome.moved:
             self._observer.moved(outcome.moved)
         for pending in outcome.done:
-            self._forget(pending)
+            self._forget(pending, placed=True)
             self._observer.placed(pending.path)
         failed = {}
         for index, (pending, note) in outcome.failed.items():
-            self._forget(pending)
+            self._forget(pending, placed=False)
             failed[index] = note
             self._observer.failed(pending.path, note)
         notes = [(b"/".join(path), note) for path, note in outcome.notes]
@@ -256,9 +261,11 @@ class Receiver:
             await self._channel.send(RsyncStep.HASHES, encode_records([record]))
         self._changed.set()
 
-    def _forget(self, pending: Pending) -> None:
+    def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
         self._tabled -= pending.tabled
+        released = self._seeking.end(pending, placed=placed)
+        self._to_table.extend(one for one in released if one.told)
 
     async def _sync_now_and_then(self) -> None:
         """Give finished files their names when nothing more comes for a moment."""
@@ -267,7 +274,8 @@ class Receiver:
                 await self._change()
                 continue
             # When only these are left, nothing is gained by waiting.
-            only_these = self._all_judged and self._store.unsynced == len(self._pending)
+            coming = len(self._pending) - self._seeking.waiting
+            only_these = self._all_judged and self._store.unsynced == coming
             if not only_these:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SYNC_AFTER_S):
@@ -319,31 +327,12 @@ class Receiver:
         judged = self._judging.judge_all(overview, names)
         first = self._judging.count - len(judged.verdicts)
         for pending in judged.wanted:
-            if self._has_basis(pending):
+            if self._seeking.choose(pending):
                 at = pending.entry.index - first
                 judged.verdicts[at] = Verdict.WANT_DELTA
         if judged.wanted:
             self._last_path = judged.wanted[-1].path
         return judged
-
-    def _has_basis(self, pending: Pending) -> bool:
-        """Look for files that a wanted one may be made of."""
-        entry, old = pending.entry, pending.old
-        if self._options.whole_file or entry.size < _TABLE_FROM:
-            return False
-        key = self._destination.key(pending.path)
-        found: list[tuple[Parts, bool]] = []
-        if old is not None and Pending.is_regular(old):
-            if old.status.st_size >= _TABLE_FROM // 2:
-                found.append((pending.path, False))
-        else:
-            guesses = self._candidates.guesses(pending.path, entry.size, entry.mtime_ns)
-            found += [(path, True) for path in guesses]
-        pending.candidates = found
-        has_partial = (
-            entry.size >= PARTIAL_FROM and self._destination.area.holds(key) > 0
-        )
-        return bool(found) or has_partial
 
     async def _send_verdicts(self, base: int, judged: Judged) -> None:
         changes = judged.changes if self._report and any(judged.changes) else []
@@ -354,7 +343,9 @@ class Receiver:
         payload = await in_worker(encode_records, [record])
         await self._channel.send(RsyncStep.HASHES, payload)
         for pending in judged.wanted:
-            if judged.verdicts[pending.entry.index - base] == Verdict.WANT_DELTA:
+            at = pending.entry.index - base
+            pending.told = True
+            if judged.verdicts[at] == Verdict.WANT_DELTA and not pending.waits:
                 self._to_table.append(pending)
         self._changed.set()
 
@@ -364,45 +355,28 @@ class Receiver:
             if not self._to_table or self._tabled > _MAX_TABLED:
                 await self._change()
                 continue
+            if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
+                await self._cut_large(self._to_table.popleft())
+                continue
             small: list[Pending] = []
-            while self._to_table and len(small) < 256:
+            while self._to_table and len(small) < _SMALL_TABLES:
                 if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
                     break
                 small.append(self._to_table.popleft())
-            if small:
-                records = await in_worker(self._small_tables, small)
-                await self._channel.send(RsyncStep.HASHES, encode_records(records))
-            else:
-                await self._cut_large(self._to_table.popleft())
-
-    def _open_bases(self, pending: Pending) -> None:
-        """Open what a wanted file may be made of, in a worker."""
-        entry = pending.entry
-        if entry.size >= PARTIAL_FROM:
-            partial = self._destination.area.acquire(
-                self._destination.key(pending.path)
-            )
-            if partial is not None:
-                pending.partial = partial
-                status = os.fstat(partial.fd)
-                if status.st_size:
-                    basis = Basis(partial.fd, status, in_place=True)
-                    pending.bases.append(basis)
-        for path, guessed in pending.candidates:
-            found = open_basis(self._destination.tree, path, guessed=guessed)
-            if found is not None:
-                pending.bases.append(found)
+            records = await in_worker(self._small_tables, small)
+            await self._channel.send(RsyncStep.HASHES, encode_records(records))
 
     def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
         records: list[Hashes] = []
         for pending in files:
             index, size = pending.entry.index, pending.entry.size
-            self._open_bases(pending)
-            tables = [
-                table
-                for number, basis in enumerate(pending.bases)
-                for table in basis.tables(index, number, self._key, size)
-            ]
+            with pending.cutting() as bases:
+                self._seeking.open(pending)
+                tables = [
+                    table
+                    for number, basis in enumerate(bases)
+                    for table in basis.tables(index, number, self._key, size)
+                ]
             if not tables:
                 tables = [_no_table(index)]
             tables[-1].last = True
@@ -411,16 +385,18 @@ class Receiver:
 
     async def _cut_large(self, pending: Pending) -> None:
         index, size = pending.entry.index, pending.entry.size
-        await in_worker(self._open_bases, pending)
-        for number, basis in enumerate(pending.bases):
-            tables = basis.tables(index, number, self._key, size)
-            while (table := await in_worker(next, tables, None)) is not None:
-                pending.tabled += len(table.sums) + len(table.lengths)
-                self._tabled += len(table.sums) + len(table.lengths)
-                await self._channel.send(RsyncStep.HASHES, encode_records([table]))
         last = _no_table(index)
-        last.basis = max(len(pending.bases) - 1, 0)
-        last.in_place = bool(pending.bases) and pending.bases[-1].in_place
+        with pending.cutting() as bases:
+            await in_worker(self._seeking.open, pending)
+            for number, basis in enumerate(bases):
+                last.basis, last.in_place = number, basis.in_place
+                tables = basis.tables(index, number, self._key, size)
+                while (table := await in_worker(next, tables, None)) is not None:
+                    if index not in self._pending:
+                        break  # it has failed meanwhile
+                    pending.tabled += len(table.sums) + len(table.lengths)
+                    self._tabled += len(table.sums) + len(table.lengths)
+                    await self._channel.send(RsyncStep.HASHES, encode_records([table]))
         await self._channel.send(RsyncStep.HASHES, encode_records([last]))
 
     # The end.
@@ -453,8 +429,9 @@ class Receiver:
         return totals
 
 
-#: Tables of files up to this length travel together.
+#: Tables of files up to this length travel together, and those of so many.
 _SMALL_TABLE_LEN: Final = 1 << 20
+_SMALL_TABLES: Final = 256
 
 
 def _no_table(index: int) -> Table:

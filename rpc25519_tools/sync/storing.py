@@ -16,6 +16,8 @@ import functools
 import os
 import stat
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +28,7 @@ from rpc25519_tools.files.area import Partial
 from rpc25519_tools.sync.basis import Basis, Candidates
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.directories import DirState
+from rpc25519_tools.sync.holes import has_holes, stretches
 from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
@@ -73,7 +76,13 @@ class Pending:
         bases: what its chunks may come from.
         partial: the unfinished file; None before anything is written.
         pieces: what is in it.
+        spoiled: whether a file that it was made of has become shorter meanwhile.
         retried: whether it was wanted a second time.
+        waits: whether it waits for another one that may have the same contents.
+        told: whether the sender knows that it is wanted.
+        is_cut: whether its bases are being cut, beside the thread that stores files.
+        is_over: whether they are not needed any more.
+        lock: holds while these two change.
         followers: further names of it, with what is there under them.
         candidates: files to make it of, and whether each is only a guess.
         tabled: bytes of tables that went out for it.
@@ -87,7 +96,13 @@ class Pending:
     bases: list[Basis] = field(default_factory=list)
     partial: Partial | None = None
     pieces: Pieces = field(default_factory=Pieces)
+    spoiled: bool = False
     retried: bool = False
+    waits: bool = False
+    told: bool = False
+    is_cut: bool = False
+    is_over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
     followers: "list[tuple[DirState, Entry, Old | None]]" = field(default_factory=list)
     candidates: list[tuple[Parts, bool]] = field(default_factory=list)
     tabled: int = 0
@@ -109,12 +124,30 @@ class Pending:
         """Whether the unfinished file had contents before."""
         return bool(self.bases) and self.bases[0].in_place
 
+    @contextlib.contextmanager
+    def cutting(self) -> Iterator[list[Basis]]:
+        """Keep the bases open while they are cut, whatever becomes of the file."""
+        with self.lock:
+            self.is_cut = True
+        try:
+            yield self.bases
+        finally:
+            with self.lock:
+                self.is_cut = False
+                if self.is_over:
+                    self._close()
+
     def close_bases(self) -> None:
-        """Let go of what chunks were taken from."""
+        """Let go of what chunks were taken from; when it has been cut, if it is now."""
+        with self.lock:
+            self.is_over = True
+            if not self.is_cut:
+                self._close()
+
+    def _close(self) -> None:
         for basis in self.bases:
-            if not basis.in_place:
-                os.close(basis.fd)
-        self.bases = []
+            os.close(basis.fd)
+        self.bases.clear()
 
 
 class Outcome:
@@ -145,6 +178,7 @@ class Store:
         key: of the sums.
         pending: the wanted files, by index; shared with the receiver.
         candidates: learn of files that come into place.
+        rescue: is told of files that are about to be replaced.
     """
 
     def __init__(
@@ -154,7 +188,9 @@ class Store:
         key: bytes,
         pending: dict[int, Pending],
         candidates: Candidates,
+        rescue: Callable[[Parts], None],
     ) -> None:
+        self._rescue = rescue
         self._destination = destination
         self._options = options
         self._key = key
@@ -301,8 +337,29 @@ class Store:
         basis.used = True
         pending.matched += end - start
         if not basis.in_place:
-            _copy_range(basis, pending.partial.fd, start, end - start, at)
+            try:
+                self._copy_from(basis, pending, start, end, at)
+            except ChecksumError:
+                pending.spoiled = True  # what else comes of it has to be let pass
         return end - start
+
+    def _copy_from(
+        self, basis: Basis, pending: Pending, start: int, end: int, at: int
+    ) -> None:
+        """Copy within this machine; share blocks where the file system can."""
+        assert pending.partial is not None
+        fd = pending.partial.fd
+        if start == at == 0 and end == basis.status.st_size and _clone(basis.fd, fd):
+            return
+        if not has_holes(basis.status):
+            _copy_range(basis.fd, fd, start, end - start, at)
+            return
+        for begin, length, is_data in stretches(basis.fd, start, end):
+            target = at + begin - start
+            if is_data:
+                _copy_range(basis.fd, fd, begin, length, target)
+            else:
+                self._leave_out(pending, target, length)
 
     # The end of a file.
 
@@ -313,9 +370,10 @@ class Store:
         self._open(pending)
         assert pending.partial is not None
         right = (
-            pending.pieces.covered == record.size
+            not pending.spoiled
+            and pending.pieces.covered == record.size
             and pending.pieces.root() == record.root
-            and all(basis.is_unchanged() for basis in pending.bases)
+            and self._is_as_noted(pending)
         )
         if not right:
             if pending.retried:
@@ -326,6 +384,24 @@ class Store:
             os.ftruncate(pending.partial.fd, record.size)
         self._finish(pending, record.size, outcome)
 
+    def _is_as_noted(self, pending: Pending) -> bool:
+        """Tell whether a file holds what its pieces say.
+
+        Chunks of local files were summed up when those were cut. Where one of them was
+        touched since, if only for another name of it, what was copied is read again.
+        """
+        if all(basis.is_unchanged() for basis in pending.bases):
+            return True
+        assert pending.partial is not None
+        for at, length, piece_sum in pending.pieces.all():
+            data = os.pread(pending.partial.fd, length, at)
+            is_hole = piece_sum == HOLE_SUM
+            if len(data) != length and not is_hole:
+                return False
+            if not is_hole and blake3(data, key=self._key).digest() != piece_sum:
+                return False
+        return True
+
     def _want_again(self, pending: Pending, outcome: Outcome) -> None:
         """Ask for a file once more, from nothing."""
         pending.close_bases()
@@ -333,6 +409,7 @@ class Store:
             pending.partial.discard()
         pending.partial = None
         pending.pieces = Pieces()
+        pending.spoiled = False
         pending.retried = True
         outcome.again.append(pending)
 
@@ -341,9 +418,9 @@ class Store:
         partial = pending.partial
         assert partial is not None
         self._destination.finish_file(partial.fd, pending.entry, pending.old)
-        for basis in pending.bases:
-            if basis.guessed:
-                self._candidates.learn(useful=basis.used)
+        guesses = [basis.used for basis in pending.bases if basis.guessed]
+        if guesses:
+            self._candidates.learn(useful=any(guesses))
         pending.close_bases()
         self.literal += pending.literal
         self.matched += pending.matched
@@ -414,6 +491,7 @@ class Store:
         assert partial is not None
         path = pending.directory.path
         directory = self._destination.tree.directory(path)
+        self._rescue(pending.path)
         self._destination.place(
             partial.dir_fd, partial.name, path, directory, entry.name, pending.old
         )
@@ -446,18 +524,30 @@ class Store:
                     partial.discard()
 
 
-def _copy_range(basis: Basis, target_fd: int, start: int, length: int, at: int) -> None:
-    """Copy within this machine; share blocks where the file system can."""
-    if start == at == 0 and length == basis.status.st_size and sys.platform == "linux":
-        try:
-            fcntl.ioctl(target_fd, _FICLONE, basis.fd)
-            return
-        except OSError as exc:
-            if exc.errno not in _CANNOT_CLONE:
-                raise
+def _clone(source_fd: int, target_fd: int) -> bool:
+    """Let a file share all blocks of another one; False where that cannot be."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError as exc:
+        if exc.errno not in _CANNOT_CLONE:
+            raise
+        return False
+    return True
+
+
+def _copy_range(
+    source_fd: int, target_fd: int, start: int, length: int, at: int
+) -> None:
+    """Copy within this machine.
+
+    Raises:
+        ChecksumError: the source has become shorter.
+    """
     done = 0
     while done < length:
-        count = _copy_some(basis.fd, target_fd, start + done, length - done, at + done)
+        count = _copy_some(source_fd, target_fd, start + done, length - done, at + done)
         if not count:
             raise ChecksumError("a file here became shorter while it was read")
         done += count
