@@ -272,10 +272,8 @@ class Destination:
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         is_dir = stat.S_ISDIR(status.st_mode)
         self.tree.forget((*parent, name))
-        if self._backup is not None:
-            self._keep(parent, name)
-        elif not is_dir:
-            os.unlink(name, dir_fd=directory.fd)
+        if not is_dir:
+            self.remove(parent, name, is_dir=False)
         elif self._options.delete:
             self.remove_tree(parent, name)
         else:
@@ -328,7 +326,12 @@ class Destination:
         """Move what is there to the backups; a file that stays for now gets a link."""
         assert self._backup is not None
         directory = self.tree.directory(parent)
-        above = self.ensure((*self._backup, *parent))
+        above_path = (*self._backup, *parent)
+        above = self._ensure(above_path)
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+            if stat.S_ISDIR(there.st_mode):
+                self._drop_tree(above_path, name)
         if stays:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=above.fd)
@@ -346,15 +349,27 @@ class Destination:
                     raise
         os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=above.fd)
 
-    def ensure(self, path: Parts) -> Directory:
-        """Return a directory, made with those above it where they are missing."""
+    def _drop_tree(self, parent: Parts, name: bytes) -> None:
+        """Remove a directory of the backups: what was one is a file now."""
+        backup, self._backup = self._backup, None
+        try:
+            self.remove_tree(parent, name)
+        finally:
+            self._backup = backup
+
+    def _ensure(self, path: Parts) -> Directory:
+        """Return a directory of the backups, made with those above it if missing."""
+        assert self._backup is not None
         for depth in range(1, len(path) + 1):
             try:
                 self.tree.directory(path[:depth])
             except Rpc25519Error:
-                above = self.tree.directory(path[: depth - 1])
+                above, name = self.tree.directory(path[: depth - 1]), path[depth - 1]
+                if depth > len(self._backup):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=above.fd)  # no directory before
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(path[depth - 1], 0o777, dir_fd=above.fd)
+                    os.mkdir(name, 0o777, dir_fd=above.fd)
         return self.tree.directory(path)
 
     def is_backup(self, path: Parts) -> bool:
