@@ -44,6 +44,7 @@ from rpc25519_tools.sync.records import (
     decode_deltas,
     decode_overview,
     encode_records,
+    told,
 )
 from rpc25519_tools.sync.seeking import Seeking
 from rpc25519_tools.sync.storing import Outcome, Pending, Store
@@ -241,7 +242,7 @@ class Receiver:
             self._forget(pending, placed=False)
             failed[index] = note
             self._observer.failed(pending.path, note)
-        notes = [(b"/".join(path), note) for path, note in outcome.notes]
+        notes = [(told(b"/".join(path)), note) for path, note in outcome.notes]
         for path, note in outcome.notes:
             self._observer.failed(path, note)
         if outcome.done or failed:
@@ -308,7 +309,7 @@ class Receiver:
                 self._observer.failed(tuple(path.split(b"/")), note)
             if judged.removed:
                 self._observer.removed(judged.removed)
-                record = Removed(judged.removed)
+                record = Removed([told(path) for path in judged.removed])
                 await self._channel.send(RsyncStep.ACK, encode_records([record]))
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
@@ -411,7 +412,10 @@ class Receiver:
                     self._observer.removed(deleting.removed)
                     for path, note in deleting.failed:
                         self._observer.failed(tuple(path.split(b"/")), note)
-                    record = Removed(deleting.removed, deleting.failed)
+                    record = Removed(
+                        [told(path) for path in deleting.removed],
+                        [(told(path), note) for path, note in deleting.failed],
+                    )
                     await self._channel.send(RsyncStep.ACK, encode_records([record]))
         elif self._options.delete:
             note = "something of the source could not be read, so nothing is deleted"
