@@ -19,6 +19,7 @@ from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import is_partial_name
 from rpc25519_tools.sync.attributes import (
     final_mode,
+    make_usable,
     set_mode,
     set_owner,
     set_time,
@@ -193,10 +194,11 @@ class Destination:
         self, dir_fd: int, name: bytes, entry: Entry, old: os.stat_result | None
     ) -> None:
         set_owner(dir_fd, name, entry)
-        if not stat.S_ISLNK(entry.mode):
-            set_mode(dir_fd, name, final_mode(entry, old, self._options))
         if self._options.times:
             set_time(dir_fd, name, entry.mtime_ns)
+        if not stat.S_ISLNK(entry.mode):
+            # The last step: it may close a directory to ourselves.
+            set_mode(dir_fd, name, final_mode(entry, old, self._options))
 
     def finish_file(self, fd: int, entry: Entry, old: Old | None) -> None:
         """Give an unfinished file, which is open, the attributes of its entry."""
@@ -287,6 +289,11 @@ class Destination:
                     "(--delete would replace it)"
                 ) from exc
 
+    def open_up(self, path: Parts) -> None:
+        """Let ourselves into a directory that is ours, to remove what is in it."""
+        directory = self.tree.directory(path)
+        make_usable(directory.fd, os.fstat(directory.fd))
+
     def remove_tree(self, parent: Parts, name: bytes) -> None:
         """Remove a directory and all beneath it.
 
@@ -294,6 +301,7 @@ class Destination:
             UnsafePathError: something in it is kept back; it stays, with what is above.
         """
         top = (*parent, name)
+        self.open_up(top)
         walks = [(top, self.names(top))]
         while walks:
             path, names = walks[-1]
@@ -306,6 +314,7 @@ class Destination:
             status = os.stat(below, dir_fd=directory.fd, follow_symlinks=False)
             self.tree.check_found(status, (*path, below))
             if stat.S_ISDIR(status.st_mode):
+                self.open_up((*path, below))
                 walks.append(((*path, below), self.names((*path, below))))
             else:
                 self.remove(path, below, is_dir=False)

@@ -242,18 +242,12 @@ class Receiver:
             self._forget(pending, placed=False)
             failed[index] = note
             self._observer.failed(pending.path, note)
-        notes = [(told(b"/".join(path)), note) for path, note in outcome.notes]
-        for path, note in outcome.notes:
-            self._observer.failed(path, note)
         if outcome.done or failed:
             done = [pending.entry.index for pending in outcome.done]
             await self._channel.send(
                 RsyncStep.ACK, encode_records([Acks(done, failed)])
             )
-        if notes:
-            await self._channel.send(
-                RsyncStep.ACK, encode_records([Removed([], notes)])
-            )
+        await self._tell_troubles(outcome.notes)
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
@@ -261,6 +255,16 @@ class Receiver:
             record = Verdicts(pending.entry.index, verdict)
             await self._channel.send(RsyncStep.HASHES, encode_records([record]))
         self._changed.set()
+
+    async def _tell_troubles(self, troubles: Sequence[tuple[Parts, str]]) -> None:
+        """Tell both sides what went wrong with things that nobody asked for."""
+        notes = [(told(b"/".join(path)), note[:1000]) for path, note in troubles]
+        for path, note in troubles:
+            self._observer.failed(path, note)
+        if notes:
+            await self._channel.send(
+                RsyncStep.ACK, encode_records([Removed([], notes)])
+            )
 
     def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
@@ -311,6 +315,7 @@ class Receiver:
                 self._observer.removed(judged.removed)
                 record = Removed([told(path) for path in judged.removed])
                 await self._channel.send(RsyncStep.ACK, encode_records([record]))
+            await self._tell_troubles(judged.troubles)
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
                 if verdict is Verdict.FAILED:
@@ -427,8 +432,12 @@ class Receiver:
             self._store.literal,
             deleting.left,
         )
-        for failed, exc in self._judging.directories.failures:
-            self._observer.failed(failed, why(exc, "write", failed))
+        failures = self._judging.directories.failures
+        for at in range(0, len(failures), _TROUBLES):
+            some = failures[at : at + _TROUBLES]
+            await self._tell_troubles(
+                [(path, why(exc, "write", path)) for path, exc in some]
+            )
         await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
         return totals
 
@@ -436,6 +445,8 @@ class Receiver:
 #: Tables of files up to this length travel together, and those of so many.
 _SMALL_TABLE_LEN: Final = 1 << 20
 _SMALL_TABLES: Final = 256
+#: Things that went wrong and are told of in one message.
+_TROUBLES: Final = 1024
 
 
 def _no_table(index: int) -> Table:

@@ -8,6 +8,9 @@ import pwd
 import random
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -752,3 +755,20 @@ def test_files_are_synced_together(
     syncs = Syncs(monkeypatch)
     sync([f"{trees[0]}/"], trees[1], with_options(fsync=fsync))
     assert (syncs.files, syncs.file_systems) == (files, file_systems)
+
+
+@needs_root
+def test_syncs_by_somebody_who_is_not_root() -> None:
+    from . import as_user
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        as_user.prepare(Path(folder))
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.sync.as_user", folder],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
