@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from rpc25519_tools.errors import Rpc25519Error
+from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
 from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, pack_lengths
@@ -44,12 +44,13 @@ class Basis:
     """A file that chunks are taken from.
 
     Attributes:
-        fd: open for reading.
+        fd: open for reading; -1 while it is closed.
         status: its ``fstat`` when it was opened.
         in_place: whether it is the unfinished file itself.
         lengths, offsets: of its chunks.
         sums: their full sums, 32 bytes each.
         path: where it lies in the transfer; empty for the unfinished file.
+        kept: whether it stays open, since another file is to have its name.
         guessed: whether only its length or name spoke for it.
         used: whether a chunk of it was.
     """
@@ -63,6 +64,29 @@ class Basis:
     sums: bytearray = field(default_factory=bytearray)
     guessed: bool = False
     used: bool = False
+    kept: bool = False
+
+    def close(self) -> None:
+        """Close it; harmless if it is closed already."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def reopen(self, tree: Tree) -> None:
+        """Open it once more, if it was closed.
+
+        Raises:
+            FileChangedError: there is another file now, or none.
+        """
+        if self.fd >= 0:
+            return
+        found = open_basis(tree, self.path, guessed=self.guessed)
+        if found is None:
+            raise FileChangedError("a file here has gone since it was looked at")
+        if not os.path.samestat(found.status, self.status):
+            found.close()
+            raise FileChangedError("a file here was replaced since it was looked at")
+        self.fd = found.fd
 
     def tables(
         self, index: int, number: int, key: bytes, file_len: int
@@ -108,12 +132,14 @@ class Basis:
         return Table(index, number, self.in_place, packed, short, last=False)
 
     def is_unchanged(self) -> bool:
-        """Tell whether it is still what its sums were taken of."""
-        now = os.fstat(self.fd)
-        was = self.status
-        return self.in_place or (
-            (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            == (was.st_size, was.st_mtime_ns, was.st_ctime_ns)
+        """Tell whether it is still what its sums were taken of, if it was used."""
+        if self.in_place or not self.used:
+            return True
+        now, was = os.fstat(self.fd), self.status
+        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (
+            was.st_size,
+            was.st_mtime_ns,
+            was.st_ctime_ns,
         )
 
 

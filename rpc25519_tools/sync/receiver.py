@@ -24,15 +24,16 @@ from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Candidates
 from rpc25519_tools.sync.channel import Channel, run_together
-from rpc25519_tools.sync.deleting import Deleting
+from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
-from rpc25519_tools.sync.observer import SyncObserver
+from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.records import (
     ARG_AT,
     ARG_INDEX,
     KEY_LEN,
+    MAX_NOTE_LEN,
     Acks,
     Hashes,
     Overview,
@@ -121,13 +122,17 @@ class Receiver:
         self._files = 0
         self._total_bytes = 0
         self._last_path: Parts | None = None
+        self._closings: set[asyncio.Future[None]] = set()
 
     @property
     def frontier(self) -> Parts | None:
         """Where another attempt may begin: all before it is in place."""
         for pending in self._pending.values():
-            return pending.path
-        return self._last_path
+            return self._told(pending.path)
+        return None if self._last_path is None else self._told(self._last_path)
+
+    def _told(self, path: Parts) -> Parts:
+        return self._judging.told_path(path)
 
     async def run(self) -> Totals:
         """Receive everything; return what was done, in numbers.
@@ -236,18 +241,25 @@ class Receiver:
             self._observer.moved(outcome.moved)
         for pending in outcome.done:
             self._forget(pending, placed=True)
-            self._observer.placed(pending.path)
+            self._observer.placed(self._told(pending.path))
         failed = {}
         for index, (pending, note) in outcome.failed.items():
             self._forget(pending, placed=False)
             failed[index] = note
-            self._observer.failed(pending.path, note)
+            self._observer.failed(self._told(pending.path), note)
         if outcome.done or failed:
             done = [pending.entry.index for pending in outcome.done]
             await self._channel.send(
                 RsyncStep.ACK, encode_records([Acks(done, failed)])
             )
         await self._tell_troubles(outcome.notes)
+        if any(pending.bases for pending in outcome.done):
+            # Nobody waits for it: the replaced file may be freed by that, and a large
+            # one takes a while.
+            loop = asyncio.get_running_loop()
+            closing = loop.run_in_executor(None, _close_bases, outcome.done)
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
@@ -258,7 +270,9 @@ class Receiver:
 
     async def _tell_troubles(self, troubles: Sequence[tuple[Parts, str]]) -> None:
         """Tell both sides what went wrong with things that nobody asked for."""
-        notes = [(told(b"/".join(path)), note[:1000]) for path, note in troubles]
+        notes = [
+            (told(b"/".join(path)), note[:MAX_NOTE_LEN]) for path, note in troubles
+        ]
         for path, note in troubles:
             self._observer.failed(path, note)
         if notes:
@@ -311,6 +325,8 @@ class Receiver:
             base += len(judged.verdicts)
             for path, note in overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
+            for path in overview.skipped:
+                self._observer.skipped(tuple(path.split(b"/")) if path else ())
             if judged.removed:
                 self._observer.removed(judged.removed)
                 record = Removed([told(path) for path in judged.removed])
@@ -423,8 +439,7 @@ class Receiver:
                     )
                     await self._channel.send(RsyncStep.ACK, encode_records([record]))
         elif self._options.delete:
-            note = "something of the source could not be read, so nothing is deleted"
-            self._observer.warned((), note)
+            self._observer.warned((), NOTHING_DELETED)
             await in_worker(self._judging.end_deleting, set())
         totals = Totals(
             self._judging.removed,
@@ -433,8 +448,8 @@ class Receiver:
             deleting.left,
         )
         failures = self._judging.directories.failures
-        for at in range(0, len(failures), _TROUBLES):
-            some = failures[at : at + _TROUBLES]
+        for at in range(0, len(failures), BATCH_LEN):
+            some = failures[at : at + BATCH_LEN]
             await self._tell_troubles(
                 [(path, why(exc, "write", path)) for path, exc in some]
             )
@@ -445,8 +460,11 @@ class Receiver:
 #: Tables of files up to this length travel together, and those of so many.
 _SMALL_TABLE_LEN: Final = 1 << 20
 _SMALL_TABLES: Final = 256
-#: Things that went wrong and are told of in one message.
-_TROUBLES: Final = 1024
+
+
+def _close_bases(files: Sequence[Pending]) -> None:
+    for pending in files:
+        pending.close_bases()
 
 
 def _no_table(index: int) -> Table:

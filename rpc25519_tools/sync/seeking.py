@@ -8,11 +8,12 @@ be replaced is opened before, if another one shall be made of it: ``log`` become
 All of this blocks. Opening may go on beside the thread that stores files.
 """
 
+import contextlib
 import os
 import threading
 from typing import Final
 
-from rpc25519_tools.errors import Rpc25519Error
+from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.sync.basis import SEARCHED_FROM, Basis, Candidates, open_basis
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.options import SyncOptions
@@ -21,7 +22,7 @@ from rpc25519_tools.sync.tree import Parts
 
 #: Files below this length are not worth a table.
 _TABLE_FROM: Final = 512
-#: Files that are opened ahead since they are about to be replaced.
+#: Files that stay open since they are about to be replaced.
 _MAX_RESCUED: Final = 16
 _NS: Final = 10**9
 
@@ -46,7 +47,6 @@ class Seeking:
         self._awaited: dict[Parts, list[Pending]] = {}
         self._rescued = 0
         self._lock = threading.Lock()
-        self._waiting_lock = threading.Lock()
         #: How many files wait for others that are on their way.
         self.waiting = 0
 
@@ -81,7 +81,7 @@ class Seeking:
         entry = pending.entry
         if entry.size < SEARCHED_FROM or self._candidates.has_length(entry.size):
             return False
-        with self._waiting_lock:
+        with self._lock:
             first = self._coming.setdefault(entry.size, pending)
             if first is pending:
                 return False
@@ -96,42 +96,61 @@ class Seeking:
 
     def end(self, pending: Pending, *, placed: bool) -> list[Pending]:
         """Learn that a file is in place or has failed; return those that waited."""
-        with self._waiting_lock:
+        with self._lock:
             if self._coming.get(pending.entry.size) is pending:
                 del self._coming[pending.entry.size]
+            self._rescued -= pending.rescued
             released = self._waiting.pop(pending.entry.index, [])
             self.waiting -= len(released)
             for one in released:
                 one.waits = False
                 if placed:
                     one.candidates.insert(0, (pending.path, True))
+            for path, _ in pending.candidates:
+                others = self._awaited.get(path, [])
+                if pending in others:
+                    others.remove(pending)
+                    if not others:
+                        del self._awaited[path]
         return released
 
     def rescue(self, path: Parts) -> None:
         """Open a file that is about to be replaced, if others need its contents."""
         with self._lock:
-            for pending in self._awaited.pop(path, ()):
-                if self._rescued >= _MAX_RESCUED:
-                    return
-                found = open_basis(self._destination.tree, path, guessed=True)
-                if found is not None:
-                    pending.bases.append(found)
-                    self._rescued += 1
+            others = list(self._awaited.get(path, ()))
+        for pending in others:
+            with pending.lock:
+                if not pending.is_over and self._rescued < _MAX_RESCUED:
+                    self._keep_open(pending, path)
+
+    def _keep_open(self, pending: Pending, path: Parts) -> None:
+        for basis in pending.bases:
+            if basis.path == path and not basis.kept:
+                with contextlib.suppress(FileChangedError):
+                    basis.reopen(self._destination.tree)
+                    basis.kept = True
+                    self._count(pending)
+                return
+        if not pending.is_chosen:
+            found = open_basis(self._destination.tree, path, guessed=True)
+            if found is not None:
+                found.kept = True
+                pending.bases.append(found)
+                self._count(pending)
+
+    def _count(self, pending: Pending) -> None:
+        pending.rescued += 1
+        self._rescued += 1
 
     def open(self, pending: Pending) -> None:
         """Open what a wanted file may be made of."""
-        with self._lock:
-            for path, _ in pending.candidates:
-                others = self._awaited.get(path, [])
-                if pending in others:
-                    others.remove(pending)
-                if not others:
-                    self._awaited.pop(path, None)
+        partial = self._partial(pending)
+        with pending.lock:
+            pending.is_chosen = True
             rescued = {basis.path: basis for basis in pending.bases}
-            self._rescued -= len(rescued)
-            pending.bases[:] = self._partial(pending)
+            pending.bases[:] = partial
             for path, guessed in pending.candidates:
-                found = rescued.get(path) or open_basis(
+                found = rescued.pop(path, None) or open_basis(
                     self._destination.tree, path, guessed=guessed
                 )
                 if found is not None:
@@ -139,11 +158,12 @@ class Seeking:
 
     def _partial(self, pending: Pending) -> list[Basis]:
         """Take up what an earlier attempt has left of a file."""
-        if pending.entry.size < PARTIAL_FROM:
-            return []
         key = self._destination.key(pending.path)
+        area = self._destination.area
+        if pending.entry.size < PARTIAL_FROM or not area.holds(key):
+            return []
         try:
-            partial = self._destination.area.acquire(key)
+            partial = area.acquire(key)
         except (OSError, Rpc25519Error):
             return []  # writing will fail, and tell why
         if partial is None:

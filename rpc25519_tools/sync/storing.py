@@ -23,7 +23,12 @@ from typing import Final
 
 from blake3 import blake3
 
-from rpc25519_tools.errors import ChecksumError, RemoteProtocolError, Rpc25519Error
+from rpc25519_tools.errors import (
+    ChecksumError,
+    FileChangedError,
+    RemoteProtocolError,
+    Rpc25519Error,
+)
 from rpc25519_tools.files.area import Partial
 from rpc25519_tools.sync.basis import Basis, Candidates
 from rpc25519_tools.sync.destination import Destination
@@ -44,6 +49,9 @@ _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
 #: Up to so many files are synced one by one, more by syncing their file system.
 _FEW: Final = 4
+#: To close replaced files from this length on may take a while: the receiver does that
+#: when nobody waits.
+_LONG_TO_FREE: Final = 16 << 20
 #: Zeros that are left out as a hole, if they are wanted to be.
 _HOLE_LEN: Final = 32 * 1024
 _ZEROS: Final = bytes(_HOLE_LEN)
@@ -80,6 +88,8 @@ class Pending:
         retried: whether it was wanted a second time.
         waits: whether it waits for another one that may have the same contents.
         told: whether the sender knows that it is wanted.
+        rescued: how many bases stay open since other files are to have their names.
+        is_chosen: whether its bases are chosen for good.
         is_cut: whether its bases are being cut, beside the thread that stores files.
         is_over: whether they are not needed any more.
         lock: holds while these two change.
@@ -100,6 +110,8 @@ class Pending:
     retried: bool = False
     waits: bool = False
     told: bool = False
+    rescued: int = 0
+    is_chosen: bool = False
     is_cut: bool = False
     is_over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -126,7 +138,10 @@ class Pending:
 
     @contextlib.contextmanager
     def cutting(self) -> Iterator[list[Basis]]:
-        """Keep the bases open while they are cut, whatever becomes of the file."""
+        """Keep the bases open while they are cut, whatever becomes of the file.
+
+        Then they are closed: there may be thousands of files that wait for the sender.
+        """
         with self.lock:
             self.is_cut = True
         try:
@@ -134,6 +149,9 @@ class Pending:
         finally:
             with self.lock:
                 self.is_cut = False
+                for basis in self.bases:
+                    if not basis.kept:
+                        basis.close()
                 if self.is_over:
                     self._close()
 
@@ -146,7 +164,7 @@ class Pending:
 
     def _close(self) -> None:
         for basis in self.bases:
-            os.close(basis.fd)
+            basis.close()
         self.bases.clear()
 
 
@@ -338,8 +356,9 @@ class Store:
         pending.matched += end - start
         if not basis.in_place:
             try:
+                basis.reopen(self._destination.tree)
                 self._copy_from(basis, pending, start, end, at)
-            except ChecksumError:
+            except FileChangedError:
                 pending.spoiled = True  # what else comes of it has to be let pass
         return end - start
 
@@ -421,7 +440,8 @@ class Store:
         guesses = [basis.used for basis in pending.bases if basis.guessed]
         if guesses:
             self._candidates.learn(useful=any(guesses))
-        pending.close_bases()
+        if size < _LONG_TO_FREE:
+            pending.close_bases()
         self.literal += pending.literal
         self.matched += pending.matched
         if not partial.keyed:
@@ -543,13 +563,13 @@ def _copy_range(
     """Copy within this machine.
 
     Raises:
-        ChecksumError: the source has become shorter.
+        FileChangedError: the source has become shorter.
     """
     done = 0
     while done < length:
         count = _copy_some(source_fd, target_fd, start + done, length - done, at + done)
         if not count:
-            raise ChecksumError("a file here became shorter while it was read")
+            raise FileChangedError("a file here became shorter while it was read")
         done += count
 
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -475,6 +476,24 @@ def test_file_with_a_wrong_sum_is_wanted_once_more(
     assert len(seen) == 2
     assert (destination / "a").read_bytes() == some_bytes(size)[:-5]
     assert (destination / "b").read_bytes() == b"other"
+
+
+def test_thousands_of_changed_files_need_few_descriptors(
+    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, destination = trees
+    data = some_bytes(600)
+    for number in range(400):
+        (source / f"{number}").write_bytes(data + b"new")
+        (destination / f"{number}").write_bytes(data)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 60, limits[1]))
+    try:
+        one = push(trees, with_options(fsync=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert literal(one) < 400 * 603
 
 
 def test_source_that_vanishes_while_the_basis_is_cut(
