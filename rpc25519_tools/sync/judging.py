@@ -27,6 +27,7 @@ from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.judge import Action, Entry, Old, attributes, judge
 from rpc25519_tools.sync.observer import Subject
 from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.pending import Pending
 from rpc25519_tools.sync.records import (
     ROOT_NAME,
     SUM_LEN,
@@ -35,7 +36,6 @@ from rpc25519_tools.sync.records import (
     unpack_nanos,
 )
 from rpc25519_tools.sync.source import Place, open_source
-from rpc25519_tools.sync.storing import Pending
 from rpc25519_tools.sync.tree import Parts, shown, why
 from rpc25519_tools.sync.walk import file_sum
 

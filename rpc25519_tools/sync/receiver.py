@@ -29,6 +29,7 @@ from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
 from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
 from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.pending import Outcome, Pending
 from rpc25519_tools.sync.records import (
     ARG_AT,
     ARG_INDEX,
@@ -48,7 +49,7 @@ from rpc25519_tools.sync.records import (
     told,
 )
 from rpc25519_tools.sync.seeking import Seeking
-from rpc25519_tools.sync.storing import Outcome, Pending, Store
+from rpc25519_tools.sync.storing import Store
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.

@@ -17,7 +17,7 @@ from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.sync.basis import SEARCHED_FROM, Basis, Candidates, open_basis
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.options import SyncOptions
-from rpc25519_tools.sync.storing import PARTIAL_FROM, Pending
+from rpc25519_tools.sync.pending import PARTIAL_FROM, Pending
 from rpc25519_tools.sync.tree import Parts
 
 #: Files below this length are not worth a table.

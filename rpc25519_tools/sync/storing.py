@@ -8,17 +8,8 @@ All of this blocks; one thread at a time.
 """
 
 import contextlib
-import ctypes
-import ctypes.util
-import errno
-import fcntl
-import functools
 import os
-import stat
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Final
 
 from blake3 import blake3
@@ -29,21 +20,18 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
     Rpc25519Error,
 )
-from rpc25519_tools.files.area import Partial
 from rpc25519_tools.sync.basis import Basis, Candidates
+from rpc25519_tools.sync.copying import clone, copy_range, sync_file_system
 from rpc25519_tools.sync.destination import Destination
-from rpc25519_tools.sync.directories import DirState
 from rpc25519_tools.sync.holes import has_holes, stretches
-from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
+from rpc25519_tools.sync.pending import PARTIAL_FROM, Outcome, Pending
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SUM_LEN, Copies, Data, Deltas, End, Whole, Zeros
 from rpc25519_tools.sync.tree import Parts, why
 from rpc25519_tools.wire.greenpack import Buffer
 
-#: Files from this length on are carried on with after a cut.
-PARTIAL_FROM: Final = 1 << 20
 #: Files, and bytes of them, that are synced together.
 _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
@@ -55,136 +43,6 @@ _LONG_TO_FREE: Final = 16 << 20
 #: Zeros that are left out as a hole, if they are wanted to be.
 _HOLE_LEN: Final = 32 * 1024
 _ZEROS: Final = bytes(_HOLE_LEN)
-_COPY_LEN: Final = 1 << 20
-#: Linux's FICLONE: let two files share their blocks.
-_FICLONE: Final = 0x40049409
-_CANNOT_CLONE: Final = frozenset(
-    {
-        errno.EXDEV,
-        errno.EOPNOTSUPP,
-        errno.ENOTSUP,
-        errno.ENOSYS,
-        errno.EINVAL,
-        errno.ENOTTY,
-        errno.EBADF,
-        errno.EPERM,
-    }
-)
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A wanted file that is not in place yet.
-
-    Attributes:
-        entry: what it shall be.
-        directory: where.
-        old: what is there.
-        change: what is told of it.
-        bases: what its chunks may come from.
-        partial: the unfinished file; None before anything is written.
-        pieces: what is in it.
-        spoiled: whether a file that it was made of has become shorter meanwhile.
-        retried: whether it was wanted a second time.
-        waits: whether it waits for another one that may have the same contents.
-        told: whether the sender knows that it is wanted.
-        rescued: how many bases stay open since other files are to have their names.
-        is_chosen: whether its bases are chosen for good.
-        is_cut: whether its bases are being cut, beside the thread that stores files.
-        is_over: whether they are not needed any more.
-        lock: holds while these two change.
-        followers: further names of it, with what is there under them.
-        candidates: files to make it of, and whether each is only a guess.
-        tabled: bytes of tables that went out for it.
-        literal, matched: bytes that came, and that were here.
-    """
-
-    entry: Entry
-    directory: DirState
-    old: Old | None
-    change: int
-    bases: list[Basis] = field(default_factory=list)
-    partial: Partial | None = None
-    pieces: Pieces = field(default_factory=Pieces)
-    spoiled: bool = False
-    retried: bool = False
-    waits: bool = False
-    told: bool = False
-    rescued: int = 0
-    is_chosen: bool = False
-    is_cut: bool = False
-    is_over: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    followers: "list[tuple[DirState, Entry, Old | None]]" = field(default_factory=list)
-    candidates: list[tuple[Parts, bool]] = field(default_factory=list)
-    tabled: int = 0
-    literal: int = 0
-    matched: int = 0
-
-    @staticmethod
-    def is_regular(old: Old) -> bool:
-        """Tell whether what is there is a regular file."""
-        return stat.S_ISREG(old.status.st_mode)
-
-    @property
-    def path(self) -> Parts:
-        """Where it lies in the transfer."""
-        return (*self.directory.path, self.entry.name)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the unfinished file had contents before."""
-        return bool(self.bases) and self.bases[0].in_place
-
-    @contextlib.contextmanager
-    def cutting(self) -> Iterator[list[Basis]]:
-        """Keep the bases open while they are cut, whatever becomes of the file.
-
-        Then they are closed: there may be thousands of files that wait for the sender.
-        """
-        with self.lock:
-            self.is_cut = True
-        try:
-            yield self.bases
-        finally:
-            with self.lock:
-                self.is_cut = False
-                for basis in self.bases:
-                    if not basis.kept:
-                        basis.close()
-                if self.is_over:
-                    self._close()
-
-    def close_bases(self) -> None:
-        """Let go of what chunks were taken from; when it has been cut, if it is now."""
-        with self.lock:
-            self.is_over = True
-            if not self.is_cut:
-                self._close()
-
-    def _close(self) -> None:
-        for basis in self.bases:
-            basis.close()
-        self.bases.clear()
-
-
-class Outcome:
-    """What came of some records; the receiver tells the sender.
-
-    Attributes:
-        done: entries that are in place.
-        failed: entry -> why it is not.
-        again: entries that have to come once more, whole.
-        notes: what else went wrong: paths, and why.
-        moved: bytes that were dealt with.
-    """
-
-    def __init__(self) -> None:
-        self.done: list[Pending] = []
-        self.failed: dict[int, tuple[Pending, str]] = {}
-        self.again: list[Pending] = []
-        self.notes: list[tuple[Parts, str]] = []
-        self.moved = 0
 
 
 class Store:
@@ -368,15 +226,15 @@ class Store:
         """Copy within this machine; share blocks where the file system can."""
         assert pending.partial is not None
         fd = pending.partial.fd
-        if start == at == 0 and end == basis.status.st_size and _clone(basis.fd, fd):
+        if start == at == 0 and end == basis.status.st_size and clone(basis.fd, fd):
             return
         if not has_holes(basis.status):
-            _copy_range(basis.fd, fd, start, end - start, at)
+            copy_range(basis.fd, fd, start, end - start, at)
             return
         for begin, length, is_data in stretches(basis.fd, start, end):
             target = at + begin - start
             if is_data:
-                _copy_range(basis.fd, fd, begin, length, target)
+                copy_range(basis.fd, fd, begin, length, target)
             else:
                 self._leave_out(pending, target, length)
 
@@ -542,72 +400,3 @@ class Store:
                     partial.keep()
                 else:
                     partial.discard()
-
-
-def _clone(source_fd: int, target_fd: int) -> bool:
-    """Let a file share all blocks of another one; False where that cannot be."""
-    if sys.platform != "linux":
-        return False
-    try:
-        fcntl.ioctl(target_fd, _FICLONE, source_fd)
-    except OSError as exc:
-        if exc.errno not in _CANNOT_CLONE:
-            raise
-        return False
-    return True
-
-
-def _copy_range(
-    source_fd: int, target_fd: int, start: int, length: int, at: int
-) -> None:
-    """Copy within this machine.
-
-    Raises:
-        FileChangedError: the source has become shorter.
-    """
-    done = 0
-    while done < length:
-        count = _copy_some(source_fd, target_fd, start + done, length - done, at + done)
-        if not count:
-            raise FileChangedError("a file here became shorter while it was read")
-        done += count
-
-
-def _copy_some(source_fd: int, target_fd: int, start: int, length: int, at: int) -> int:
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source_fd, target_fd, length, start, at)
-        except OSError as exc:
-            if exc.errno not in _CANNOT_CLONE:
-                raise
-    data = os.pread(source_fd, min(length, _COPY_LEN), start)
-    return os.pwrite(target_fd, data, at) if data else 0
-
-
-@functools.cache
-def _syncfs() -> "ctypes._NamedFuncPointer | None":
-    if sys.platform != "linux":
-        return None
-    try:
-        return ctypes.CDLL(None, use_errno=True).syncfs
-    except (OSError, AttributeError):
-        return None
-
-
-def sync_file_system(fd: int) -> bool:
-    """Sync the whole file system that a descriptor is on; False if that is not so.
-
-    One call for a thousand files takes about as long as one for a single file.
-
-    Raises:
-        OSError: writing something back has failed.
-    """
-    syncfs = _syncfs()
-    if syncfs is None:
-        return False
-    if syncfs(fd):
-        code = ctypes.get_errno()
-        if code in {errno.ENOSYS, errno.EBADF}:
-            return False
-        raise OSError(code, os.strerror(code))
-    return True

@@ -15,6 +15,7 @@ from rpc25519_tools.sync import basis as basis_module
 from rpc25519_tools.sync import receiver as receiver_module
 from rpc25519_tools.sync import storing
 from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.pending import Outcome, Pending
 from rpc25519_tools.sync.records import End
 
 from .local import LocalSync, sync
@@ -383,7 +384,7 @@ def interfering(
 ) -> list[int]:
     """Do something before the first copy from a local file; return what was copied."""
     copied: list[int] = []
-    copy_range = storing._copy_range
+    copy_range = storing.copy_range
 
     def copy(source: int, target: int, start: int, length: int, at: int) -> None:
         if not copied:
@@ -391,7 +392,7 @@ def interfering(
         copied.append(length)
         copy_range(source, target, start, length, at)
 
-    monkeypatch.setattr(storing, "_copy_range", copy)
+    monkeypatch.setattr(storing, "copy_range", copy)
     return copied
 
 
@@ -454,9 +455,9 @@ def test_file_with_a_wrong_sum_is_wanted_once_more(
 
     def wrong(
         self: storing.Store,
-        pending: storing.Pending,
+        pending: Pending,
         record: End,
-        outcome: storing.Outcome,
+        outcome: Outcome,
     ) -> None:
         seen.append(record)
         if len(seen) <= times:
