@@ -110,8 +110,10 @@ class Store:
         Raises:
             RemoteProtocolError: it never was wanted.
         """
+        if index in self._given_up:
+            return None  # what else has come of it counts no more
         pending = self._pending.get(index)
-        if pending is None and index not in self._given_up:
+        if pending is None:
             raise RemoteProtocolError("contents came for a file that nobody wants")
         return pending
 

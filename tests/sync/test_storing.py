@@ -6,17 +6,20 @@ import fcntl
 import os
 import random
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from rpc25519_tools.rpc.calls import RsyncStep
+from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync import basis as basis_module
+from rpc25519_tools.sync import copying, storing
 from rpc25519_tools.sync import receiver as receiver_module
-from rpc25519_tools.sync import storing
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import Outcome, Pending
-from rpc25519_tools.sync.records import End
+from rpc25519_tools.sync.receiver import Receiver
+from rpc25519_tools.sync.records import End, decode_deltas
 
 from .local import LocalSync, sync
 
@@ -318,6 +321,38 @@ def test_disk_that_is_full_while_copying_fails_that_file_alone(
     assert (destination / "b").read_bytes() == b"small"
 
 
+@pytest.mark.parametrize("size", [LARGE, 3_000_000])
+def test_what_comes_after_a_failure_is_let_pass(
+    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    source, destination = trees
+    for name in ("a", "b"):
+        (destination / name).write_bytes(some_bytes(size))
+        (source / name).write_bytes(some_bytes(size) + b"!")
+    # All that the sender has for both files is there before any of it is stored.
+    take = receiver_module.Receiver._take_parts
+    waiting: list[Part] = []
+
+    async def take_late(self: Receiver, parts: Sequence[Part]) -> None:
+        waiting.extend(parts)
+        records = [
+            record
+            for part in waiting
+            if part.step is RsyncStep.DELTAS and not part.args
+            for record in decode_deltas(part.payload)
+        ]
+        ends = sum(isinstance(record, End) for record in records)
+        if not records or ends == 2:
+            parts, waiting[:] = list(waiting), []
+            await take(self, parts)
+
+    monkeypatch.setattr(Receiver, "_take_parts", take_late)
+    unable(errno.ENOSPC)(monkeypatch)
+    one = sync([f"{source}/"], destination, ALL)
+    assert {path for path, _ in one.at_receiver.failures} == {(b"a",), (b"b",)}
+    assert sorted(one.at_sender.failures) == sorted(one.at_receiver.failures)
+
+
 # Holes.
 
 
@@ -384,7 +419,7 @@ def interfering(
 ) -> list[int]:
     """Do something before the first copy from a local file; return what was copied."""
     copied: list[int] = []
-    copy_range = storing.copy_range
+    copy_range = copying.copy_range
 
     def copy(source: int, target: int, start: int, length: int, at: int) -> None:
         if not copied:
