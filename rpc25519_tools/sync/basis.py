@@ -44,13 +44,13 @@ class Basis:
     """A file that chunks are taken from.
 
     Attributes:
-        fd: open for reading; -1 while it is closed.
+        fd: to cut it by; -1 when that is done.
+        copy_fd: to copy from, by the thread that stores files; -1 while it is closed.
         status: its ``fstat`` when it was opened.
         in_place: whether it is the unfinished file itself.
         lengths, offsets: of its chunks.
         sums: their full sums, 32 bytes each.
         path: where it lies in the transfer; empty for the unfinished file.
-        kept: whether it stays open, since another file is to have its name.
         guessed: whether only its length or name spoke for it.
         used: whether a chunk of it was.
     """
@@ -64,29 +64,35 @@ class Basis:
     sums: bytearray = field(default_factory=bytearray)
     guessed: bool = False
     used: bool = False
-    kept: bool = False
+    copy_fd: int = -1
 
-    def close(self) -> None:
-        """Close it; harmless if it is closed already."""
+    def end_cutting(self) -> None:
+        """Close what it was cut by."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def reopen(self, tree: Tree) -> None:
-        """Open it once more, if it was closed.
+    def end_copying(self) -> None:
+        """Close what was copied from."""
+        fd, self.copy_fd = self.copy_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def begin_copying(self, tree: Tree) -> None:
+        """Open it to copy from, if it is not.
 
         Raises:
             FileChangedError: there is another file now, or none.
         """
-        if self.fd >= 0:
+        if self.copy_fd >= 0:
             return
         found = open_basis(tree, self.path, guessed=self.guessed)
         if found is None:
             raise FileChangedError("a file here has gone since it was looked at")
         if not os.path.samestat(found.status, self.status):
-            found.close()
+            found.end_cutting()
             raise FileChangedError("a file here was replaced since it was looked at")
-        self.fd = found.fd
+        self.copy_fd = found.fd
 
     def tables(
         self, index: int, number: int, key: bytes, file_len: int
@@ -135,7 +141,7 @@ class Basis:
         """Tell whether it is still what its sums were taken of, if it was used."""
         if self.in_place or not self.used:
             return True
-        now, was = os.fstat(self.fd), self.status
+        now, was = os.fstat(self.copy_fd), self.status
         return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (
             was.st_size,
             was.st_mtime_ns,

@@ -84,34 +84,30 @@ class Pending:
 
     @contextlib.contextmanager
     def cutting(self) -> Iterator[list[Basis]]:
-        """Keep the bases open while they are cut, whatever becomes of the file.
+        """Have bases to cut, whatever becomes of the file meanwhile.
 
         Then they are closed: there may be thousands of files that wait for the sender.
         """
         with self.lock:
             self.is_cut = True
+            bases = self.bases
         try:
-            yield self.bases
+            yield bases
         finally:
             with self.lock:
                 self.is_cut = False
-                for basis in self.bases:
-                    if not basis.kept:
-                        basis.close()
-                if self.is_over:
-                    self._close()
+                for basis in bases:
+                    basis.end_cutting()
 
     def close_bases(self) -> None:
-        """Let go of what chunks were taken from; when it has been cut, if it is now."""
+        """Let go of what chunks were taken from."""
         with self.lock:
             self.is_over = True
-            if not self.is_cut:
-                self._close()
-
-    def _close(self) -> None:
-        for basis in self.bases:
-            basis.close()
-        self.bases.clear()
+            for basis in self.bases:
+                basis.end_copying()
+                if not self.is_cut:
+                    basis.end_cutting()
+            self.bases = []
 
 
 class Outcome:

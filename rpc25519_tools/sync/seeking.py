@@ -125,16 +125,15 @@ class Seeking:
 
     def _keep_open(self, pending: Pending, path: Parts) -> None:
         for basis in pending.bases:
-            if basis.path == path and not basis.kept:
+            if basis.path == path and basis.copy_fd < 0:
                 with contextlib.suppress(FileChangedError):
-                    basis.reopen(self._destination.tree)
-                    basis.kept = True
+                    basis.begin_copying(self._destination.tree)
                     self._count(pending)
                 return
         if not pending.is_chosen:
             found = open_basis(self._destination.tree, path, guessed=True)
             if found is not None:
-                found.kept = True
+                found.copy_fd = os.dup(found.fd)
                 pending.bases.append(found)
                 self._count(pending)
 
@@ -144,11 +143,12 @@ class Seeking:
 
     def open(self, pending: Pending) -> None:
         """Open what a wanted file may be made of."""
-        partial = self._partial(pending)
         with pending.lock:
+            if pending.is_over:
+                return  # it has failed already
             pending.is_chosen = True
             rescued = {basis.path: basis for basis in pending.bases}
-            pending.bases[:] = partial
+            pending.bases[:] = self._partial(pending)
             for path, guessed in pending.candidates:
                 found = rescued.pop(path, None) or open_basis(
                     self._destination.tree, path, guessed=guessed

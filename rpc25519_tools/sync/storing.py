@@ -216,7 +216,7 @@ class Store:
         pending.matched += end - start
         if not basis.in_place:
             try:
-                basis.reopen(self._destination.tree)
+                basis.begin_copying(self._destination.tree)
                 self._copy_from(basis, pending, start, end, at)
             except FileChangedError:
                 pending.spoiled = True  # what else comes of it has to be let pass
@@ -228,15 +228,16 @@ class Store:
         """Copy within this machine; share blocks where the file system can."""
         assert pending.partial is not None
         fd = pending.partial.fd
-        if start == at == 0 and end == basis.status.st_size and clone(basis.fd, fd):
+        source_fd = basis.copy_fd
+        if start == at == 0 and end == basis.status.st_size and clone(source_fd, fd):
             return
         if not has_holes(basis.status):
-            copy_range(basis.fd, fd, start, end - start, at)
+            copy_range(source_fd, fd, start, end - start, at)
             return
-        for begin, length, is_data in stretches(basis.fd, start, end):
+        for begin, length, is_data in stretches(source_fd, start, end):
             target = at + begin - start
             if is_data:
-                copy_range(basis.fd, fd, begin, length, target)
+                copy_range(source_fd, fd, begin, length, target)
             else:
                 self._leave_out(pending, target, length)
 
