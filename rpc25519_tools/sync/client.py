@@ -152,12 +152,11 @@ async def push(
         opening = client.rsync(
             CallKind.RSYNC_SEND, SYNC_SERVICE, encode_request(request), compress=False
         )
-        with naming_service("pushes", "-readfile DIR"):
-            async with opening as stream:
-                progress = _Progress(observer, done)
-                return await _send(
-                    client, stream, source, options, progress, attempts, settings
-                )
+        async with opening as stream:
+            progress = _Progress(observer, done)
+            return await _send(
+                client, stream, source, options, progress, attempts, settings
+            )
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
 
@@ -182,7 +181,7 @@ async def _send(
         await stream.reply()
 
     try:
-        await _with_offer(client, stream, run)
+        await _with_offer(client, stream, run, ("pushes", "-readfile DIR"))
     except Rpc25519Error:
         attempts.start_at = sender.frontier or attempts.start_at
         raise
@@ -209,21 +208,32 @@ def _channel(
 
 
 async def _with_offer(
-    client: Client, stream: ClientStream, run: Callable[[], Awaitable[None]]
+    client: Client,
+    stream: ClientStream,
+    run: Callable[[], Awaitable[None]],
+    names: tuple[str, str],
 ) -> None:
-    """Do the work; fail at once if the server knows nothing of syncs."""
+    """Do the work; fail at once if the server knows nothing of syncs.
+
+    Args:
+        client: the connection.
+        stream: the call.
+        run: does the work.
+        names: of what the server has to offer, and of the option of ``srv`` for it.
+    """
 
     async def ask() -> None:
         with _naming_syncs():
             await client.call(OFFER_SERVICE)
 
     async def work() -> None:
-        try:
-            await run()
-        except IncompleteTransferError:
-            # The call has ended: its reply says why.
-            await stream.reply()
-            raise
+        with naming_service(*names):
+            try:
+                await run()
+            except IncompleteTransferError:
+                # The call has ended: its reply says why.
+                await stream.reply()
+                raise
 
     await run_together(ask(), work())
 
@@ -307,12 +317,11 @@ async def pull(
         opening = client.rsync(
             CallKind.RSYNC_READ, SYNC_SERVICE, encode_request(request), compress=False
         )
-        with naming_service("pulls", "-serve DIR"):
-            async with opening as stream:
-                progress = _Progress(observer, done)
-                return await _receive(
-                    client, stream, dest, options, progress, attempts, settings
-                )
+        async with opening as stream:
+            progress = _Progress(observer, done)
+            return await _receive(
+                client, stream, dest, options, progress, attempts, settings
+            )
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
 
@@ -354,5 +363,5 @@ async def _receive(
             await in_worker(place.close)
         await stream.reply()
 
-    await _with_offer(client, stream, run)
+    await _with_offer(client, stream, run, ("pulls", "-serve DIR"))
     return result[0]
