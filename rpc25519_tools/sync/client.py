@@ -18,7 +18,7 @@ from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.sync.channel import Channel, Pace, run_together
 from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
-from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.places import open_local_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
@@ -302,12 +302,16 @@ async def pull(
     attempts = _Attempts()
 
     async def attempt(client: Client, done: Progressed) -> Totals:
-        start_at = attempts.start_at if _may_start_late(options) else None
+        start_at = None
+        if attempts.start_at is not None and _may_start_late(options):
+            start_at = b"/".join(attempts.start_at)
+            if len(start_at) > MAX_PATH_LEN:
+                start_at = None
         request = Request(
             VERSION,
             options,
             tuple(paths),
-            start_at=None if start_at is None else b"/".join(start_at),
+            start_at=start_at,
             only=None if only is None else tuple(only),
         )
         opening = client.rsync(

@@ -75,6 +75,8 @@ class Deleting:
 
     def _names(self, path: Parts) -> Iterator[bytes]:
         try:
+            if not self._options.dry_run:
+                self._destination.open_up(path)
             yield from self._destination.names(path)
         except (OSError, Rpc25519Error) as exc:
             self._fail(path, exc)

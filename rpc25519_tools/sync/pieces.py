@@ -8,7 +8,7 @@ with where each begins, stands for the whole: it takes no second look at the con
 import itertools
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -63,8 +63,23 @@ class Pieces:
         self._sums += b"".join(piece_sums)
         self.covered += sum(lengths)
 
+    def all(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield offset, length and sum of each piece; they have to make up a file."""
+        self._sort()
+        ends = itertools.chain(self._offsets[1:], (self.covered,))
+        for at, (offset, end) in enumerate(zip(self._offsets, ends, strict=True)):
+            begin = at * SUM_LEN
+            yield offset, end - offset, bytes(self._sums[begin : begin + SUM_LEN])
+
     def root(self) -> bytes:
         """Return the sum of the whole file, 32 bytes."""
+        self._sort()
+        digest = blake3(self._sums)
+        digest.update(b"".join(_LENGTH.pack(offset) for offset in self._offsets))
+        digest.update(_LENGTH.pack(self.covered))
+        return digest.digest()
+
+    def _sort(self) -> None:
         if not self._is_sorted:
             order = sorted(range(len(self._offsets)), key=self._offsets.__getitem__)
             self._offsets = array("Q", (self._offsets[at] for at in order))
@@ -73,7 +88,4 @@ class Pieces:
                 b"".join(view[at * SUM_LEN : (at + 1) * SUM_LEN] for at in order)
             )
             self._is_sorted = True
-        digest = blake3(self._sums)
-        digest.update(b"".join(_LENGTH.pack(offset) for offset in self._offsets))
-        digest.update(_LENGTH.pack(self.covered))
-        return digest.digest()
+            self._last = self._offsets[-1]

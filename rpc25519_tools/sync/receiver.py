@@ -22,13 +22,14 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
-from rpc25519_tools.sync.basis import Basis, Candidates, open_basis
+from rpc25519_tools.sync.basis import Candidates
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
 from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
 from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.pending import Outcome, Pending
 from rpc25519_tools.sync.records import (
     ARG_AT,
     ARG_INDEX,
@@ -45,8 +46,10 @@ from rpc25519_tools.sync.records import (
     decode_deltas,
     decode_overview,
     encode_records,
+    told,
 )
-from rpc25519_tools.sync.storing import PARTIAL_FROM, Outcome, Pending, Store
+from rpc25519_tools.sync.seeking import Seeking
+from rpc25519_tools.sync.storing import Store
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
@@ -55,8 +58,6 @@ _MAX_PENDING: Final = 2048
 _MAX_TABLED: Final = 8 << 20
 #: Finished files wait for so long for more to be synced with them, in seconds.
 _SYNC_AFTER_S: Final = 0.05
-#: Files below this length are not worth a table.
-_TABLE_FROM: Final = 512
 
 
 class Receiver:
@@ -104,8 +105,14 @@ class Receiver:
             privileged=privileged,
             is_new=is_new,
         )
+        self._seeking = Seeking(destination, options, self._candidates)
         self._store = Store(
-            destination, options, self._key, self._pending, self._candidates
+            destination,
+            options,
+            self._key,
+            self._pending,
+            self._candidates,
+            self._seeking.rescue,
         )
         self._disk = asyncio.Lock()
         self._overviews: deque[tuple[Overview, list[bytes]]] = deque()
@@ -234,25 +241,19 @@ class Receiver:
         if outcome.moved:
             self._observer.moved(outcome.moved)
         for pending in outcome.done:
-            self._forget(pending)
+            self._forget(pending, placed=True)
             self._observer.placed(self._told(pending.path))
         failed = {}
         for index, (pending, note) in outcome.failed.items():
-            self._forget(pending)
+            self._forget(pending, placed=False)
             failed[index] = note
             self._observer.failed(self._told(pending.path), note)
-        notes = [(b"/".join(path), note) for path, note in outcome.notes]
-        for path, note in outcome.notes:
-            self._observer.failed(path, note)
         if outcome.done or failed:
             done = [pending.entry.index for pending in outcome.done]
             await self._channel.send(
                 RsyncStep.ACK, encode_records([Acks(done, failed)])
             )
-        if notes:
-            await self._channel.send(
-                RsyncStep.ACK, encode_records([Removed([], notes)])
-            )
+        await self._tell_troubles(outcome.notes)
         if any(pending.bases for pending in outcome.done):
             # Nobody waits for it: the replaced file may be freed by that, and a large
             # one takes a while.
@@ -268,9 +269,23 @@ class Receiver:
             await self._channel.send(RsyncStep.HASHES, encode_records([record]))
         self._changed.set()
 
-    def _forget(self, pending: Pending) -> None:
+    async def _tell_troubles(self, troubles: Sequence[tuple[Parts, str]]) -> None:
+        """Tell both sides what went wrong with things that nobody asked for."""
+        notes = [
+            (told(b"/".join(path)), note[:MAX_NOTE_LEN]) for path, note in troubles
+        ]
+        for path, note in troubles:
+            self._observer.failed(path, note)
+        if notes:
+            await self._channel.send(
+                RsyncStep.ACK, encode_records([Removed([], notes)])
+            )
+
+    def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
         self._tabled -= pending.tabled
+        released = self._seeking.end(pending, placed=placed)
+        self._to_table.extend(one for one in released if one.told)
 
     async def _sync_now_and_then(self) -> None:
         """Give finished files their names when nothing more comes for a moment."""
@@ -279,7 +294,8 @@ class Receiver:
                 await self._change()
                 continue
             # When only these are left, nothing is gained by waiting.
-            only_these = self._all_judged and self._store.unsynced == len(self._pending)
+            coming = len(self._pending) - self._seeking.waiting
+            only_these = self._all_judged and self._store.unsynced == coming
             if not only_these:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SYNC_AFTER_S):
@@ -314,8 +330,9 @@ class Receiver:
                 self._observer.skipped(tuple(path.split(b"/")) if path else ())
             if judged.removed:
                 self._observer.removed(judged.removed)
-                record = Removed(judged.removed)
+                record = Removed([told(path) for path in judged.removed])
                 await self._channel.send(RsyncStep.ACK, encode_records([record]))
+            await self._tell_troubles(judged.troubles)
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
                 if verdict is Verdict.FAILED:
@@ -333,31 +350,12 @@ class Receiver:
         judged = self._judging.judge_all(overview, names)
         first = self._judging.count - len(judged.verdicts)
         for pending in judged.wanted:
-            if self._has_basis(pending):
+            if self._seeking.choose(pending):
                 at = pending.entry.index - first
                 judged.verdicts[at] = Verdict.WANT_DELTA
         if judged.wanted:
             self._last_path = judged.wanted[-1].path
         return judged
-
-    def _has_basis(self, pending: Pending) -> bool:
-        """Look for files that a wanted one may be made of."""
-        entry, old = pending.entry, pending.old
-        if self._options.whole_file or entry.size < _TABLE_FROM:
-            return False
-        key = self._destination.key(pending.path)
-        found: list[tuple[Parts, bool]] = []
-        if old is not None and Pending.is_regular(old):
-            if old.status.st_size >= _TABLE_FROM // 2:
-                found.append((pending.path, False))
-        else:
-            guesses = self._candidates.guesses(pending.path, entry.size, entry.mtime_ns)
-            found += [(path, True) for path in guesses]
-        pending.candidates = found
-        has_partial = (
-            entry.size >= PARTIAL_FROM and self._destination.area.holds(key) > 0
-        )
-        return bool(found) or has_partial
 
     async def _send_verdicts(self, base: int, judged: Judged) -> None:
         changes = judged.changes if self._report and any(judged.changes) else []
@@ -368,7 +366,9 @@ class Receiver:
         payload = await in_worker(encode_records, [record])
         await self._channel.send(RsyncStep.HASHES, payload)
         for pending in judged.wanted:
-            if judged.verdicts[pending.entry.index - base] == Verdict.WANT_DELTA:
+            at = pending.entry.index - base
+            pending.told = True
+            if judged.verdicts[at] == Verdict.WANT_DELTA and not pending.waits:
                 self._to_table.append(pending)
         self._changed.set()
 
@@ -378,45 +378,28 @@ class Receiver:
             if not self._to_table or self._tabled > _MAX_TABLED:
                 await self._change()
                 continue
+            if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
+                await self._cut_large(self._to_table.popleft())
+                continue
             small: list[Pending] = []
-            while self._to_table and len(small) < 256:
+            while self._to_table and len(small) < _SMALL_TABLES:
                 if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
                     break
                 small.append(self._to_table.popleft())
-            if small:
-                records = await in_worker(self._small_tables, small)
-                await self._channel.send(RsyncStep.HASHES, encode_records(records))
-            else:
-                await self._cut_large(self._to_table.popleft())
-
-    def _open_bases(self, pending: Pending) -> None:
-        """Open what a wanted file may be made of, in a worker."""
-        entry = pending.entry
-        if entry.size >= PARTIAL_FROM:
-            partial = self._destination.area.acquire(
-                self._destination.key(pending.path)
-            )
-            if partial is not None:
-                pending.partial = partial
-                status = os.fstat(partial.fd)
-                if status.st_size:
-                    basis = Basis(partial.fd, status, in_place=True)
-                    pending.bases.append(basis)
-        for path, guessed in pending.candidates:
-            found = open_basis(self._destination.tree, path, guessed=guessed)
-            if found is not None:
-                pending.bases.append(found)
+            records = await in_worker(self._small_tables, small)
+            await self._channel.send(RsyncStep.HASHES, encode_records(records))
 
     def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
         records: list[Hashes] = []
         for pending in files:
             index, size = pending.entry.index, pending.entry.size
-            self._open_bases(pending)
-            tables = [
-                table
-                for number, basis in enumerate(pending.bases)
-                for table in basis.tables(index, number, self._key, size)
-            ]
+            with pending.cutting() as bases:
+                self._seeking.open(pending)
+                tables = [
+                    table
+                    for number, basis in enumerate(bases)
+                    for table in basis.tables(index, number, self._key, size)
+                ]
             if not tables:
                 tables = [_no_table(index)]
             tables[-1].last = True
@@ -425,16 +408,18 @@ class Receiver:
 
     async def _cut_large(self, pending: Pending) -> None:
         index, size = pending.entry.index, pending.entry.size
-        await in_worker(self._open_bases, pending)
-        for number, basis in enumerate(pending.bases):
-            tables = basis.tables(index, number, self._key, size)
-            while (table := await in_worker(next, tables, None)) is not None:
-                pending.tabled += len(table.sums) + len(table.lengths)
-                self._tabled += len(table.sums) + len(table.lengths)
-                await self._channel.send(RsyncStep.HASHES, encode_records([table]))
         last = _no_table(index)
-        last.basis = max(len(pending.bases) - 1, 0)
-        last.in_place = bool(pending.bases) and pending.bases[-1].in_place
+        with pending.cutting() as bases:
+            await in_worker(self._seeking.open, pending)
+            for number, basis in enumerate(bases):
+                last.basis, last.in_place = number, basis.in_place
+                tables = basis.tables(index, number, self._key, size)
+                while (table := await in_worker(next, tables, None)) is not None:
+                    if index not in self._pending:
+                        break  # it has failed meanwhile
+                    pending.tabled += len(table.sums) + len(table.lengths)
+                    self._tabled += len(table.sums) + len(table.lengths)
+                    await self._channel.send(RsyncStep.HASHES, encode_records([table]))
         await self._channel.send(RsyncStep.HASHES, encode_records([last]))
 
     # The end.
@@ -449,7 +434,10 @@ class Receiver:
                     self._observer.removed(deleting.removed)
                     for path, note in deleting.failed:
                         self._observer.failed(tuple(path.split(b"/")), note)
-                    record = Removed(deleting.removed, deleting.failed)
+                    record = Removed(
+                        [told(path) for path in deleting.removed],
+                        [(told(path), note) for path, note in deleting.failed],
+                    )
                     await self._channel.send(RsyncStep.ACK, encode_records([record]))
         elif self._options.delete:
             self._observer.warned((), NOTHING_DELETED)
@@ -460,21 +448,19 @@ class Receiver:
             self._store.literal,
             deleting.left,
         )
-        unset = [
-            (b"/".join(failed), why(exc, "write", failed)[:MAX_NOTE_LEN])
-            for failed, exc in self._judging.directories.failures
-        ]
-        for path, note in unset:
-            self._observer.failed(tuple(path.split(b"/")), note)
-        for at in range(0, len(unset), BATCH_LEN):
-            record = Removed([], unset[at : at + BATCH_LEN])
-            await self._channel.send(RsyncStep.ACK, encode_records([record]))
+        failures = self._judging.directories.failures
+        for at in range(0, len(failures), BATCH_LEN):
+            some = failures[at : at + BATCH_LEN]
+            await self._tell_troubles(
+                [(path, why(exc, "write", path)) for path, exc in some]
+            )
         await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
         return totals
 
 
-#: Tables of files up to this length travel together.
+#: Tables of files up to this length travel together, and those of so many.
 _SMALL_TABLE_LEN: Final = 1 << 20
+_SMALL_TABLES: Final = 256
 
 
 def _close_bases(files: Sequence[Pending]) -> None:

@@ -23,7 +23,7 @@ from blake3 import blake3
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
-from rpc25519_tools.sync.records import ROOT_NAME, Overview, Segment, pack_nanos
+from rpc25519_tools.sync.records import ROOT_NAME, Overview, Segment, pack_nanos, told
 from rpc25519_tools.sync.source import (
     Found,
     Place,
@@ -192,7 +192,12 @@ class Walk:
             mode = found.status.st_mode
             if not self._takes_part(directory, found):
                 continue
-            self._add(directory, found)
+            target = b""
+            if stat.S_ISLNK(mode):
+                target = self._target_of(found, directory)
+                if not target:
+                    continue
+            self._add(directory, found, target)
             count += 1
             if stat.S_ISDIR(mode):
                 below = directory.below(group)
@@ -206,7 +211,7 @@ class Walk:
         whole = not directory.failed
         self.stops_deleting |= self._options.delete and not whole
         for path, text in directory.failed:
-            self._batch.overview.failed.append((b"/".join(path), text))
+            self._batch.overview.failed.append((told(b"/".join(path)), text))
         self._segment(number, count, ends=True, whole=whole)
         size = len(self._batch.items)
         if size >= BATCH_LEN // 2 or len(self._batch.overview.segments) >= BATCH_LEN:
@@ -258,7 +263,7 @@ class Walk:
     def _add_root(self, directory: SourceDir, status: os.stat_result) -> None:
         self._add(directory, Found(ROOT_NAME, directory.places[0], status))
 
-    def _add(self, directory: SourceDir, found: Found) -> None:
+    def _add(self, directory: SourceDir, found: Found, target: bytes = b"") -> None:
         overview, status = self._batch.overview, found.status
         mode = status.st_mode
         is_regular = stat.S_ISREG(mode)
@@ -279,7 +284,7 @@ class Walk:
             if self._options.checksum:
                 self._sums.append(self._sum_of(item))
         elif stat.S_ISLNK(mode):
-            item.target = self._target_of(found, directory)
+            item.target = target
             overview.targets.append(item.target)
         elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             overview.devices.append(status.st_rdev)
@@ -308,14 +313,15 @@ class Walk:
         self._next_index += 1
 
     def _target_of(self, found: Found, directory: SourceDir) -> bytes:
+        """Return where a symbolic link leads; nothing if it cannot be read."""
         *parents, name = found.place.parts
         try:
             above = found.place.tree.directory(tuple(parents))
-            return os.readlink(name, dir_fd=above.fd) or b"."
+            return os.readlink(name, dir_fd=above.fd)
         except (OSError, Rpc25519Error) as exc:
             path = (*directory.path, found.name)
             directory.failed.append((path, why(exc, "read", path)))
-            return b"."
+            return b""
 
     def _sum_of(self, item: Item) -> bytes:
         """Return the sum of a file; of one that cannot be read, one of nothing."""
