@@ -5,6 +5,8 @@ the TLS transport, which overrides how bytes pass through.
 """
 
 import asyncio
+import contextlib
+import os
 import select
 import socket
 from collections.abc import Callable, Sequence
@@ -31,6 +33,9 @@ NOTHING_PROTECTED: Final = "plain TCP, nothing is protected"
 
 #: How long a peer may take to hang up in its turn, in seconds.
 LINGER_S = 2.0
+
+#: What is taken at most of what had come when a line broke; kernels keep less.
+_MOST_REST_LEN: Final = 16 << 20
 
 
 def enable_keepalive(sock: socket.socket) -> None:
@@ -122,7 +127,7 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def has_hung_up(self) -> bool:
         """Ask the socket whether its peer sends nothing more."""
-        return socket_has_hung_up(self.fileno())
+        return self._gone or socket_has_hung_up(self.fileno())
 
     # Called by asyncio.
 
@@ -162,6 +167,8 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
+        if not self._closing:
+            self._take_rest()
         self._closing = True
         self._gone = True
         self._over_high_water = False
@@ -172,6 +179,23 @@ class TcpTransport(asyncio.BufferedProtocol):
             receiver.connection_lost(exc)
         if self.gone is not None:
             self.gone()
+
+    def _take_rest(self) -> None:
+        """Take what had come before the line broke.
+
+        A reset is mostly noticed by writing, while what the peer has sent before still
+        lies in the kernel's memory.
+        """
+        fileno = self.fileno()
+        left = _MOST_REST_LEN
+        with contextlib.suppress(OSError):
+            while fileno >= 0 and left > 0 and not self._closing:
+                memory = self.get_buffer(-1)
+                count = os.readv(fileno, [memory])
+                if not count:
+                    return
+                left -= count
+                self.buffer_updated(count)
 
     # Called from above.
 
@@ -208,6 +232,7 @@ class TcpTransport(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once."""
         assert self._socket_transport is not None
+        self._closing = True
         if not self._gone:  # asyncio's own transport stumbles then
             self._socket_transport.abort()
 

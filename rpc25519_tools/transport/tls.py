@@ -331,9 +331,11 @@ class TlsTransport(TcpTransport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on, or report that the handshake never finished."""
-        self._ssl.set_app_data(None)  # we and it held each other
         self._unsent.clear()
         self._unsent_len = 0
+        if not self._closing and not self._handshaking:
+            self._take_rest()
+        self._ssl.set_app_data(None)  # we and it held each other
         self._closing = True
         if self._handshaking:
             self._end_handshake()
