@@ -11,6 +11,8 @@ name (see ``jail.py``). In it are
   file's: its last owner may have published or removed it in between;
 - *session directories*, each locked by the one :class:`PartialArea` that made it. Files
   in them are cheap, since they need no lock of their own, and die with the session.
+  Where the session's process was killed they are left: the next area that is opened
+  to take them over finds them by their keys, until it closes.
 
 :meth:`PartialArea.sweep` removes what is dead, old or too much, and nothing that is
 locked, so it may run at any time beside any number of other processes.
@@ -38,7 +40,7 @@ from blake3 import blake3
 from rpc25519_tools.errors import OtherFileSystemError, UnsafePathError
 from rpc25519_tools.files.jail import describe_kind, unsafe
 from rpc25519_tools.files.partial import names_inode
-from rpc25519_tools.files.sweeping import DIR_FLAGS, empty, sweep, try_lock
+from rpc25519_tools.files.sweeping import DIR_FLAGS, empty, sweep, take_over, try_lock
 
 AREA_NAME: Final = b".rpc25519-part-area"
 
@@ -48,6 +50,7 @@ _KEYED_FLAGS = (
     os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 )  # whatever has the name, opening it must not block
 _SCRATCH_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_LEFT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_PLAIN = frozenset({errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO})
 
 
@@ -143,15 +146,18 @@ class PartialArea:
         self._session_fd = -1
         self._session_name = b""
         self._gone_fds: list[int] = []
+        self._left: list[tuple[int, bytes]] = []
+        self._keeps_left = False
         self._numbers = itertools.count()
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, dir_fd: int) -> Self:
+    def open(cls, dir_fd: int, *, takes_over: bool = False) -> Self:
         """Look for the area of a directory, and sweep it.
 
         Args:
             dir_fd: the directory; only borrowed, the object holds its own.
+            takes_over: whether files that killed sessions have left are of use.
 
         Raises:
             UnsafePathError: something else has the name, or others could have put
@@ -160,7 +166,9 @@ class PartialArea:
         """
         area = cls(os.dup(dir_fd))
         try:
-            area._find_area(make=False)
+            if area._find_area(make=False) >= 0 and takes_over:
+                with contextlib.suppress(OSError):
+                    area._left = take_over(area._area_fd)
             area.sweep()
         except BaseException:
             area.close()
@@ -181,14 +189,25 @@ class PartialArea:
             if self._session_fd >= 0:
                 empty(self._session_fd, None)
                 os.rmdir(self._session_name, dir_fd=self._area_fd)
+        for fd, name in self._left:
+            with contextlib.suppress(OSError):
+                if not self._keeps_left:
+                    empty(fd, None)
+                    os.rmdir(name, dir_fd=self._area_fd)
+        if not self._keeps_left:
+            for fd, _ in self._left:
+                os.close(fd)
+            self._left = []
+        self.sweep()  # what there was no time for at the beginning
         with contextlib.suppress(OSError):
             if self._area_fd >= 0:
                 status = os.fstat(self._area_fd)
                 if names_inode(self._dir_fd, AREA_NAME, status):
                     os.rmdir(AREA_NAME, dir_fd=self._dir_fd)  # fails unless empty
-        fds = (self._session_fd, self._area_fd, *self._gone_fds, self._dir_fd)
+        left = [fd for fd, _ in self._left]
+        fds = (self._session_fd, self._area_fd, *self._gone_fds, *left, self._dir_fd)
         self._session_fd = self._area_fd = self._dir_fd = -1
-        self._gone_fds = []
+        self._gone_fds, self._left = [], []
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
@@ -247,20 +266,46 @@ class PartialArea:
                 return None
         return None
 
-    def scratch(self) -> Partial:
+    def scratch(self, key: bytes = b"") -> Partial:
         """Make a new empty file that lives no longer than this area is open.
 
         Costs one system call.
 
+        Args:
+            key: by which it is found if this process is killed; each only once at a
+                time. Empty: it is not.
+
         Raises:
             UnsafePathError, OSError: as :meth:`acquire`.
         """
-        name = b"%d" % next(self._numbers)
+        name = _left_name(key) if key else b"%d" % next(self._numbers)
         session_fd = self._session_fd
         if session_fd < 0:
             session_fd = self._begin_session()
         fd = os.open(name, _SCRATCH_FLAGS, 0o600, dir_fd=session_fd)
         return Partial(fd, name, session_fd, keyed=False)
+
+    def open_left(self, key: bytes) -> int:
+        """Open what a killed session has left of a file, for reading; -1 for nothing.
+
+        It may be unfinished, or have lost contents when the power went.
+        """
+        for fd, _ in self._left:
+            with contextlib.suppress(OSError):
+                return os.open(_left_name(key), _LEFT_FLAGS, dir_fd=fd)
+        return -1
+
+    def has_left(self, key: bytes) -> bool:
+        """Tell whether a killed session has left something of a file."""
+        for fd, _ in self._left:
+            with contextlib.suppress(OSError):
+                os.stat(_left_name(key), dir_fd=fd, follow_symlinks=False)
+                return True
+        return False
+
+    def keep_left(self) -> None:
+        """Leave what was taken over to a later attempt, too."""
+        self._keeps_left = True
 
     def new_name(self) -> tuple[int, bytes]:
         """Return a free name for something that is no regular file, and its directory.
@@ -349,6 +394,10 @@ class PartialArea:
 
 def _name_of(key: bytes) -> bytes:
     return blake3(key).hexdigest().encode()
+
+
+def _left_name(key: bytes) -> bytes:
+    return b"k" + blake3(key).hexdigest(16).encode()
 
 
 def _open_area(dir_fd: int) -> int:

@@ -24,6 +24,8 @@ MAX_SHARE: Final = 4
 #: How long a sweep may take, in seconds, and how many names it looks at.
 SWEEP_S: Final = 0.25
 MAX_LISTED: Final = 4096
+#: Sessions of killed processes whose files are taken over.
+MAX_TAKEN_OVER: Final = 4
 
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -116,6 +118,32 @@ def sweep(area_fd: int, now_s: float) -> None:
         if too_much or changed_ns < oldest_ns:
             with contextlib.suppress(OSError):
                 _remove_partial(area_fd, name, changed_ns)
+
+
+def take_over(area_fd: int) -> list[tuple[int, bytes]]:
+    """Lock the session directories that killed processes have left.
+
+    Returns:
+        Descriptor and name of each, the newest first, at most MAX_TAKEN_OVER.
+    """
+    found: list[tuple[int, int, bytes]] = []
+    for name in list(_listed(area_fd, MAX_LISTED)):
+        with contextlib.suppress(OSError):
+            fd = os.open(name, DIR_FLAGS, dir_fd=area_fd)
+            try:
+                status = os.fstat(fd)
+                mine = bool(try_lock(fd)) and names_inode(area_fd, name, status)
+            except BaseException:
+                os.close(fd)
+                raise
+            if mine:
+                found.append((status.st_ctime_ns, fd, name))
+            else:
+                os.close(fd)
+    found.sort(reverse=True)
+    for _, fd, _ in found[MAX_TAKEN_OVER:]:
+        os.close(fd)
+    return [(fd, name) for _, fd, name in found[:MAX_TAKEN_OVER]]
 
 
 def _remove_session(area_fd: int, name: bytes, end_s: float, oldest_ns: int) -> None:

@@ -559,3 +559,67 @@ def test_without_locks_nothing_is_carried_on_with(
             other.sweep(time.time() + 2 * WEEK_S)
             assert names(folder / AREA) == []
     assert names(folder) == ["final"]
+
+
+# What killed sessions have left
+
+
+def leave_behind(folder: Path, *files: tuple[bytes, bytes]) -> None:
+    """Have a process killed that holds these files in a session."""
+    program = (
+        "import os, sys\n"
+        "from rpc25519_tools.files.area import PartialArea\n"
+        "area = PartialArea.open(os.open(sys.argv[1], os.O_RDONLY))\n"
+        "for word in sys.argv[2:]:\n"
+        "    key, _, data = word.encode().partition(b'=')\n"
+        "    os.write(area.scratch(key).fd, data)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    words = [f"{key.decode()}={data.decode()}" for key, data in files]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), *words], check=False
+    )
+    assert done.returncode == -9
+
+
+def read_left(area: PartialArea, key: bytes) -> bytes | None:
+    fd = area.open_left(key)
+    assert area.has_left(key) == (fd >= 0)
+    if fd < 0:
+        return None
+    try:
+        return os.read(fd, 1000)
+    finally:
+        os.close(fd)
+
+
+def test_who_takes_over_finds_what_killed_sessions_left(
+    folder: Path, place_fd: int
+) -> None:
+    leave_behind(folder, (b"one", b"1"), (b"two", b"2"))
+    leave_behind(folder, (b"two", b"newer"))
+    with PartialArea.open(place_fd, takes_over=True) as area:
+        assert read_left(area, b"one") is None, "the second process has swept it"
+        assert read_left(area, b"two") == b"newer"
+        assert read_left(area, b"three") is None
+        with PartialArea.open(place_fd, takes_over=True) as other:
+            assert read_left(other, b"two") is None
+        assert read_left(area, b"two") == b"newer"
+    assert names(folder) == []
+
+
+def test_what_is_taken_over_can_be_left_once_more(folder: Path, place_fd: int) -> None:
+    leave_behind(folder, (b"one", b"1"))
+    with PartialArea.open(place_fd, takes_over=True) as area:
+        area.scratch(b"one").discard()
+        area.keep_left()
+    with PartialArea.open(place_fd, takes_over=True) as area:
+        assert read_left(area, b"one") == b"1"
+    assert names(folder) == []
+
+
+def test_who_does_not_take_over_sweeps_it(folder: Path, place_fd: int) -> None:
+    leave_behind(folder, (b"one", b"1"))
+    with PartialArea.open(place_fd) as area:
+        assert read_left(area, b"one") is None
+    assert names(folder) == []
