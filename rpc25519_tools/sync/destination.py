@@ -24,6 +24,7 @@ from rpc25519_tools.sync.attributes import (
     set_owner,
     set_time,
 )
+from rpc25519_tools.sync.durable import Changes
 from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.names import sorted_names
 from rpc25519_tools.sync.options import SyncOptions
@@ -47,6 +48,7 @@ class Destination:
         area: for what is unfinished, on the same file system if possible.
         options: of the sync.
         privileged: whether owners and devices may be made as the sender wants them.
+        below_area: where the destination lies in the directory that has the area.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class Destination:
         options: SyncOptions,
         *,
         privileged: bool,
+        below_area: Parts = (),
     ) -> None:
         self.tree = tree
         self._area = area
+        self._below_area = below_area
         self._options = options
         self._privileged = privileged
         self._backup: Parts | None = None
@@ -68,6 +72,8 @@ class Destination:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         #: To sync the file system by.
         self.sync_fd = os.open(".", flags, dir_fd=tree.top.fd)
+        #: What has to be synced.
+        self.changes = Changes(tree, self.sync_fd)
         #: What the root itself shall be, once it is done, and what it was.
         self.root_entry: tuple[Entry, Old | None] | None = None
 
@@ -85,9 +91,14 @@ class Destination:
         assert self._area is not None, "a dry run writes nothing"
         return self._area
 
+    def keep_left(self) -> None:
+        """Leave what killed syncs have left to a later attempt."""
+        if self._area is not None:
+            self._area.keep_left()
+
     def key(self, path: Parts) -> bytes:
         """Return what the partial of a path is called in the area."""
-        return b"/".join(self.tree.at + path)
+        return b"/".join(self._below_area + path)
 
     # Looking.
 
@@ -129,6 +140,7 @@ class Destination:
         if old is not None:
             self.clear(parent, entry.name)
         os.mkdir(entry.name, 0o700, dir_fd=directory.fd)
+        self.changes.note_directory(parent)
 
     def make_special(self, parent: Parts, entry: Entry, old: Old | None) -> None:
         """Make a symbolic link, FIFO, socket or device, in the place of what is there.
@@ -184,11 +196,13 @@ class Destination:
         """Set attributes of what is in place and stays."""
         directory = self.tree.directory(parent)
         self._adjust(directory.fd, entry.name, entry, old.status)
+        self.changes.note_file((*parent, entry.name))
 
     def adjust_directory(self, path: Parts, entry: Entry, old: Old | None) -> None:
         """Set attributes of a directory when all beneath it is done."""
         status = None if old is None else old.status
         self._adjust(self.tree.directory(path).fd, b".", entry, status)
+        self.changes.note_directory(path)
 
     def _adjust(
         self, dir_fd: int, name: bytes, entry: Entry, old: os.stat_result | None
@@ -226,6 +240,7 @@ class Destination:
         old: Old | None,
     ) -> None:
         """Give something that is complete its final name, in one step."""
+        self.changes.note_directory(parent)
         if old is not None:
             if stat.S_ISDIR(old.status.st_mode):
                 self.clear(parent, name)
@@ -250,7 +265,14 @@ class Destination:
                 target = os.readlink(temporary, dir_fd=from_fd)
                 os.symlink(target, beside, dir_fd=directory.fd)
             elif stat.S_ISREG(status.st_mode):
-                _copy_file(from_fd, temporary, directory.fd, beside, status)
+                _copy_file(
+                    from_fd,
+                    temporary,
+                    directory.fd,
+                    beside,
+                    status,
+                    fsync=self._options.fsync,
+                )
             else:
                 mode = status.st_mode
                 os.mknod(beside, mode, status.st_rdev, dir_fd=directory.fd)
@@ -271,6 +293,7 @@ class Destination:
                 deleted.
         """
         directory = self.tree.directory(parent)
+        self.changes.note_directory(parent)
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         is_dir = stat.S_ISDIR(status.st_mode)
         self.tree.forget((*parent, name))
@@ -322,6 +345,7 @@ class Destination:
     def remove(self, parent: Parts, name: bytes, *, is_dir: bool) -> None:
         """Remove a thing that the source does not have; a directory if it is empty."""
         directory = self.tree.directory(parent)
+        self.changes.note_directory(parent)
         self.check((*parent, name))
         if self._backup is not None and not is_dir:
             self._keep(parent, name)
@@ -337,6 +361,7 @@ class Destination:
         directory = self.tree.directory(parent)
         above_path = (*self._backup, *parent)
         above = self._ensure(above_path)
+        self.changes.note_directory(above_path)
         with contextlib.suppress(FileNotFoundError):
             there = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
             if stat.S_ISDIR(there.st_mode):
@@ -379,6 +404,7 @@ class Destination:
                         os.unlink(name, dir_fd=above.fd)  # no directory before
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o777, dir_fd=above.fd)
+                self.changes.note_directory(path[: depth - 1])
         return self.tree.directory(path)
 
     def is_backup(self, path: Parts) -> bool:
@@ -387,7 +413,13 @@ class Destination:
 
 
 def _copy_file(
-    from_fd: int, name: bytes, to_fd: int, to_name: bytes, status: os.stat_result
+    from_fd: int,
+    name: bytes,
+    to_fd: int,
+    to_name: bytes,
+    status: os.stat_result,
+    *,
+    fsync: bool,
 ) -> None:
     source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
     try:
@@ -402,6 +434,8 @@ def _copy_file(
             if os.geteuid() == 0:
                 os.fchown(target, status.st_uid, status.st_gid)
             os.fchmod(target, stat.S_IMODE(status.st_mode))
+            if fsync:
+                os.fsync(target)
         finally:
             os.close(target)
     finally:

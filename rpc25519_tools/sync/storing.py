@@ -23,6 +23,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.sync.basis import Basis, Candidates
 from rpc25519_tools.sync.copying import clone, copy_range, sync_file_system
 from rpc25519_tools.sync.destination import Destination
+from rpc25519_tools.sync.durable import FEW
 from rpc25519_tools.sync.holes import has_holes, stretches
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
@@ -35,8 +36,6 @@ from rpc25519_tools.wire.greenpack import Buffer
 #: Files, and bytes of them, that are synced together.
 _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
-#: Up to so many files are synced one by one, more by syncing their file system.
-_FEW: Final = 4
 #: To close replaced files from this length on may take a while: the receiver does that
 #: when nobody waits.
 _LONG_TO_FREE: Final = 16 << 20
@@ -153,7 +152,7 @@ class Store:
                 if pending.partial is not None:
                     os.ftruncate(pending.partial.fd, 0)
             if pending.partial is None:
-                pending.partial = area.scratch()
+                pending.partial = area.scratch(self._destination.key(pending.path))
 
     def _write(self, pending: Pending, at: int, data: Buffer) -> None:
         self._open(pending)
@@ -327,7 +326,13 @@ class Store:
         if not unsynced:
             return
         if self._options.fsync:
-            self._sync(unsynced)
+            try:
+                self._sync(unsynced)
+            except OSError as exc:
+                for pending in unsynced:
+                    note = why(exc, "write", pending.path)
+                    self._fail(pending, note, outcome)
+                return
         for pending in unsynced:
             try:
                 self._publish(pending)
@@ -336,10 +341,10 @@ class Store:
             else:
                 outcome.done.append(pending)
         if self._options.fsync:
-            self._sync_names(unsynced)
+            self._destination.changes.sync_names()
 
     def _sync(self, unsynced: list[Pending]) -> None:
-        if len(unsynced) > _FEW and sync_file_system(self._destination.sync_fd):
+        if len(unsynced) > FEW and sync_file_system(self._destination.sync_fd):
             return
         for pending in unsynced:
             assert pending.partial is not None
@@ -352,19 +357,6 @@ class Store:
                 os.fsync(fd)
             finally:
                 if fd != partial.fd:
-                    os.close(fd)
-
-    def _sync_names(self, unsynced: list[Pending]) -> None:
-        if len(unsynced) > _FEW and sync_file_system(self._destination.sync_fd):
-            return
-        for path in {pending.directory.path for pending in unsynced}:
-            with contextlib.suppress(OSError, Rpc25519Error):
-                directory = self._destination.tree.directory(path)
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                fd = os.open(".", flags, dir_fd=directory.fd)
-                try:
-                    os.fsync(fd)
-                finally:
                     os.close(fd)
 
     def _publish(self, pending: Pending) -> None:
