@@ -21,6 +21,9 @@ from rpc25519_tools.wire.message import NO_ARGS, Message
 #: The connection stops reading while a stream holds more than this for its reader,
 #: and goes on when it holds less than half of it.
 _HIGH_WATER_LEN: Final = 6 << 20
+#: The same of a stream whose parts are kept: what is not stored yet when the process is
+#: killed has come in vain.
+_KEPT_HIGH_WATER_LEN: Final = 2 << 20
 
 #: What a part takes beside its payload and arguments.
 _PART_COST: Final = 1024
@@ -81,6 +84,7 @@ class IncomingStream:
         self._driver = driver
         self._change_held = driver.change_held if change_held is None else change_held
         self._keeps_parts = keeps_parts
+        self._high_water_len = _KEPT_HIGH_WATER_LEN if keeps_parts else _HIGH_WATER_LEN
         self._parts: deque[Part] = deque()
         self._len = 0
         self._holding = False
@@ -132,7 +136,7 @@ class IncomingStream:
         part = self._parts.popleft()
         self._len -= part.cost
         self._change_held(-part.cost)
-        if self._holding and self._len <= _HIGH_WATER_LEN // 2:
+        if self._holding and self._len <= self._high_water_len // 2:
             self._release()
         return part
 
@@ -143,7 +147,7 @@ class IncomingStream:
         self._parts.append(part)
         self._len += part.cost
         self._change_held(part.cost)
-        if self._len > _HIGH_WATER_LEN and not self._holding:
+        if self._len > self._high_water_len and not self._holding:
             self._holding = True
             self._driver.hold_reading()
         if part.last:

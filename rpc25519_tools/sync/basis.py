@@ -10,18 +10,20 @@ All of this blocks.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import stat
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
 from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
+from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, pack_lengths
 from rpc25519_tools.sync.tree import Parts, Tree
 
@@ -53,6 +55,7 @@ class Basis:
         path: where it lies in the transfer; empty for the unfinished file.
         guessed: whether only its length or name spoke for it.
         used: whether a chunk of it was.
+        reopen: opens it once more, where it is not found by its path.
     """
 
     fd: int
@@ -65,6 +68,7 @@ class Basis:
     guessed: bool = False
     used: bool = False
     copy_fd: int = -1
+    reopen: "Callable[[], Basis | None] | None" = None
 
     def end_cutting(self) -> None:
         """Close what it was cut by."""
@@ -86,7 +90,10 @@ class Basis:
         """
         if self.copy_fd >= 0:
             return
-        found = open_basis(tree, self.path, guessed=self.guessed)
+        if self.reopen is not None:
+            found = self.reopen()
+        else:
+            found = open_basis(tree, self.path, guessed=self.guessed)
         if found is None:
             raise FileChangedError("a file here has gone since it was looked at")
         if not os.path.samestat(found.status, self.status):
@@ -300,3 +307,21 @@ def open_basis(tree: Tree, path: Parts, *, guessed: bool) -> Basis | None:
         os.close(fd)
         return None
     return Basis(fd, status, in_place=False, path=path, guessed=guessed)
+
+
+def open_left(destination: Destination, path: Parts) -> Basis | None:
+    """Open what a killed sync has left of a file; None if there is nothing.
+
+    Its sums tell something of the contents, which the sender must be allowed to read.
+    """
+    if not destination.tree.may("read", path):
+        return None
+    fd = destination.area.open_left(destination.key(path))
+    if fd < 0:
+        return None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        os.close(fd)
+        return None
+    reopen = functools.partial(open_left, destination, path)
+    return Basis(fd, status, in_place=False, reopen=reopen)

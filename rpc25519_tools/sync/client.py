@@ -1,8 +1,9 @@
 """Push and pull trees, over as many connections as it takes."""
 
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from rpc25519_tools.errors import (
@@ -38,6 +39,8 @@ from rpc25519_tools.sync.source import Source, local_source
 from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Walk
 
+#: Bytes of what names all attempts of a push.
+_RUN_LEN: Final = 16
 #: Argument of a pull's first part; see ``service.py``.
 _ARG_SINGLE: Final = "single"
 
@@ -109,9 +112,10 @@ class _Progress(Silence):
 
 @dataclass(slots=True)
 class _Attempts:
-    """What one attempt leaves to the next."""
+    """What one attempt leaves to the next, and what names them all."""
 
     start_at: Parts | None = None
+    run: bytes = field(default_factory=lambda: os.urandom(_RUN_LEN))
 
 
 async def push(
@@ -148,7 +152,7 @@ async def push(
 
     async def attempt(client: Client, done: Progressed) -> Totals:
         source = await in_worker(local_source, paths, only, follow=settings.follow)
-        request = Request(VERSION, options, (), dest, source.single)
+        request = Request(VERSION, options, (), dest, source.single, run=attempts.run)
         opening = client.rsync(
             CallKind.RSYNC_SEND, SYNC_SERVICE, encode_request(request), compress=False
         )

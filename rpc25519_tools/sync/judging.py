@@ -306,7 +306,12 @@ class Judging:
                 pass
         is_listed = local.has(entry.name)
         old = self._destination.look(state.path, entry.name)
-        if old is not None and not is_listed and not self._options.dry_run:
+        if (
+            old is not None
+            and not is_listed
+            and not self._options.dry_run
+            and entry.name not in self._destination.names(state.path)
+        ):
             raise LocalFileError(
                 f"{shown((*state.path, entry.name))!r} is the same name as another one "
                 "to this file system"

@@ -75,8 +75,17 @@ def open_place(
     area = None
     try:
         if not options.dry_run:
-            area = PartialArea.open((tree if area_at_root else here).top.fd)
-        destination = Destination(here, area, options, privileged=privileged)
+            area = PartialArea.open(
+                (tree if area_at_root else here).top.fd, takes_over=True
+            )
+        destination = Destination(
+            here,
+            area,
+            options,
+            privileged=privileged,
+            # Another attempt may find the destination made, and open it directly.
+            below_area=here.at if area_at_root else (),
+        )
     except BaseException:
         if area is not None:
             area.close()

@@ -19,6 +19,7 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
     Rpc25519Error,
 )
+from rpc25519_tools.files.carry_on import is_network_failure
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
@@ -58,6 +59,8 @@ _MAX_PENDING: Final = 2048
 _MAX_TABLED: Final = 8 << 20
 #: Finished files wait for so long for more to be synced with them, in seconds.
 _SYNC_AFTER_S: Final = 0.05
+#: What came before a cut is stored for so long, in seconds.
+_SALVAGE_S: Final = 10.0
 
 
 class Receiver:
@@ -115,6 +118,8 @@ class Receiver:
             self._seeking.rescue,
         )
         self._disk = asyncio.Lock()
+        self._arrived: deque[Part] = deque()
+        self._contents: list[Part] = []
         self._overviews: deque[tuple[Overview, list[bytes]]] = deque()
         self._to_table: deque[Pending] = deque()
         self._tabled = 0
@@ -123,6 +128,8 @@ class Receiver:
         self._files = 0
         self._total_bytes = 0
         self._last_path: Parts | None = None
+        #: Whether it has failed and stores what can be kept.
+        self.is_ending = False
         self._closings: set[asyncio.Future[None]] = set()
 
     @property
@@ -147,19 +154,31 @@ class Receiver:
                 self._listen(), self._judge(), self._cut(), self._sync_now_and_then()
             )
             return await self._end()
-        except BaseException:
-            await self._salvage()
+        except BaseException as exc:
+            self.is_ending = True
+            await self._salvage(is_cut=is_network_failure(exc))
             raise
 
-    async def _salvage(self) -> None:
+    async def _salvage(self, *, is_cut: bool) -> None:
         """Store what has come before the end, and keep what another attempt can use."""
         try:
-            async with self._disk:
-                await in_worker(self._store_parts, self._channel.take_ready())
+            self._contents += self._arrived
+            await self._store_rest(self._channel.take_ready())
+            if is_cut:
+                # The connection may hold more, which it hands on as we take it.
+                async with asyncio.timeout(_SALVAGE_S):
+                    while parts := await self._channel.receive():
+                        await self._store_rest(parts)
         except (OSError, Rpc25519Error):
-            pass
+            pass  # also at the end: the connection's own error, or no more time
         finally:
+            self._destination.keep_left()
             await in_worker(self._store.abandon)
+
+    async def _store_rest(self, parts: Sequence[Part]) -> None:
+        async with self._disk:
+            contents, self._contents = [*self._contents, *parts], []
+            await in_worker(self._store_parts, contents)
 
     async def _change(self) -> None:
         """Wait until something has come, or is done."""
@@ -174,7 +193,7 @@ class Receiver:
 
     async def _listen(self) -> None:
         while not self._is_through:
-            receiving = asyncio.ensure_future(self._channel.receive())
+            receiving = asyncio.ensure_future(self._receive())
             through = asyncio.ensure_future(self._wait_through())
             try:
                 await asyncio.wait(
@@ -182,28 +201,34 @@ class Receiver:
                 )
                 if not receiving.done():
                     return
-                parts = receiving.result()
+                if not receiving.result():
+                    raise IncompleteTransferError("the sender ended the sync early")
             finally:
                 through.cancel()
                 receiving.cancel()
-            if not parts:
-                raise IncompleteTransferError("the sender ended the sync early")
-            await self._take_parts(parts)
+            await self._take_parts()
+
+    async def _receive(self) -> bool:
+        """Wait for parts and note them at once: whoever cancels us loses none."""
+        parts = await self._channel.receive()
+        self._arrived += parts
+        return bool(parts)
 
     async def _wait_through(self) -> None:
         while not self._is_through:
             await self._change()
 
-    async def _take_parts(self, parts: Sequence[Part]) -> None:
-        contents: list[Part] = []
-        for part in parts:
+    async def _take_parts(self) -> None:
+        while self._arrived:
+            part = self._arrived.popleft()
             if part.step is RsyncStep.OVERVIEW:
                 self._overviews.append(await in_worker(decode_overview, part.payload))
             else:
-                contents.append(part)
+                self._contents.append(part)
         self._changed.set()
-        if contents:
+        if self._contents:
             async with self._disk:
+                contents, self._contents = self._contents, []
                 outcome = await in_worker(self._store_parts, contents)
             await self._tell(outcome)
 
@@ -442,6 +467,8 @@ class Receiver:
         elif self._options.delete:
             self._observer.warned((), NOTHING_DELETED)
             await in_worker(self._judging.end_deleting, set())
+        if self._options.fsync and not self._options.dry_run:
+            await in_worker(self._destination.changes.sync)
         totals = Totals(
             self._judging.removed,
             self._store.matched,

@@ -85,6 +85,8 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
         start_at: where an earlier attempt stopped: a path of the transfer; what comes
             before it is in place.
         only: of a pull: nothing but these paths, relative to the one of ``paths``.
+        run: of a push: random bytes that all its attempts share; a later one makes an
+            earlier one end.
     """
 
     version: int
@@ -94,6 +96,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     single: bool = False
     start_at: _Path | None = None
     only: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=1 << 20)] | None = None
+    run: Annotated[bytes, msgspec.Meta(max_length=KEY_LEN)] = b""
 
 
 class Segment(msgspec.Struct, frozen=True, array_like=True):

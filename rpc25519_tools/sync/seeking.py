@@ -11,10 +11,18 @@ All of this blocks. Opening may go on beside the thread that stores files.
 import contextlib
 import os
 import threading
+import time
 from typing import Final
 
 from rpc25519_tools.errors import FileChangedError, Rpc25519Error
-from rpc25519_tools.sync.basis import SEARCHED_FROM, Basis, Candidates, open_basis
+from rpc25519_tools.files.area import Partial
+from rpc25519_tools.sync.basis import (
+    SEARCHED_FROM,
+    Basis,
+    Candidates,
+    open_basis,
+    open_left,
+)
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import PARTIAL_FROM, Pending
@@ -22,6 +30,9 @@ from rpc25519_tools.sync.tree import Parts
 
 #: Files below this length are not worth a table.
 _TABLE_FROM: Final = 512
+#: For so long another sync may be leaving an unfinished file, in seconds.
+_LEAVING_S: Final = 3.0
+_LOOK_AGAIN_S: Final = 0.02
 #: Files that stay open since they are about to be replaced.
 _MAX_RESCUED: Final = 16
 _NS: Final = 10**9
@@ -73,8 +84,10 @@ class Seeking:
             return True
         if found:
             return True
-        key = self._destination.key(path)
-        return entry.size >= PARTIAL_FROM and self._destination.area.holds(key) > 0
+        key, area = self._destination.key(path), self._destination.area
+        return area.has_left(key) or (
+            entry.size >= PARTIAL_FROM and area.holds(key) > 0
+        )
 
     def _may_wait(self, pending: Pending) -> bool:
         """Let a file wait for one of the same length, if nothing here has it."""
@@ -149,6 +162,9 @@ class Seeking:
             pending.is_chosen = True
             rescued = {basis.path: basis for basis in pending.bases}
             pending.bases[:] = self._partial(pending)
+            left = open_left(self._destination, pending.path)
+            if left is not None:
+                pending.bases.append(left)
             for path, guessed in pending.candidates:
                 found = rescued.pop(path, None) or open_basis(
                     self._destination.tree, path, guessed=guessed
@@ -163,7 +179,7 @@ class Seeking:
         if pending.entry.size < PARTIAL_FROM or not area.holds(key):
             return []
         try:
-            partial = area.acquire(key)
+            partial = self._acquire(key)
         except (OSError, Rpc25519Error):
             return []  # writing will fail, and tell why
         if partial is None:
@@ -173,3 +189,17 @@ class Seeking:
         if not status.st_size:
             return []
         return [Basis(os.dup(partial.fd), status, in_place=True)]
+
+    def _acquire(self, key: bytes) -> Partial | None:
+        """Take an unfinished file over; wait if another sync is about to leave it.
+
+        That is so where a client was killed and started again: what it had sent is
+        being stored still.
+        """
+        area = self._destination.area
+        end_s = time.monotonic() + _LEAVING_S
+        while (partial := area.acquire(key)) is None:
+            if not area.holds(key) or time.monotonic() > end_s:
+                return None
+            time.sleep(_LOOK_AGAIN_S)
+        return partial

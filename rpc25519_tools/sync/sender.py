@@ -60,8 +60,8 @@ from rpc25519_tools.wire.message import NO_ARGS
 #: Entries that may be on their way without a verdict, at first and at most.
 FIRST_WINDOW: Final = 4096
 LAST_WINDOW: Final = 65536
-#: Bytes of small files in one message, and how many.
-_BUNDLE_LEN: Final = 512 * 1024
+#: Bytes of small files in one message, and how many; what a cut takes is lost.
+_BUNDLE_LEN: Final = 128 * 1024
 _BUNDLE_COUNT: Final = 512
 #: Messages that are ready before their turn.
 _AHEAD: Final = 2
@@ -87,6 +87,8 @@ class Sender:
         self._walk = walk
         self._observer = observer
         self._open: dict[int, Item] = {}
+        #: Batches without verdicts.
+        self._batches: deque[Batch] = deque()
         self._sent_entries = 0
         self._judged = 0
         self._window = FIRST_WINDOW
@@ -103,10 +105,16 @@ class Sender:
 
     @property
     def frontier(self) -> Parts | None:
-        """Where another attempt may begin: all before it is in place."""
-        for item in self._open.values():
-            return item.path
-        return self._last_path
+        """Where another attempt may begin: all before it is in place.
+
+        That a directory has no more entries is news, too: it gets its time and mode
+        only then. So nothing of a batch that was not judged is left out.
+        """
+        index, item = next(iter(self._open.items()), (0, None))
+        for batch in self._batches:
+            if batch.start is not None and (item is None or index >= batch.base):
+                return batch.start
+        return self._last_path if item is None else item.path
 
     async def run(self) -> Totals:
         """Send everything; return what the receiver reports in the end.
@@ -148,6 +156,7 @@ class Sender:
         self._changed.set()
 
     def _remember(self, batch: Batch) -> None:
+        self._batches.append(batch)
         for index, item in enumerate(batch.items, batch.base):
             self._open[index] = item
         self._sent_entries += len(batch.items)
@@ -207,6 +216,8 @@ class Sender:
             if verdict is Verdict.FAILED:
                 self._observer.failed(item.path, note)
         self._judged += len(record.verdicts)
+        if self._batches and self._batches[0].base == record.base:
+            self._batches.popleft()
         if equal > len(record.verdicts) * 9 // 10:
             self._window = min(2 * self._window, LAST_WINDOW)
 

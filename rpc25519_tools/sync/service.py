@@ -23,6 +23,7 @@ from rpc25519_tools.rpc.context import CallContext
 from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
+from rpc25519_tools.sync.attempts import Attempt, Attempts
 from rpc25519_tools.sync.channel import Channel
 from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.options import SyncOptions
@@ -270,6 +271,7 @@ class ReceivingService:
         self._privileged = privileged
         self._clobber = clobber
         self._files = files
+        self._attempts = Attempts()
 
     async def __call__(
         self, context: CallContext, parts: IncomingStream, out: OutgoingStream
@@ -286,22 +288,33 @@ class ReceivingService:
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
             self._check_clobber(request.options)
-            place = await in_worker(self._open, request, _permit(context))
-            try:
-                observer = _Counting(record)
-                receiver = Receiver(
-                    channel,
-                    place.destination,
-                    request.options,
-                    observer,
-                    report=True,
-                    rename=place.rename,
-                    privileged=self._privileged,
-                    is_new=place.is_new,
-                )
-                await receiver.run()
-            finally:
-                await in_worker(place.close)
+            permit = _permit(context)
+
+            connection = context.client
+            attempt = Attempt(
+                context.peer.public_key if context.peer else b"",
+                lambda: connection is not None and connection.has_hung_up(),
+            )
+
+            async def receive() -> None:
+                place = await in_worker(self._open, request, permit)
+                try:
+                    receiver = Receiver(
+                        channel,
+                        place.destination,
+                        request.options,
+                        _Counting(record),
+                        report=True,
+                        rename=place.rename,
+                        privileged=self._privileged,
+                        is_new=place.is_new,
+                    )
+                    attempt.job = receiver
+                    await receiver.run()
+                finally:
+                    await in_worker(place.close)
+
+            await self._attempts.run(request.run, attempt, receive)
             return Reply()
 
     def _check_clobber(self, options: SyncOptions) -> None:

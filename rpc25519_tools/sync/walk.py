@@ -21,6 +21,7 @@ from typing import Final
 from blake3 import blake3
 
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
+from rpc25519_tools.files.jail import MAX_NAME_BYTES
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.records import ROOT_NAME, Overview, Segment, pack_nanos, told
@@ -42,6 +43,8 @@ MAX_WAITING_DIRS: Final = 1 << 18
 #: Hard links that are remembered until their last name has passed.
 _MAX_LINKS: Final = 1 << 18
 _BLOCK_LEN: Final = 1 << 20
+#: No name comes after it.
+_LAST_NAME: Final = b"\xff" * MAX_NAME_BYTES
 #: Things left out that the receiver is told of.
 MAX_SKIPPED: Final = 1000
 
@@ -69,11 +72,18 @@ class Item:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Some entries: as they travel, and as they are remembered."""
+    """Some entries: as they travel, and as they are remembered.
+
+    Attributes:
+        base: index of the first one.
+        start: where an attempt has to begin that shall see all of it, the end of a
+            directory that began before it included; None: nothing is in it.
+    """
 
     base: int
     overview: Overview
     items: list[Item]
+    start: Parts | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -205,14 +215,14 @@ class Walk:
                     subdirs.append((self._next_dir, below))
                 self._next_dir += 1
             if count == BATCH_LEN or self._names_len > _NAMES_LEN:
-                self._segment(number, count, ends=False)
+                self._segment(number, directory, count, ends=False)
                 count = 0
                 yield self._finish_batch()
         whole = not directory.failed
         self.stops_deleting |= self._options.delete and not whole
         for path, text in directory.failed:
             self._batch.overview.failed.append((told(b"/".join(path)), text))
-        self._segment(number, count, ends=True, whole=whole)
+        self._segment(number, directory, count, ends=True, whole=whole)
         size = len(self._batch.items)
         if size >= BATCH_LEN // 2 or len(self._batch.overview.segments) >= BATCH_LEN:
             yield self._finish_batch()
@@ -335,9 +345,21 @@ class Walk:
             os.close(fd)
 
     def _segment(
-        self, number: int, count: int, *, ends: bool, whole: bool = True
+        self,
+        number: int,
+        directory: SourceDir,
+        count: int,
+        *,
+        ends: bool,
+        whole: bool = True,
     ) -> None:
-        self._batch.overview.segments.append(Segment(number, count, ends, whole))
+        batch = self._batch
+        if not batch.overview.segments:
+            first = self._names[0] if count else _LAST_NAME
+            batch.start = directory.path
+            if first != ROOT_NAME:
+                batch.start = (*directory.path, first)
+        batch.overview.segments.append(Segment(number, count, ends, whole))
 
     def _new_batch(self) -> Batch:
         overview = Overview(

@@ -6,7 +6,7 @@ import fcntl
 import os
 import random
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -333,8 +333,9 @@ def test_what_comes_after_a_failure_is_let_pass(
     take = receiver_module.Receiver._take_parts
     waiting: list[Part] = []
 
-    async def take_late(self: Receiver, parts: Sequence[Part]) -> None:
-        waiting.extend(parts)
+    async def take_late(self: Receiver) -> None:
+        waiting.extend(self._arrived)
+        self._arrived.clear()
         records = [
             record
             for part in waiting
@@ -343,8 +344,9 @@ def test_what_comes_after_a_failure_is_let_pass(
         ]
         ends = sum(isinstance(record, End) for record in records)
         if not records or ends == 2:
-            parts, waiting[:] = list(waiting), []
-            await take(self, parts)
+            self._arrived.extend(waiting)
+            waiting.clear()
+            await take(self)
 
     monkeypatch.setattr(Receiver, "_take_parts", take_late)
     unable(errno.ENOSPC)(monkeypatch)
