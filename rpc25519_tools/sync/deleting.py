@@ -35,7 +35,7 @@ class Deleting:
         self._judging = judging
         self._options = options
         self._touched: set[Parts] = set()
-        self._steps = self._run()
+        self._steps: Iterator[bool] | None = None
         self.removed: list[bytes] = []
         self.failed: list[tuple[bytes, str]] = []
         self.left = 0
@@ -43,7 +43,12 @@ class Deleting:
     def step(self) -> bool:
         """Remove some things; return whether there may be more."""
         self.removed, self.failed = [], []
-        return all(next(self._steps, None) is not None for _ in range(BATCH_LEN))
+        if self._steps is None:
+            # Not before: a generator that is never run to its end keeps all of this,
+            # and the directories that it has open, until the collector comes.
+            self._steps = self._run()
+        steps = self._steps
+        return all(next(steps, None) is not None for _ in range(BATCH_LEN))
 
     def _run(self) -> Iterator[bool]:
         for path in self._judging.extraneous():
