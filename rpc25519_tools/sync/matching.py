@@ -29,7 +29,7 @@ from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 #: Bytes of a file that are looked at in one step.
 STEP_LEN: Final = 8 << 20
 #: Chunks in the tables for one file; bounds what a receiver can make a sender hold.
-MAX_CHUNKS: Final = 1 << 22
+MAX_CHUNKS: Final = 1 << 20
 #: Bases that a file may have.
 MAX_BASES: Final = 16
 #: Bytes of a piece that is sent.
@@ -212,7 +212,8 @@ class Matcher:
                     self._expect = None
                     continue
                 length, short_sum = expected
-                if length <= end - self._at:
+                # A longer one is none of these sizes: to sum it up would be in vain.
+                if length <= min(longest, end - self._at):
                     piece = view[begin : begin + length]
                     digest = blake3(piece, key=key).digest()
                     if digest[:SHORT_SUM_LEN] == short_sum and tables.fits(

@@ -22,8 +22,14 @@ from blake3 import blake3
 
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.sync.filters import FilterRules
-from rpc25519_tools.sync.options import SyncOptions
-from rpc25519_tools.sync.records import ROOT_NAME, Overview, Segment, pack_nanos
+from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
+from rpc25519_tools.sync.records import (
+    MAX_NOTE_LEN,
+    ROOT_NAME,
+    Overview,
+    Segment,
+    pack_nanos,
+)
 from rpc25519_tools.sync.source import (
     Found,
     Place,
@@ -37,7 +43,9 @@ from rpc25519_tools.sync.tree import Parts, why
 #: Entries of a batch; and bytes of names.
 BATCH_LEN: Final = 2048
 _NAMES_LEN: Final = 256 * 1024
-#: Directories that may wait for their turn; each takes some 250 bytes on both sides.
+#: Directories that may wait for their turn; each takes some 250 bytes on both sides,
+#: and more the deeper it lies: their paths have so many components together at most.
+MAX_WAITING_PARTS: Final = 1 << 22
 MAX_WAITING_DIRS: Final = 1 << 18
 #: Hard links that are remembered until their last name has passed.
 _MAX_LINKS: Final = 1 << 18
@@ -46,7 +54,10 @@ _BLOCK_LEN: Final = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One entry, as the sender remembers it until the receiver is done with it."""
+    """One entry, as the sender remembers it until the receiver is done with it.
+
+    ``tries`` counts how often its contents were wanted.
+    """
 
     place: Place
     directory: SourceDir
@@ -56,6 +67,7 @@ class Item:
     mtime_ns: int
     holes: bool
     target: bytes = b""
+    tries: int = 0
 
     @property
     def path(self) -> Parts:
@@ -134,6 +146,7 @@ class Walk:
             skipped(())
         self._next_index = 0
         self._next_dir = 1
+        self._waiting_parts = 0
         self._links = _Links()
         self._users: set[int] = set()
         self._groups: set[int] = set()
@@ -162,6 +175,7 @@ class Walk:
         waiting = [(0, self._source.top)]
         while waiting:
             number, directory = waiting.pop()
+            self._waiting_parts -= len(directory.path)
             subdirs: list[tuple[int, SourceDir]] = []
             yield from self._list(number, directory, subdirs)
             waiting.extend(reversed(subdirs))
@@ -176,32 +190,47 @@ class Walk:
         self, number: int, directory: SourceDir, subdirs: list[tuple[int, SourceDir]]
     ) -> Iterator[Batch]:
         count = 0
+        whole = True
         if number == 0 and self._source.root is not None:
             self._add_root(directory, self._source.root)
             count += 1
         for group in directory.entries():
             found = group[0]
             mode = found.status.st_mode
-            if not self._takes_part(directory, found):
-                continue
-            self._add(directory, found)
-            count += 1
-            if stat.S_ISDIR(mode):
-                below = directory.below(group)
-                if self._options.recursive or below.is_chosen:
-                    subdirs.append((self._next_dir, below))
-                self._next_dir += 1
-            if count == BATCH_LEN or self._names_len > _NAMES_LEN:
+            if self._takes_part(directory, found):
+                self._add(directory, found)
+                count += 1
+                if stat.S_ISDIR(mode):
+                    below = directory.below(group)
+                    if self._options.recursive or below.is_chosen:
+                        subdirs.append((self._next_dir, below))
+                        self._waiting_parts += len(below.path)
+                    self._next_dir += 1
+            if self._is_full(count, directory):
+                whole &= self._take_failures(directory)
                 self._segment(number, count, ends=False)
                 count = 0
                 yield self._finish_batch()
-        whole = not directory.failed
-        for path, text in directory.failed:
-            self._batch.overview.failed.append((b"/".join(path), text))
+        whole &= self._take_failures(directory)
         self._segment(number, count, ends=True, whole=whole)
-        size = len(self._batch.items)
-        if size >= BATCH_LEN // 2 or len(self._batch.overview.segments) >= BATCH_LEN:
+        overview = self._batch.overview
+        size = max(len(self._batch.items), len(overview.failed))
+        if size >= BATCH_LEN // 2 or len(overview.segments) >= BATCH_LEN:
             yield self._finish_batch()
+
+    def _is_full(self, count: int, directory: SourceDir) -> bool:
+        if self._waiting_parts > MAX_WAITING_PARTS:
+            raise LocalFileError("too many directories lie side by side, and too deep")
+        many = max(count, len(directory.failed)) >= BATCH_LEN
+        return many or self._names_len > _NAMES_LEN
+
+    def _take_failures(self, directory: SourceDir) -> bool:
+        """Tell the receiver what could not be read; return whether there is nothing."""
+        failed, directory.failed = directory.failed, []
+        for path, text in failed:
+            shortened = b"/".join(path)[:MAX_PATH_LEN]
+            self._batch.overview.failed.append((shortened, text[:MAX_NOTE_LEN]))
+        return not failed
 
     def _takes_part(self, directory: SourceDir, found: Found) -> bool:
         mode, options = found.status.st_mode, self._options
