@@ -9,6 +9,7 @@ alone stop after some have been of no use.
 All of this blocks.
 """
 
+import itertools
 import os
 import stat
 from array import array
@@ -34,7 +35,7 @@ _MAX_GUESSES: Final = 3
 #: Guesses in a row that were of no use, after which there are no more.
 _PATIENCE: Final = 8
 #: Chunks in one message.
-_TABLE_LEN: Final = 4096
+_TABLE_LEN: Final = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -78,9 +79,8 @@ class Basis:
         batches = chunk_digests(self.fd, size, key, chunk_sizes(file_len))
         for some_lengths, some_sums in batches:
             self.lengths.extend(some_lengths)
-            for length in some_lengths:
-                self.offsets.append(at)
-                at += length
+            self.offsets.extend(itertools.accumulate(some_lengths[:-1], initial=at))
+            at += sum(some_lengths)
             self.sums += b"".join(some_sums)
             lengths += some_lengths
             sums += some_sums

@@ -83,6 +83,10 @@ class Channel:
         self._rate = _FAST
         self._compress = False
 
+    def keep_to(self, bandwidth: int) -> None:
+        """Send no more than so many bytes a second from now on; 0: any number."""
+        self._pace = Pace(bandwidth)
+
     async def send(
         self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
     ) -> None:

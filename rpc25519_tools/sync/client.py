@@ -47,14 +47,11 @@ class SyncSettings:
 
     Attributes:
         retry_for_s: how long to go on without progress after a cut, in seconds.
-        bandwidth: bytes of contents a second; 0: as many as possible. Of a pull, it
-            holds for what the server sends only as far as it is asked slowly.
         compress: whether contents may be packed.
         on_retry: learns of each cut.
     """
 
     retry_for_s: float = 120.0
-    bandwidth: int = 0
     compress: bool = True
     on_retry: OnRetry | None = None
 
@@ -168,7 +165,7 @@ async def _send(
     attempts: _Attempts,
     settings: SyncSettings,
 ) -> Totals:
-    channel = _channel(stream, settings)
+    channel = _channel(stream, settings, options)
     start_at = attempts.start_at if _may_start_late(options) else None
     walk = Walk(source, options, start_at=start_at, skipped=observer.skipped)
     sender = Sender(channel, walk, observer)
@@ -194,11 +191,13 @@ def _may_start_late(options: SyncOptions) -> bool:
     return not options.delete and not options.hard_links and not options.dry_run
 
 
-def _channel(stream: ClientStream, settings: SyncSettings) -> Channel:
+def _channel(
+    stream: ClientStream, settings: SyncSettings, options: SyncOptions
+) -> Channel:
     return Channel(
         stream,
         aiter(stream),
-        pace=Pace(settings.bandwidth),
+        pace=Pace(options.bandwidth),
         may_compress=settings.compress,
     )
 
@@ -292,7 +291,7 @@ async def _receive(
     attempts: _Attempts,
     settings: SyncSettings,
 ) -> Totals:
-    channel = _channel(stream, settings)
+    channel = _channel(stream, settings, options)
     result: list[Totals] = []
 
     async def run() -> None:

@@ -14,15 +14,14 @@ writes it where it belongs.
 All of this blocks, and uses one thread.
 """
 
+import itertools
 import os
 from array import array
 from dataclasses import dataclass, field
 from typing import Final
 
-from blake3 import blake3
-
 from rpc25519_tools.errors import FileChangedError, RemoteProtocolError
-from rpc25519_tools.sync.chunking import ChunkSizes
+from rpc25519_tools.sync.chunking import ChunkDigest, ChunkSizes
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 
@@ -46,12 +45,18 @@ class _Basis:
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     sums: bytearray = field(default_factory=bytearray)
     end: int = 0
+    is_short: bool = False  # its last chunk is shorter than one in the middle can be
 
 
 class Tables:
-    """The chunks that the receiver has for one file, as far as they have come."""
+    """The chunks that the receiver has for one file, as far as they have come.
 
-    def __init__(self) -> None:
+    Args:
+        sizes: how both sides cut it; nothing else is taken.
+    """
+
+    def __init__(self, sizes: ChunkSizes) -> None:
+        self._sizes = sizes
         self._bases: list[_Basis] = []
         self._known: dict[bytes, tuple[int, int]] = {}
         self._count = 0
@@ -75,11 +80,13 @@ class Tables:
         if self._count > MAX_CHUNKS:
             raise RemoteProtocolError(f"over {MAX_CHUNKS} chunks came for one file")
         basis = self._bases[-1]
+        self._check(basis, lengths)
         first = len(basis.lengths)
         basis.lengths.extend(lengths)
-        for length in lengths:
-            basis.offsets.append(basis.end)
-            basis.end += length
+        basis.offsets.extend(
+            itertools.accumulate(lengths[:-1], initial=basis.end) if lengths else ()
+        )
+        basis.end += sum(lengths)
         basis.sums += table.sums
         known, sums, number = self._known, table.sums, table.basis
         for at in range(len(lengths)):
@@ -87,13 +94,59 @@ class Tables:
             known.setdefault(sums[begin : begin + SHORT_SUM_LEN], (number, first + at))
         self.complete = table.last
 
-    def expected(self, basis: int, chunk: int) -> tuple[int, bytes] | None:
-        """Return the length and short sum of a chunk; None where there is none yet."""
-        one = self._bases[basis]
-        if chunk >= len(one.lengths):
-            return None
-        begin = chunk * SHORT_SUM_LEN
-        return one.lengths[chunk], bytes(one.sums[begin : begin + SHORT_SUM_LEN])
+    def _check(self, basis: _Basis, lengths: "array[int]") -> None:
+        """See that chunks are of our sizes: others would cost more than they save."""
+        if not lengths:
+            return
+        least = min(lengths[:-1], default=self._sizes.min_len)
+        fits = self._sizes.min_len <= least and max(lengths) <= self._sizes.max_len
+        if basis.is_short or not fits:
+            raise RemoteProtocolError("the receiver has cut a file in a way of its own")
+        basis.is_short = lengths[-1] < self._sizes.min_len
+
+    def follow(
+        self,
+        found: tuple[int, int],
+        view: memoryview,
+        at: int,
+        sums: ChunkDigest,
+    ) -> tuple[list[int], list[bytes]]:
+        """Compare what follows in the new file with what follows in a basis.
+
+        Args:
+            found: basis and chunk to begin with.
+            view: of the new file, from the place on.
+            at: that place.
+            sums: takes the sums.
+
+        Returns:
+            Lengths and full sums of the chunks that are there, one after the other.
+        """
+        number, chunk = found
+        basis = self._bases[number]
+        lengths, short, in_place = basis.lengths, basis.sums, basis.in_place
+        count, room = len(short) // SHORT_SUM_LEN, len(view)
+        same: list[int] = []
+        full: list[bytes] = []
+        begin = 0
+        while chunk < count:
+            length = lengths[chunk]
+            end = begin + length
+            if end > room or (in_place and basis.offsets[chunk] != at + begin):
+                break
+            digest = sums.of_one(view[begin:end])
+            mark = chunk * SHORT_SUM_LEN
+            if not digest.startswith(short[mark : mark + SHORT_SUM_LEN]):
+                break
+            same.append(length)
+            full.append(digest)
+            begin = end
+            chunk += 1
+        return same, full
+
+    def has_chunk(self, found: tuple[int, int]) -> bool:
+        """Tell whether a chunk has come."""
+        return found[1] < len(self._bases[found[0]].lengths)
 
     def has_more(self, basis: int) -> bool:
         """Tell whether more chunks of a basis may come."""
@@ -136,7 +189,7 @@ class Matcher:
     ) -> None:
         self._fd = fd
         self._size = size
-        self._key = key
+        self._sums = ChunkDigest(key)
         self._sizes = sizes
         self._chunker = sizes.cutter()
         self._tables = tables
@@ -194,7 +247,7 @@ class Matcher:
                     self._filled += count
 
     def _match(self, view: memoryview, runs: "Runs") -> None:
-        tables, key = self._tables, self._key
+        tables = self._tables
         end = self._start + self._filled
         at_end = end == self._size
         longest = self._sizes.max_len
@@ -203,34 +256,40 @@ class Matcher:
                 return
             begin = self._at - self._start
             if self._expect is not None:
-                expected = tables.expected(*self._expect) if tables.begun else None
-                if expected is None:
+                if not tables.begun or not tables.has_chunk(self._expect):
                     if not tables.complete and (
                         not tables.begun or tables.has_more(self._expect[0])
                     ):
                         return  # wait for it
                     self._expect = None
                     continue
-                length, short_sum = expected
-                # A longer one is none of these sizes: to sum it up would be in vain.
-                if length <= min(longest, end - self._at):
-                    piece = view[begin : begin + length]
-                    digest = blake3(piece, key=key).digest()
-                    if digest[:SHORT_SUM_LEN] == short_sum and tables.fits(
-                        self._expect, length, self._at
-                    ):
-                        self._found(self._expect, length, digest, runs)
-                        continue
+                if self._follow(view[begin : self._filled], runs):
+                    continue
                 self._expect = None
             stop = min(begin + longest, self._filled)
             length = next(iter(self._chunker.cut_buf(view[begin:stop]))).length
-            digest = blake3(view[begin : begin + length], key=key).digest()
+            digest = self._sums.of_one(view[begin : begin + length])
             found = tables.find(digest[:SHORT_SUM_LEN], length, self._at)
             if found is not None:
                 self._found(found, length, digest, runs)
             else:
                 self._later.append((self._at, length, digest))
                 self._at += length
+
+    def _follow(self, view: memoryview, runs: "Runs") -> bool:
+        """Take the chunks that are there as expected; tell whether there were any."""
+        assert self._expect is not None
+        lengths, sums = self._tables.follow(self._expect, view, self._at, self._sums)
+        if not lengths:
+            return False
+        basis, first = self._expect
+        total = sum(lengths)
+        runs.add((basis, first), self._at, total, len(lengths))
+        self.pieces.extend(self._at, lengths, sums)
+        self.matched += total
+        self._at += total
+        self._expect = (basis, first + len(lengths))
+        return True
 
     def _found(
         self, found: tuple[int, int], length: int, digest: bytes, runs: "Runs"
@@ -279,13 +338,13 @@ class Runs:
         self.runs: list[Run] = []
         self._end = -1
 
-    def add(self, found: tuple[int, int], at: int, length: int) -> None:
-        """Append one chunk that stands at a place of the new file."""
+    def add(self, found: tuple[int, int], at: int, length: int, count: int = 1) -> None:
+        """Append chunks that follow each other, from a place of the new file on."""
         if self.runs and at == self._end:
-            basis, first, count, begin = self.runs[-1]
-            if found == (basis, first + count):
-                self.runs[-1] = (basis, first, count + 1, begin)
+            basis, first, so_far, begin = self.runs[-1]
+            if found == (basis, first + so_far):
+                self.runs[-1] = (basis, first, so_far + count, begin)
                 self._end += length
                 return
-        self.runs.append((*found, 1, at))
+        self.runs.append((*found, count, at))
         self._end = at + length

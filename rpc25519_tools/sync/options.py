@@ -48,7 +48,7 @@ class SyncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         rules: what is included and excluded.
         fsync: what is reported as done survives a power failure.
         whole_file: send files whole, without a look at what is there.
-        make_parents: make missing directories above the destination.
+        bandwidth: bytes a second that the sender may send; 0: any number.
     """
 
     recursive: bool = False
@@ -76,7 +76,7 @@ class SyncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
     fsync: bool = True
     whole_file: bool = False
-    make_parents: bool = True
+    bandwidth: _Count = 0
 
     def takes(self, mode: int) -> bool:
         """Tell whether things of a kind are transferred at all.

@@ -5,8 +5,10 @@ begins, and its BLAKE3 sum. The sum of these sums, in the order of the file, tog
 with where each begins, stands for the whole: it takes no second look at the contents.
 """
 
+import itertools
 import struct
 from array import array
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -17,12 +19,13 @@ _LENGTH: Final = struct.Struct("<Q")
 
 
 class Pieces:
-    """The pieces of one file, some 40 bytes each."""
+    """The pieces of one file, some 50 bytes each."""
 
-    __slots__ = ("_is_sorted", "_last", "_offsets", "_sums", "covered")
+    __slots__ = ("_is_sorted", "_last", "_lengths", "_offsets", "_sums", "covered")
 
     def __init__(self) -> None:
         self._offsets = array("Q")
+        self._lengths = array("Q")
         self._sums = bytearray()
         self._is_sorted = True
         self._last = -1
@@ -41,19 +44,54 @@ class Pieces:
             self._is_sorted = False
         self._last = offset
         self._offsets.append(offset)
+        self._lengths.append(length)
         self._sums += piece_sum
         self.covered += length
 
+    def extend(
+        self, offset: int, lengths: Sequence[int], piece_sums: Iterable[bytes]
+    ) -> None:
+        """Note pieces that follow each other.
+
+        Args:
+            offset: where the first one begins, in bytes.
+            lengths: how many bytes each has; at least one of them.
+            piece_sums: their keyed BLAKE3 sums, 32 bytes each.
+        """
+        if offset <= self._last:
+            self._is_sorted = False
+        self._offsets.extend(itertools.accumulate(lengths[:-1], initial=offset))
+        self._lengths.extend(lengths)
+        self._last = self._offsets[-1]
+        self._sums += b"".join(piece_sums)
+        self.covered += sum(lengths)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def are_whole(self, size: int) -> bool:
+        """Tell whether they are a file of so many bytes: each of them once."""
+        if self.covered != size:
+            return False
+        self._sort()
+        ends = itertools.accumulate(self._lengths, initial=0)
+        return all(offset == end for offset, end in zip(self._offsets, ends, strict=False))
+
+    def _sort(self) -> None:
+        if self._is_sorted:
+            return
+        order = sorted(range(len(self._offsets)), key=self._offsets.__getitem__)
+        self._offsets = array("Q", (self._offsets[at] for at in order))
+        self._lengths = array("Q", (self._lengths[at] for at in order))
+        view = memoryview(bytes(self._sums))
+        self._sums = bytearray(
+            b"".join(view[at * SUM_LEN : (at + 1) * SUM_LEN] for at in order)
+        )
+        self._is_sorted = True
+
     def root(self) -> bytes:
         """Return the sum of the whole file, 32 bytes."""
-        if not self._is_sorted:
-            order = sorted(range(len(self._offsets)), key=self._offsets.__getitem__)
-            self._offsets = array("Q", (self._offsets[at] for at in order))
-            view = memoryview(bytes(self._sums))
-            self._sums = bytearray(
-                b"".join(view[at * SUM_LEN : (at + 1) * SUM_LEN] for at in order)
-            )
-            self._is_sorted = True
+        self._sort()
         digest = blake3(self._sums)
         digest.update(b"".join(_LENGTH.pack(offset) for offset in self._offsets))
         digest.update(_LENGTH.pack(self.covered))

@@ -254,7 +254,8 @@ class Sender:
         if item.tries == _MAX_TRIES:
             raise RemoteProtocolError("the receiver wants a file again and again")
         item.tries += 1
-        wanted = Wanted(index, item, Tables() if with_tables else None)
+        tables = Tables(chunk_sizes(item.size)) if with_tables else None
+        wanted = Wanted(index, item, tables)
         if with_tables:
             self._tabled[index] = wanted
         else:

@@ -295,14 +295,9 @@ class Store:
         end = basis.offsets[first + count - 1] + basis.lengths[first + count - 1]
         if basis.in_place and start != at:
             raise RemoteProtocolError("the sender moves what is in place")
-        target = at
-        for chunk in range(first, first + count):
-            length = basis.lengths[chunk]
-            begin = chunk * SUM_LEN
-            pending.pieces.add(
-                target, length, bytes(basis.sums[begin : begin + SUM_LEN])
-            )
-            target += length
+        last = first + count
+        sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
+        pending.pieces.extend(at, basis.lengths[first:last], (sums,))
         basis.used = True
         pending.matched += end - start
         if not basis.in_place:
