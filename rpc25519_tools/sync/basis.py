@@ -21,7 +21,12 @@ from typing import Final
 from rpc25519_tools.errors import Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
 from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
-from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, pack_lengths
+from rpc25519_tools.sync.records import (
+    SHORT_SUM_LEN,
+    SUM_LEN,
+    Table,
+    pack_lengths,
+)
 from rpc25519_tools.sync.tree import Parts, Tree
 
 #: New files from this length on are looked for among others.
@@ -34,8 +39,33 @@ _MAX_DIRS: Final = 50_000
 _MAX_GUESSES: Final = 3
 #: Guesses in a row that were of no use, after which there are no more.
 _PATIENCE: Final = 8
+#: Bytes of a basis that are cut for a file of so many bytes, and of any file.
+_CUT_FACTOR: Final = 2
+_CUT_AT_LEAST: Final = 64 << 20
 #: Chunks in one message.
 _TABLE_LEN: Final = 1024
+
+
+class Held:
+    """An open file; it closes when nobody holds it any more.
+
+    Contents can come, and end a file, while another thread still cuts what it is to be
+    made of: that must not find another file under the same number.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        """Close it while others may hold it, who do no more with it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +73,8 @@ class Basis:
     """A file that chunks are taken from.
 
     Attributes:
-        fd: open for reading.
+        tree, path: where it is.
+        held: open for reading; None while it is not.
         status: its ``fstat`` when it was opened.
         in_place: whether it is the unfinished file itself.
         lengths, offsets: of its chunks.
@@ -52,7 +83,9 @@ class Basis:
         used: whether a chunk of it was.
     """
 
-    fd: int
+    tree: Tree
+    path: Parts
+    held: Held | None
     status: os.stat_result
     in_place: bool
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
@@ -75,8 +108,14 @@ class Basis:
         at = 0
         lengths: list[int] = []
         sums: list[bytes] = []
-        size = os.fstat(self.fd).st_size
-        batches = chunk_digests(self.fd, size, key, chunk_sizes(file_len))
+        held = self.held
+        assert held is not None
+        # What is past the end of an unfinished file is of no use; and a short file is
+        # not worth the cutting of an endless one.
+        most = max(_CUT_FACTOR * file_len, _CUT_AT_LEAST)
+        most = file_len if self.in_place else most
+        size = min(os.fstat(held.fd).st_size, most)
+        batches = chunk_digests(held.fd, size, key, chunk_sizes(file_len))
         for some_lengths, some_sums in batches:
             self.lengths.extend(some_lengths)
             self.offsets.extend(itertools.accumulate(some_lengths[:-1], initial=at))
@@ -97,14 +136,34 @@ class Basis:
         packed = pack_lengths(lengths)
         return Table(index, number, self.in_place, packed, short, last=False)
 
-    def is_unchanged(self) -> bool:
-        """Tell whether it is still what its sums were taken of."""
-        now = os.fstat(self.fd)
-        was = self.status
-        return self.in_place or (
+    @property
+    def table_len(self) -> int:
+        """Bytes of what the sender has been told of it, about."""
+        return len(self.sums) // SUM_LEN * (SHORT_SUM_LEN + 4)
+
+    def let_go(self) -> None:
+        """Close it for now: descriptors are few."""
+        if not self.in_place:
+            self.held = None
+
+    def opened(self) -> Held | None:
+        """Return it open; None if it is not what it was any more."""
+        held = self.held
+        if held is None:
+            again = open_basis(self.tree, self.path, guessed=self.guessed)
+            held = None if again is None else again.held
+        if held is None or self.in_place:
+            return held
+        now, was = os.fstat(held.fd), self.status
+        same = os.path.samestat(now, was) and (
             (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
             == (was.st_size, was.st_mtime_ns, was.st_ctime_ns)
         )
+        return held if same else None
+
+    def is_unchanged(self) -> bool:
+        """Tell whether it is still what its sums were taken of, if that matters."""
+        return not self.used or self.opened() is not None
 
 
 @dataclass(slots=True, frozen=True)
@@ -230,4 +289,4 @@ def open_basis(tree: Tree, path: Parts, *, guessed: bool) -> Basis | None:
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         os.close(fd)
         return None
-    return Basis(fd, status, in_place=False, guessed=guessed)
+    return Basis(tree, path, Held(fd), status, in_place=False, guessed=guessed)

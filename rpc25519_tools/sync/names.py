@@ -26,7 +26,7 @@ def sorted_names(directory: Directory) -> Iterator[bytes]:
     with ExitStack() as stack:
         run: list[bytes] = []
         runs: list[IO[bytes]] = []
-        for name in _names(directory):
+        for name in unsorted_names(directory):
             run.append(name)
             if len(run) == RUN_LEN:
                 runs.append(stack.enter_context(_spilled(run)))
@@ -35,7 +35,7 @@ def sorted_names(directory: Directory) -> Iterator[bytes]:
         yield from heapq.merge(run, *map(_read_run, runs)) if runs else run
 
 
-def _names(directory: Directory) -> Iterator[bytes]:
+def unsorted_names(directory: Directory) -> Iterator[bytes]:
     """Yield the names in any order; its descriptor is closed after the last one."""
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
     try:

@@ -74,8 +74,8 @@ class Pieces:
         if self.covered != size:
             return False
         self._sort()
-        ends = itertools.accumulate(self._lengths, initial=0)
-        return all(offset == end for offset, end in zip(self._offsets, ends, strict=False))
+        ends = array("Q", itertools.accumulate(self._lengths, initial=0))
+        return ends[:-1] == self._offsets
 
     def _sort(self) -> None:
         if self._is_sorted:

@@ -19,20 +19,23 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
     Rpc25519Error,
 )
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import finished, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
-from rpc25519_tools.sync.basis import Basis, Candidates, open_basis
+from rpc25519_tools.sync.basis import Basis, Candidates, Held, open_basis
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
+from rpc25519_tools.sync.matching import MAX_CHUNKS
 from rpc25519_tools.sync.observer import SyncObserver
-from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.records import (
     ARG_AT,
     ARG_INDEX,
     KEY_LEN,
+    MAX_NOTE_LEN,
+    SHORT_SUM_LEN,
     Acks,
     Hashes,
     Overview,
@@ -45,7 +48,13 @@ from rpc25519_tools.sync.records import (
     decode_overview,
     encode_records,
 )
-from rpc25519_tools.sync.storing import PARTIAL_FROM, Outcome, Pending, Store
+from rpc25519_tools.sync.storing import (
+    PARTIAL_FROM,
+    Outcome,
+    Pending,
+    StoppedError,
+    Store,
+)
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
@@ -54,6 +63,15 @@ _MAX_PENDING: Final = 2048
 _MAX_TABLED: Final = 8 << 20
 #: Finished files wait for so long for more to be synced with them, in seconds.
 _SYNC_AFTER_S: Final = 0.05
+#: Bytes of entries that may wait to be judged: a sender of ours keeps to a window.
+_MAX_WAITING_LEN: Final = 32 << 20
+_PART_COST: Final = 1024
+#: Descriptors: of files that others may be made of, and of unfinished files that are
+#: carried on with.
+_MAX_BASES_HELD: Final = 6
+_MAX_CARRIED_ON: Final = 4
+#: Notes and paths in one message.
+_MAX_NOTES: Final = 2048
 #: Files below this length are not worth a table.
 _TABLE_FROM: Final = 512
 
@@ -70,6 +88,7 @@ class Receiver:
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
         is_new: whether the destination had to be made, or in a dry run would have.
+        asked: names that may come into the destination; None: any, and its own.
         random_bytes: returns as many random bytes as it is asked for.
     """
 
@@ -84,6 +103,7 @@ class Receiver:
         rename: bytes | None = None,
         privileged: bool,
         is_new: bool = False,
+        asked: frozenset[bytes] | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._channel = channel
@@ -102,14 +122,17 @@ class Receiver:
             rename=rename,
             privileged=privileged,
             is_new=is_new,
+            asked=asked,
         )
         self._store = Store(
             destination, options, self._key, self._pending, self._candidates
         )
         self._disk = asyncio.Lock()
-        self._overviews: deque[tuple[Overview, list[bytes]]] = deque()
+        self._overviews: deque[bytes] = deque()
+        self._overviews_len = 0
         self._to_table: deque[Pending] = deque()
         self._tabled = 0
+        self._held: deque[Basis] = deque()
         self._all_judged = False
         self._changed = asyncio.Event()
         self._files = 0
@@ -131,20 +154,24 @@ class Receiver:
                 is kept for another attempt.
         """
         try:
-            await run_together(
-                self._listen(), self._judge(), self._cut(), self._sync_now_and_then()
-            )
-            return await self._end()
+            return await self._channel.while_alive(RsyncStep.ACK, self._receive())
         except BaseException:
             await self._salvage()
             raise
 
+    async def _receive(self) -> Totals:
+        await run_together(
+            self._listen(), self._judge(), self._cut(), self._sync_now_and_then()
+        )
+        return await self._end()
+
     async def _salvage(self) -> None:
         """Store what has come before the end, and keep what another attempt can use."""
+        self._store.stop()
         try:
             async with self._disk:
                 await in_worker(self._store_parts, self._channel.take_ready())
-        except (OSError, Rpc25519Error):
+        except (OSError, Rpc25519Error, StoppedError):
             pass
         finally:
             await in_worker(self._store.abandon)
@@ -186,14 +213,28 @@ class Receiver:
         contents: list[Part] = []
         for part in parts:
             if part.step is RsyncStep.OVERVIEW:
-                self._overviews.append(await in_worker(decode_overview, part.payload))
+                # They wait as they came: a short message can unpack to a long one.
+                self._overviews.append(bytes(part.payload))
+                self._overviews_len += len(part.payload) + _PART_COST
+                if self._overviews_len > _MAX_WAITING_LEN:
+                    raise RemoteProtocolError("more entries came than may wait")
             else:
                 contents.append(part)
         self._changed.set()
         if contents:
             async with self._disk:
-                outcome = await in_worker(self._store_parts, contents)
+                outcome = await self._stoppable(contents)
             await self._tell(outcome)
+
+    async def _stoppable(self, contents: Sequence[Part]) -> Outcome:
+        """Store contents; copying much of what is here ends early when cancelled."""
+        work = asyncio.ensure_future(in_worker(self._store_parts, contents))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._store.stop()
+            await finished(work)
+            raise
 
     def _store_parts(self, parts: Sequence[Part]) -> Outcome:
         """Store contents, in a worker thread."""
@@ -217,11 +258,7 @@ class Receiver:
                 outcome.notes.append((path, note))
             self._judging.directories.close(pending.directory)
         for pending, _ in outcome.failed.values():
-            for state, entry, _ in pending.followers:
-                path = (*state.path, entry.name)
-                outcome.notes.append((path, "the file that it is a link of failed"))
-                self._judging.directories.close(state)
-            pending.followers = []
+            outcome.notes += self._judging.drop_followers(pending)
             self._judging.directories.close(pending.directory)
 
     async def _tell(self, outcome: Outcome) -> None:
@@ -236,7 +273,10 @@ class Receiver:
             self._forget(pending)
             failed[index] = note
             self._observer.failed(pending.path, note)
-        notes = [(b"/".join(path), note) for path, note in outcome.notes]
+        notes = [
+            (b"/".join(path)[:MAX_PATH_LEN], note[:MAX_NOTE_LEN])
+            for path, note in outcome.notes
+        ]
         for path, note in outcome.notes:
             self._observer.failed(path, note)
         if outcome.done or failed:
@@ -244,16 +284,14 @@ class Receiver:
             await self._channel.send(
                 RsyncStep.ACK, encode_records([Acks(done, failed)])
             )
-        if notes:
-            await self._channel.send(
-                RsyncStep.ACK, encode_records([Removed([], notes)])
-            )
+        for first in range(0, len(notes), _MAX_NOTES):
+            record = Removed([], notes[first : first + _MAX_NOTES])
+            await self._channel.send(RsyncStep.ACK, encode_records([record]))
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
-            verdict = bytes([Verdict.WANT])
-            record = Verdicts(pending.entry.index, verdict)
-            await self._channel.send(RsyncStep.HASHES, encode_records([record]))
+            verdict = Verdicts(pending.entry.index, bytes([Verdict.WANT]))
+            await self._channel.send(RsyncStep.HASHES, encode_records([verdict]))
         self._changed.set()
 
     def _forget(self, pending: Pending) -> None:
@@ -291,16 +329,17 @@ class Receiver:
             if not self._overviews or len(self._pending) >= _MAX_PENDING:
                 await self._change()
                 continue
-            overview, names = self._overviews.popleft()
+            payload = self._overviews.popleft()
+            self._overviews_len -= len(payload) + _PART_COST
             async with self._disk:
-                judged = await in_worker(self._judge_one, overview, names)
+                overview, judged = await in_worker(self._judge_one, payload)
             await self._send_verdicts(base, judged)
             base += len(judged.verdicts)
             for path, note in overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
-            if judged.removed:
-                self._observer.removed(judged.removed)
-                record = Removed(judged.removed)
+            for first in range(0, len(judged.removed), _MAX_NOTES):
+                record = Removed(judged.removed[first : first + _MAX_NOTES])
+                self._observer.removed(record.paths)
                 await self._channel.send(RsyncStep.ACK, encode_records([record]))
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
@@ -314,8 +353,9 @@ class Receiver:
         self._all_judged = True
         self._changed.set()
 
-    def _judge_one(self, overview: Overview, names: list[bytes]) -> Judged:
+    def _judge_one(self, payload: bytes) -> tuple[Overview, Judged]:
         """Judge some entries and decide how wanted files shall come, in a worker."""
+        overview, names = decode_overview(payload)
         judged = self._judging.judge_all(overview, names)
         first = self._judging.count - len(judged.verdicts)
         for pending in judged.wanted:
@@ -324,7 +364,7 @@ class Receiver:
                 judged.verdicts[at] = Verdict.WANT_DELTA
         if judged.wanted:
             self._last_path = judged.wanted[-1].path
-        return judged
+        return overview, judged
 
     def _has_basis(self, pending: Pending) -> bool:
         """Look for files that a wanted one may be made of."""
@@ -371,22 +411,42 @@ class Receiver:
                 small.append(self._to_table.popleft())
             if small:
                 records = await in_worker(self._small_tables, small)
+                self._count_tabled(small)
                 await self._channel.send(RsyncStep.HASHES, encode_records(records))
             else:
                 await self._cut_large(self._to_table.popleft())
 
-    def _open_bases(self, pending: Pending) -> None:
+    def _count_tabled(self, files: Sequence[Pending]) -> None:
+        """Count tables of files that have not come meanwhile."""
+        for pending in files:
+            if pending.entry.index in self._pending:
+                count = sum(basis.table_len for basis in pending.bases)
+                self._tabled += count - pending.tabled
+                pending.tabled = count
+
+    def _hold(self, basis: Basis) -> None:
+        """Keep the files open that were cut last: others are opened again."""
+        if not basis.in_place:
+            self._held.append(basis)
+        if len(self._held) > _MAX_BASES_HELD:
+            self._held.popleft().let_go()
+
+    def _open_bases(self, pending: Pending, *, may_carry_on: bool) -> None:
         """Open what a wanted file may be made of, in a worker."""
         entry = pending.entry
-        if entry.size >= PARTIAL_FROM:
-            partial = self._destination.area.acquire(
-                self._destination.key(pending.path)
-            )
+        key = self._destination.key(pending.path)
+        area = self._destination.area
+        is_untouched = pending.partial is None and not pending.is_finished
+        may_carry_on &= is_untouched and not pending.reach
+        if entry.size >= PARTIAL_FROM and may_carry_on and area.holds(key):
+            partial = area.acquire(key)
             if partial is not None:
                 pending.partial = partial
                 status = os.fstat(partial.fd)
                 if status.st_size:
-                    basis = Basis(partial.fd, status, in_place=True)
+                    held = Held(os.dup(partial.fd))
+                    tree = self._destination.tree
+                    basis = Basis(tree, pending.path, held, status, in_place=True)
                     pending.bases.append(basis)
         for path, guessed in pending.candidates:
             found = open_basis(self._destination.tree, path, guessed=guessed)
@@ -397,12 +457,11 @@ class Receiver:
         records: list[Hashes] = []
         for pending in files:
             index, size = pending.entry.index, pending.entry.size
-            self._open_bases(pending)
-            tables = [
-                table
-                for number, basis in enumerate(pending.bases)
-                for table in basis.tables(index, number, self._key, size)
-            ]
+            self._open_bases(pending, may_carry_on=False)
+            tables: list[Table] = []
+            for number, basis in enumerate(pending.bases):
+                tables += basis.tables(index, number, self._key, size)
+                self._hold(basis)
             if not tables:
                 tables = [_no_table(index)]
             tables[-1].last = True
@@ -411,16 +470,28 @@ class Receiver:
 
     async def _cut_large(self, pending: Pending) -> None:
         index, size = pending.entry.index, pending.entry.size
-        await in_worker(self._open_bases, pending)
-        for number, basis in enumerate(pending.bases):
+        carried_on = sum(one.in_place for one in self._pending.values())
+        async with self._disk:
+            if index not in self._pending:
+                bases = []
+            else:
+                may_carry_on = carried_on < _MAX_CARRIED_ON
+                await in_worker(self._open_bases, pending, may_carry_on=may_carry_on)
+                bases = pending.bases
+        chunks = 0
+        last = _no_table(index)
+        for number, basis in enumerate(bases):
+            last.basis, last.in_place = number, basis.in_place
             tables = basis.tables(index, number, self._key, size)
             while (table := await in_worker(next, tables, None)) is not None:
-                pending.tabled += len(table.sums) + len(table.lengths)
-                self._tabled += len(table.sums) + len(table.lengths)
+                chunks += len(table.sums) // SHORT_SUM_LEN
+                if chunks > MAX_CHUNKS:
+                    break
+                self._count_tabled([pending])
                 await self._channel.send(RsyncStep.HASHES, encode_records([table]))
-        last = _no_table(index)
-        last.basis = max(len(pending.bases) - 1, 0)
-        last.in_place = bool(pending.bases) and pending.bases[-1].in_place
+            self._hold(basis)
+            if chunks > MAX_CHUNKS:
+                break
         await self._channel.send(RsyncStep.HASHES, encode_records([last]))
 
     # The end.
@@ -447,8 +518,10 @@ class Receiver:
             self._store.literal,
             deleting.left,
         )
+        failures = Outcome()
         for failed, exc in self._judging.directories.failures:
-            self._observer.failed(failed, why(exc, "write", failed))
+            failures.notes.append((failed, why(exc, "write", failed)))
+        await self._tell(failures)
         await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
         return totals
 

@@ -128,14 +128,17 @@ class Sender:
             Rpc25519Error: the sync as a whole failed; single files that fail are told
                 to the observer.
         """
+        await self._channel.while_alive(RsyncStep.DELTAS, self._send())
+        assert self._totals is not None
+        return self._totals
+
+    async def _send(self) -> None:
         await run_together(
             self._send_overview(),
             self._fill_outbox(),
             self._empty_outbox(),
             self._listen(),
         )
-        assert self._totals is not None
-        return self._totals
 
     # The walk.
 

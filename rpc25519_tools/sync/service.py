@@ -39,8 +39,9 @@ from rpc25519_tools.sync.walk import Walk
 
 #: Argument of a pull's first part: the source is one thing that is no directory.
 ARG_SINGLE: Final = "single"
-#: Descriptors of one sync.
-_PER_SYNC: Final = KEPT_DIRS + 12
+#: Descriptors of one sync: beside the directories files that others are made of, begun,
+#: carried on with, and finished without a name.
+_PER_SYNC: Final = KEPT_DIRS + 26
 
 
 def add_sync_services(
@@ -217,7 +218,10 @@ class ReceivingService:
             files = self._files or open_files()
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
-            place = await in_worker(self._open, request, _permit(context))
+            owner = b""
+            if context.access is not None and context.peer is not None:
+                owner = context.peer.public_key
+            place = await in_worker(self._open, request, _permit(context), owner)
             try:
                 observer = _Counting(record)
                 receiver = Receiver(
@@ -235,7 +239,7 @@ class ReceivingService:
                 await in_worker(place.close)
             return Reply()
 
-    def _open(self, request: Request, permit: Permit | None) -> OpenPlace:
+    def _open(self, request: Request, permit: Permit | None, owner: bytes) -> OpenPlace:
         tree = Tree.served(self._root, permit)
         parts = split_path(request.dest)
         if parts and not tree.may("write", parts):
@@ -247,6 +251,7 @@ class ReceivingService:
             single=request.single,
             privileged=self._privileged,
             area_at_root=True,
+            owner=owner,
         )
 
 

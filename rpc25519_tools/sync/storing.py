@@ -39,6 +39,18 @@ PARTIAL_FROM: Final = 1 << 20
 #: Files, and bytes of them, that are synced together.
 _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
+#: Large files among them: each is open.
+_SYNC_OPEN: Final = 8
+#: Files that may be half written at a time; a sender of ours has one.
+_MAX_BEGUN: Final = 8
+#: Files that were given up while their contents still come.
+_MAX_GIVEN_UP: Final = 4096
+#: Pieces of unfinished files together, some 50 bytes each.
+_MAX_PIECES: Final = 1 << 21
+#: Where no file system has a file.
+_MAX_OFFSET: Final = (1 << 63) - 1
+#: Bytes that are copied before a look at whether that is still wanted.
+_COPY_STEP: Final = 64 << 20
 #: Up to so many files are synced one by one, more by syncing their file system.
 _FEW: Final = 4
 #: Zeros that are left out as a hole, if they are wanted to be.
@@ -77,6 +89,9 @@ class Pending:
         followers: further names of it, with what is there under them.
         candidates: files to make it of, and whether each is only a guess.
         tabled: bytes of tables that went out for it.
+        is_finished: whether all of it is here, so that it only needs its name.
+        reach: how far the pieces go.
+        spoiled: whether something that it was to be made of is no more.
         literal, matched: bytes that came, and that were here.
     """
 
@@ -91,6 +106,9 @@ class Pending:
     followers: "list[tuple[DirState, Entry, Old | None]]" = field(default_factory=list)
     candidates: list[tuple[Parts, bool]] = field(default_factory=list)
     tabled: int = 0
+    is_finished: bool = False
+    reach: int = 0
+    spoiled: bool = False
     literal: int = 0
     matched: int = 0
 
@@ -111,10 +129,11 @@ class Pending:
 
     def close_bases(self) -> None:
         """Let go of what chunks were taken from."""
-        for basis in self.bases:
-            if not basis.in_place:
-                os.close(basis.fd)
         self.bases = []
+
+
+class StoppedError(Exception):
+    """The sync has ended while something was copied for it."""
 
 
 class Outcome:
@@ -161,8 +180,12 @@ class Store:
         self._pending = pending
         self._candidates = candidates
         self._given_up: set[int] = set()
+        self._begun: set[int] = set()
+        self._pieces = 0
+        self._stopped = False
         self._unsynced: list[Pending] = []
         self._unsynced_len = 0
+        self._unsynced_open = 0
         self.literal = 0
         self.matched = 0
 
@@ -172,14 +195,20 @@ class Store:
         """Deal with records in their order."""
         for record in records:
             pending = self._find(record.index)
+            is_end = isinstance(record, Whole | End)
             if pending is None:
+                if is_end:
+                    self._given_up.discard(record.index)
+                continue
+            if self._stopped and isinstance(record, Copies):
                 continue
             try:
                 self._take(pending, record, outcome)
             except (OSError, Rpc25519Error) as exc:
                 if isinstance(exc, RemoteProtocolError):
                     raise
-                self._fail(pending, why(exc, "write", pending.path), outcome)
+                note = why(exc, "write", pending.path)
+                self._fail(pending, note, outcome, more_comes=not is_end)
 
     def take_piece(self, index: int, at: int, data: Buffer, outcome: Outcome) -> None:
         """Deal with a message that is nothing but bytes of a file."""
@@ -189,8 +218,15 @@ class Store:
         try:
             self._write(pending, at, data)
             outcome.moved += len(data)
-        except OSError as exc:
-            self._fail(pending, why(exc, "write", pending.path), outcome)
+        except (OSError, Rpc25519Error) as exc:
+            if isinstance(exc, RemoteProtocolError):
+                raise
+            note = why(exc, "write", pending.path)
+            self._fail(pending, note, outcome, more_comes=True)
+
+    def stop(self) -> None:
+        """Let a step that takes long end early; to be called from any thread."""
+        self._stopped = True
 
     def _find(self, index: int) -> Pending | None:
         """Return a wanted file; None for one that was given up meanwhile.
@@ -199,19 +235,35 @@ class Store:
             RemoteProtocolError: it never was wanted.
         """
         pending = self._pending.get(index)
-        if pending is None and index not in self._given_up:
+        if index in self._given_up:
+            return None
+        if pending is None or pending.is_finished:
             raise RemoteProtocolError("contents came for a file that nobody wants")
         return pending
+
+    def _expect(self, pending: Pending, at: int, length: int, count: int = 1) -> None:
+        """See that pieces may belong to a file: each byte comes once.
+
+        Raises:
+            RemoteProtocolError: they may not.
+        """
+        pending.reach = max(pending.reach, at + length)
+        if pending.reach > _MAX_OFFSET:
+            raise RemoteProtocolError("contents came for no possible place of a file")
+        if pending.pieces.covered + length > pending.reach:
+            raise RemoteProtocolError("the pieces of a file overlap")
+        self._pieces += count
+        if self._pieces > _MAX_PIECES:
+            raise RemoteProtocolError("the sender cuts files into too many pieces")
 
     def _take(self, pending: Pending, record: Deltas, outcome: Outcome) -> None:
         match record:
             case Whole():
                 if blake3(record.data, key=self._key).digest() != record.sum:
                     raise ChecksumError("it does not match its blake3 sum")
-                self._open(pending)
-                assert pending.partial is not None
-                if pending.in_place:
+                if pending.in_place or pending.reach:
                     raise RemoteProtocolError("a whole file came for half of one")
+                self._open(pending)
                 self._write_all(pending, 0, record.data)
                 pending.literal += len(record.data)
                 outcome.moved += len(record.data)
@@ -223,6 +275,9 @@ class Store:
                 for run in record.runs:
                     outcome.moved += self._copy(pending, *run)
             case Zeros():
+                if not record.length:
+                    return
+                self._expect(pending, record.at, record.length)
                 self._open(pending)
                 self._leave_out(pending, record.at, record.length)
                 pending.pieces.add(record.at, record.length, HOLE_SUM)
@@ -233,6 +288,9 @@ class Store:
     def _open(self, pending: Pending) -> None:
         """Have an unfinished file to write to."""
         if pending.partial is None:
+            self._begun.add(pending.entry.index)
+            if len(self._begun) > _MAX_BEGUN:
+                raise RemoteProtocolError("too many files came at the same time")
             area = self._destination.area
             if pending.entry.size >= PARTIAL_FROM:
                 pending.partial = area.acquire(self._destination.key(pending.path))
@@ -242,6 +300,8 @@ class Store:
                 pending.partial = area.scratch()
 
     def _write(self, pending: Pending, at: int, data: Buffer) -> None:
+        if data:
+            self._expect(pending, at, len(data))
         self._open(pending)
         if not data:
             return
@@ -284,36 +344,60 @@ class Store:
         self, pending: Pending, number: int, first: int, count: int, at: int
     ) -> int:
         """Put a run of chunks where they belong; return how many bytes they have."""
-        self._open(pending)
-        assert pending.partial is not None
         if number >= len(pending.bases) or not count:
             raise RemoteProtocolError("the sender refers to a file that we have not")
         basis = pending.bases[number]
-        if first + count > len(basis.lengths):
+        # Another thread may be cutting it; the sums are what it notes last.
+        if first + count > len(basis.sums) // SUM_LEN:
             raise RemoteProtocolError("the sender refers to a chunk that we have not")
         start = basis.offsets[first]
         end = basis.offsets[first + count - 1] + basis.lengths[first + count - 1]
         if basis.in_place and start != at:
             raise RemoteProtocolError("the sender moves what is in place")
+        self._expect(pending, at, end - start, count)
+        self._open(pending)
+        assert pending.partial is not None
         last = first + count
         sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
         pending.pieces.extend(at, basis.lengths[first:last], (sums,))
         basis.used = True
         pending.matched += end - start
-        if not basis.in_place:
-            _copy_range(basis, pending.partial.fd, start, end - start, at)
+        if basis.in_place:
+            return end - start
+        held = basis.opened()
+        if held is None:
+            pending.spoiled = True  # at the end it will be wanted again, whole
+            return end - start
+        whole = start == at == 0 and end == basis.status.st_size
+        if not (whole and _clone(held.fd, pending.partial.fd)):
+            self._copy_range(held.fd, pending.partial.fd, start, end - start, at)
         return end - start
+
+    def _copy_range(
+        self, source_fd: int, target_fd: int, start: int, length: int, at: int
+    ) -> None:
+        """Copy within this machine; share blocks where the file system can."""
+        done = 0
+        while done < length:
+            if self._stopped:
+                raise StoppedError
+            step = min(length - done, _COPY_STEP)
+            count = _copy_some(source_fd, target_fd, start + done, step, at + done)
+            if not count:
+                raise ChecksumError("a file here became shorter while it was read")
+            done += count
 
     # The end of a file.
 
     def _end(self, pending: Pending, record: End, outcome: Outcome) -> None:
         if record.failure:
-            self._fail(pending, record.failure, outcome)
+            self._fail(pending, record.failure, outcome, more_comes=False)
             return
         self._open(pending)
         assert pending.partial is not None
         right = (
-            pending.pieces.covered == record.size
+            not pending.spoiled
+            and pending.pieces.are_whole(record.size)
             and pending.pieces.root() == record.root
             and all(basis.is_unchanged() for basis in pending.bases)
         )
@@ -328,13 +412,20 @@ class Store:
 
     def _want_again(self, pending: Pending, outcome: Outcome) -> None:
         """Ask for a file once more, from nothing."""
+        self._forget_pieces(pending)
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()
         pending.partial = None
-        pending.pieces = Pieces()
+        pending.spoiled = False
         pending.retried = True
         outcome.again.append(pending)
+
+    def _forget_pieces(self, pending: Pending) -> None:
+        self._begun.discard(pending.entry.index)
+        self._pieces -= len(pending.pieces)
+        pending.pieces = Pieces()
+        pending.reach = 0
 
     def _finish(self, pending: Pending, size: int, outcome: Outcome) -> None:
         """Give the file its attributes, and its name as soon as it is safe."""
@@ -345,16 +436,20 @@ class Store:
             if basis.guessed:
                 self._candidates.learn(useful=basis.used)
         pending.close_bases()
+        self._forget_pieces(pending)
+        pending.is_finished = True
         self.literal += pending.literal
         self.matched += pending.matched
         if not partial.keyed:
             partial.close_fd()
+        self._unsynced_open += partial.keyed
         self._unsynced.append(pending)
         self._unsynced_len += size
         if (
             not self._options.fsync
             or len(self._unsynced) >= _SYNC_COUNT
             or self._unsynced_len >= _SYNC_LEN
+            or self._unsynced_open >= _SYNC_OPEN
         ):
             self.flush(outcome)
 
@@ -365,7 +460,8 @@ class Store:
 
     def flush(self, outcome: Outcome) -> None:
         """Sync what is finished and give it its names."""
-        unsynced, self._unsynced, self._unsynced_len = self._unsynced, [], 0
+        unsynced, self._unsynced = self._unsynced, []
+        self._unsynced_len = self._unsynced_open = 0
         if not unsynced:
             return
         if self._options.fsync:
@@ -374,7 +470,8 @@ class Store:
             try:
                 self._publish(pending)
             except (OSError, Rpc25519Error) as exc:
-                self._fail(pending, why(exc, "write", pending.path), outcome)
+                note = why(exc, "write", pending.path)
+                self._fail(pending, note, outcome, more_comes=False)
             else:
                 outcome.done.append(pending)
         if self._options.fsync:
@@ -422,8 +519,14 @@ class Store:
         pending.directory.touched = True
         self._candidates.add(pending.path, entry.size, entry.mtime_ns)
 
-    def _fail(self, pending: Pending, note: str, outcome: Outcome) -> None:
-        self._given_up.add(pending.entry.index)
+    def _fail(
+        self, pending: Pending, note: str, outcome: Outcome, *, more_comes: bool
+    ) -> None:
+        if more_comes:
+            self._given_up.add(pending.entry.index)
+            if len(self._given_up) > _MAX_GIVEN_UP:
+                raise RemoteProtocolError("too many files came at the same time")
+        self._forget_pieces(pending)
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()
@@ -435,6 +538,9 @@ class Store:
         with contextlib.suppress(OSError, Rpc25519Error):
             self.flush(Outcome())
         for pending in self._pending.values():
+            for basis in pending.bases:
+                if basis.in_place and basis.held is not None:
+                    basis.held.close()  # it has the lock that another attempt needs
             pending.close_bases()
             partial, pending.partial = pending.partial, None
             if partial is None:
@@ -446,21 +552,17 @@ class Store:
                     partial.discard()
 
 
-def _copy_range(basis: Basis, target_fd: int, start: int, length: int, at: int) -> None:
-    """Copy within this machine; share blocks where the file system can."""
-    if start == at == 0 and length == basis.status.st_size and sys.platform == "linux":
-        try:
-            fcntl.ioctl(target_fd, _FICLONE, basis.fd)
-            return
-        except OSError as exc:
-            if exc.errno not in _CANNOT_CLONE:
-                raise
-    done = 0
-    while done < length:
-        count = _copy_some(basis.fd, target_fd, start + done, length - done, at + done)
-        if not count:
-            raise ChecksumError("a file here became shorter while it was read")
-        done += count
+def _clone(source_fd: int, target_fd: int) -> bool:
+    """Let a file share all blocks of another one; tell whether that was possible."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError as exc:
+        if exc.errno not in _CANNOT_CLONE:
+            raise
+        return False
+    return True
 
 
 def _copy_some(source_fd: int, target_fd: int, start: int, length: int, at: int) -> int:
