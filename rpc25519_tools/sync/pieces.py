@@ -61,7 +61,7 @@ class Pieces:
         if offset <= self._last:
             self._is_sorted = False
         self._offsets.extend(itertools.accumulate(lengths[:-1], initial=offset))
-        self._lengths.extend(lengths)
+        self._lengths.extend(iter(lengths))  # of another array, as it were a list
         self._last = self._offsets[-1]
         self._sums += b"".join(piece_sums)
         self.covered += sum(lengths)
