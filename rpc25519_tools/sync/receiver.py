@@ -158,6 +158,10 @@ class Receiver:
         except BaseException:
             await self._salvage()
             raise
+        finally:
+            for basis in self._held:
+                basis.let_go()
+            self._held.clear()
 
     async def _receive(self) -> Totals:
         await run_together(
@@ -216,8 +220,7 @@ class Receiver:
                 # They wait as they came: a short message can unpack to a long one.
                 self._overviews.append(bytes(part.payload))
                 self._overviews_len += len(part.payload) + _PART_COST
-                if self._overviews_len > _MAX_WAITING_LEN:
-                    raise RemoteProtocolError("more entries came than may wait")
+                self._check_waiting()
             else:
                 contents.append(part)
         self._changed.set()
@@ -352,6 +355,18 @@ class Receiver:
             )
         self._all_judged = True
         self._changed.set()
+        self._check_waiting()
+
+    def _check_waiting(self) -> None:
+        """See that no more entries wait than may.
+
+        Raises:
+            RemoteProtocolError: more do.
+        """
+        if self._overviews_len > _MAX_WAITING_LEN:
+            raise RemoteProtocolError("more entries came than may wait")
+        if self._all_judged and self._overviews:
+            raise RemoteProtocolError("entries came after the last ones")
 
     def _judge_one(self, payload: bytes) -> tuple[Overview, Judged]:
         """Judge some entries and decide how wanted files shall come, in a worker."""

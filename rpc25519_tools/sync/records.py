@@ -338,7 +338,7 @@ def _unpack(data: Buffer, decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
         raise RemoteProtocolError(f"a sync message has over {MAX_RECORD_LEN} bytes")
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise RemoteProtocolError(f"a sync message is malformed: {exc}") from exc
 
 
