@@ -25,6 +25,14 @@ DEBUG_VARIABLE = "RPC25519_DEBUG"
 _LONG_WORD = re.compile(r"\S{256,}")
 
 
+class PartlyDoneError(Exception):
+    """Some files were not transferred; each has had its line."""
+
+
+class DeletionsLeftError(Exception):
+    """Not everything was deleted, because of ``--max-delete``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitCode:
     """One row of the table.
@@ -82,6 +90,18 @@ EXIT_CODES: tuple[ExitCode, ...] = (
         name="files",
         meaning="a local file or directory cannot be read or written",
         exceptions=(errors.LocalFileError, click.FileError, OSError),
+    ),
+    ExitCode(
+        code=7,
+        name="partial",
+        meaning="some files were not transferred; the rest was",
+        exceptions=(PartlyDoneError,),
+    ),
+    ExitCode(
+        code=8,
+        name="undeleted",
+        meaning="--max-delete left some files undeleted; the rest was done",
+        exceptions=(DeletionsLeftError,),
     ),
     ExitCode(
         code=1,

@@ -22,6 +22,9 @@ import click
 from ._errors import error_line, exit_code_for
 from ._streams import fill_closed_streams
 
+#: Key of ``ctx.meta`` to the names of all options that were given, in their order and
+#: as often as they were given: click itself forgets how options mix.
+GIVEN = "rpc25519_tools.given"
 # The words of Go's strconv.ParseBool.
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
@@ -98,6 +101,8 @@ class GoStyleCommand(InterruptibleCommand):
 
     #: Whether everything from the first word on is somebody else's to read.
     takes_words = False
+    #: Whether ``-rp``, where it is no option, means ``-r -p``.
+    joins_letters = False
 
     def __init__(
         self,
@@ -112,7 +117,11 @@ class GoStyleCommand(InterruptibleCommand):
         """Rewrite the arguments into click's spelling, then parse them."""
         try:
             words = go_to_click(
-                self.get_params(ctx), args, ctx=ctx, until_word=self.takes_words
+                self.get_params(ctx),
+                args,
+                ctx=ctx,
+                until_word=self.takes_words,
+                joins=self.joins_letters,
             )
             return super().parse_args(ctx, words)
         except click.UsageError as exc:
@@ -136,6 +145,12 @@ class GoStyleCommand(InterruptibleCommand):
             return params
         taken = {opt for param in params for opt in _spellings(param)}
         return [_with_single_dashes(param, taken) for param in params]
+
+
+class CopyingCommand(GoStyleCommand):
+    """One whose short letters can be joined, as rsync's and scp's users do."""
+
+    joins_letters = True
 
 
 class OneLineGroup(InterruptibleCommand, click.Group):
@@ -218,9 +233,14 @@ class _Rewriter:
     """Walks over the arguments once and collects click's spelling of them."""
 
     def __init__(
-        self, params: Sequence[click.Parameter], ctx: click.Context | None
+        self,
+        params: Sequence[click.Parameter],
+        ctx: click.Context | None,
+        *,
+        joins: bool = False,
     ) -> None:
         self._ctx = ctx
+        self._joins = joins
         self._known: dict[str, _Known] = {}
         for param in params:
             if isinstance(param, click.Option):
@@ -251,7 +271,8 @@ class _Rewriter:
             name, equals, text = word.lstrip("-").partition("=")
             known = self._known.get(name) if not word.startswith("---") else None
             if known is None:
-                self._unknown(word)
+                if not (self._joins and self._letters(word)):
+                    self._unknown(word)
                 continue
             value = text if equals else None
             if known.is_switch:
@@ -260,7 +281,21 @@ class _Rewriter:
                 self._maybe_value(known, value, rest)
             else:
                 self._value(known, value, rest)
+        if self._ctx is not None:
+            self._ctx.meta[GIVEN] = [
+                option.name for option, _ in self._result if option is not None
+            ]
         return [word for _, words in self._result for word in words]
+
+    def _letters(self, word: str) -> bool:
+        """Take ``-rp`` as ``-r -p``; tell whether it is that."""
+        letters = [self._known.get(letter) for letter in word[1:]]
+        if word.startswith("--") or not all(one and one.is_switch for one in letters):
+            return False
+        for one in letters:
+            assert one is not None
+            self._switch(one, None)
+        return True
 
     def _unknown(self, word: str) -> None:
         if self._ctx is not None and self._ctx.resilient_parsing:
@@ -329,6 +364,7 @@ def go_to_click(
     *,
     ctx: click.Context | None = None,
     until_word: bool = False,
+    joins: bool = False,
 ) -> list[str]:
     """Rewrite arguments in any of Go's spellings into click's.
 
@@ -340,12 +376,13 @@ def go_to_click(
         args: the words of the command line.
         ctx: for error messages; while completing, unknown options are dropped.
         until_word: leave everything from the first word on as it is.
+        joins: take ``-rp`` as ``-r -p`` where all are known letters without a value.
 
     Raises:
         click.UsageError: an unknown option, or a boolean that is neither true nor
             false.
     """
-    return _Rewriter(params, ctx).rewrite(args, until_word=until_word)
+    return _Rewriter(params, ctx, joins=joins).rewrite(args, until_word=until_word)
 
 
 def _looks_like_option(word: str) -> bool:

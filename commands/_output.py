@@ -12,7 +12,7 @@ import click
 
 from rpc25519_tools.identity.printable import printable
 
-__all__ = ["Talk", "human_bytes", "printable"]
+__all__ = ["Talk", "human_bytes", "path_text", "printable", "text_fields"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,22 @@ def _write(line: str) -> None:
     """
     with contextlib.suppress(OSError, ValueError):
         click.echo(line, err=True)
+
+
+def path_text(path: bytes) -> str:
+    """Return a path for people: printable, and one line."""
+    return printable(path.decode("utf-8", "surrogateescape"))
+
+
+def text_fields(name: str, value: bytes) -> dict[str, str]:
+    """Return a name or path for JSON; one that is no UTF-8 also whole, as base64."""
+    import base64
+
+    try:
+        return {name: value.decode()}
+    except UnicodeDecodeError:
+        encoded = base64.b64encode(value).decode("ascii")
+        return {name: path_text(value), f"{name}_base64": encoded}
 
 
 def human_bytes(count: float) -> str:

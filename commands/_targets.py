@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from ._streams import require_open
 
 if TYPE_CHECKING:
+    from rpc25519_tools.files.landing import Landing
     from rpc25519_tools.files.sink import Sink
     from rpc25519_tools.files.source import SourceFile
 
@@ -62,7 +64,40 @@ def sink_opener(out: str | None, name: str, *, clobber: bool) -> "Callable[[], S
     if out == "-":
         require_open(1)
         return lambda: PlainSink(os.dup(sys.stdout.fileno()), "standard output")
-    path = name if out is None else out
-    if out is not None and (os.path.isdir(out) or out.endswith("/")):
-        path = os.path.join(out, name)
+    path = target_path(out, name)
     return lambda: open_local_sink(path, clobber=clobber)
+
+
+def target_opener(
+    out: str | None, name: str, *, clobber: bool
+) -> "Callable[[], Sink] | Landing":
+    """Return what opens the target of a download, carrying on where that is possible.
+
+    The arguments are those of ``sink_opener``.
+    """
+    from rpc25519_tools.files.landing import local_landing
+
+    path = target_path(out, name)
+    if not is_regular(path):
+        return sink_opener(out, name, clobber=clobber)
+    return local_landing(path, clobber=clobber)
+
+
+def target_path(out: str | None, name: str) -> str:
+    """Return the path that ``-o`` means; the arguments are those of ``sink_opener``."""
+    if out is not None and (os.path.isdir(out) or out.endswith("/")):
+        return os.path.join(out, name)
+    return name if out is None else out
+
+
+def is_regular(path: str) -> bool:
+    """Tell whether a path is, for now, of a regular file, or of nothing at all.
+
+    Streams cannot be gone back in, so transfers of them are not tried again.
+    """
+    if path == "-":
+        return False
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return True

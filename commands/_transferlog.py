@@ -103,6 +103,8 @@ class ServerLog:
         context = record.context
         who = _who(context.remote_address, context.peer)
         name = f"{record.kind} {printable(record.name[:_NAME_LEN])!r}"
+        if record.counts:
+            name += f" {record.counts}"
         rate = rate_mb_s(record.size_bytes, record.seconds)
         figures = f"{record.size_bytes} bytes {record.seconds:.3f} s {rate:.1f} MB/s"
         if record.failure is None:

@@ -1,28 +1,37 @@
 """The ``cli`` command: download, upload, echo."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 
+from ._client import (
+    Connection,
+    connection_options,
+    describe_connection,
+    unheard,
+)
 from ._errors import reporting_errors
-from ._gostyle import GoStyleCommand
+from ._gostyle import CopyingCommand
 from ._identity import open_identity
-from ._known import check_known_keys, known_keys_options
+from ._known import check_known_keys
+from ._ls import LsOptions, ls_options
 from ._options import (
     NamedPath,
-    identity_options,
-    transport_options,
     verbosity_options,
     version_option,
 )
 from ._output import Talk, printable
-from ._passphrase import passphrase_options, passphrase_source
-from ._psk import codec_in_use, psk_option, warn_unprotected
+from ._psk import codec_in_use
+from ._retry import Attempts
 from ._startup import begin_imports, end_imports, limit_heaps
+from ._sync import SyncChoices, sync_options
+from ._syncrun import run_sync
 
 if TYPE_CHECKING:
-    from rpc25519_tools.config import Config, Network
+    from rpc25519_tools.config import Config
+    from rpc25519_tools.files.carry_on import Progressed
     from rpc25519_tools.files.parts import TransferSummary
     from rpc25519_tools.rpc.client import Client
 
@@ -43,13 +52,14 @@ class _Job:
     to: str | None
     clobber: bool
     calls: int
-    wait_s: float
+    retry_for_s: float
     codec: str
     json: bool
     verbose: bool
+    ls: LsOptions | None
 
 
-@click.command("cli", cls=GoStyleCommand)
+@click.command("cli", cls=CopyingCommand)
 @click.option(
     "-s",
     "address",
@@ -97,26 +107,15 @@ class _Job:
     metavar="N",
     help="How many echo calls to make, where no file is moved.",
 )
+@sync_options
+@ls_options
+@connection_options
 @click.option(
-    "--wait",
-    default="10s",
-    show_default=True,
-    metavar="DURATION",
-    help="Limit for connecting, and for each echo call.",
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the summary, a listing, or changes as JSON.",
 )
-@click.option(
-    "--hostport",
-    default=":0",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Dial from this local address.",
-)
-@transport_options
-@identity_options("client")
-@known_keys_options("known_server_keys")
-@psk_option
-@passphrase_options
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @verbosity_options
 @version_option
 def cli(
@@ -128,58 +127,49 @@ def cli(
     echofile: str | None,
     no_clobber: bool,
     calls: int,
-    wait: str,
-    hostport: str,
-    network: "Network",
-    press: str,
-    big: bool,
-    key_name: str,
-    certs_dir: str,
-    skip_verify: bool,
-    known_keys_path: str | None,
-    psk_path: str | None,
-    passphrase_file: str | None,
+    sync: SyncChoices | None,
+    ls: LsOptions | None,
+    connection: Connection,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Download, upload or echo a file, or make echo calls.
+    """List, push, pull, download, upload or echo files, or make echo calls.
 
-    Without -download, -sendfile or -echofile, cli makes echo calls and prints the
-    replies and how long they took.
+    -push and -pull move directories and what has changed of files. They take over
+    what is in directories, links, permission bits and times; -a takes over owners,
+    groups and special files, too, and --no-times and the like leave something out.
+    Without one of -push, -pull, -ls, -download, -sendfile and -echofile, cli makes
+    echo calls and prints the replies and how long they took.
     """
     begin_imports()
     with reporting_errors("cli"):
-        from rpc25519_tools.config import Config, parse_address, parse_duration
-        from rpc25519_tools.errors import ConfigError
+        from rpc25519_tools.config import parse_address
         from rpc25519_tools.files.jail import split_remote_name
-        from rpc25519_tools.wire.codecs import codec_from_name
 
         talk = Talk(prog="cli", quiet=quiet)
-        _check_combination(download, sendfile, echofile, out, to, passphrase_file)
-        moves_file = (download, sendfile, echofile) != (None, None, None)
-        _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
-        codec_from_name(press)
-        if to is not None:
-            split_remote_name(to)
-        wait_s = parse_duration(wait)
-        if not wait_s:
-            raise ConfigError("-wait must be above zero")
-        local = parse_address(hostport, default_port=0)
-        config = Config(
-            address=parse_address(address),
-            network=network,
-            key_name=key_name,
-            certs_dir=certs_dir,
-            passphrase=passphrase_source(passphrase_file),
-            verify_peer=not skip_verify,
-            known_keys_path=known_keys_path,
-            pre_shared_key_path=psk_path,
-            compression="none" if big else press,
-            connect_timeout_s=wait_s,
-            call_timeout_s=wait_s,
-            local_address=local if local.host or local.port else None,
+        _check_combination(
+            download,
+            sendfile,
+            echofile,
+            out,
+            to,
+            connection.passphrase_file,
+            sync,
         )
+        moves_file = (download, sendfile, echofile) != (None, None, None)
+        if ls is not None:
+            ls.check(alone=not moves_file and calls == 1 and not no_clobber)
+        if sync is not None:
+            sync = replace(sync, dest=to if sync.direction == "push" else out)
+            alone = not moves_file and ls is None
+            sync.check(alone=alone, calls=calls, no_clobber=no_clobber)
+        else:
+            _check_echo_calls(moves_file=moves_file, calls=calls, no_clobber=no_clobber)
+        if to is not None and sync is None:
+            split_remote_name(to)
+        retry_for_s = connection.retry_for_s()
+        config = connection.config(parse_address(address), talk)
         job = _Job(
             download=download,
             sendfile=sendfile,
@@ -188,18 +178,23 @@ def cli(
             to=to,
             clobber=not no_clobber,
             calls=calls,
-            wait_s=wait_s,
+            retry_for_s=(retry_for_s if _can_retry(download, sendfile, out) else 0.0),
             codec=config.compression,
             json=as_json,
             verbose=verbose,
+            ls=ls,
         )
-        warn_unprotected(
-            config,
-            talk,
-            plain="plain TCP: nothing is protected, and the server is not checked",
-            skip="-skip-verify: the server is not checked; it can be anybody",
-        )
-        _run(config, job, talk)
+        if sync is not None:
+            run_sync(
+                config,
+                sync,
+                talk,
+                retry_for_s=retry_for_s,
+                as_json=as_json,
+                verbose=verbose,
+            )
+        else:
+            _run(config, job, talk)
 
 
 def _check_combination(
@@ -209,26 +204,41 @@ def _check_combination(
     out: str | None,
     to: str | None,
     passphrase_file: str | None,
+    sync: SyncChoices | None,
 ) -> None:
+    direction = sync.direction if sync is not None else None
     given = [name for name in (download, sendfile, echofile) if name is not None]
     if len(given) > 1:
         raise click.UsageError("give only one of -download, -sendfile and -echofile")
     if "" in given:
         raise click.UsageError("the file name is empty")
-    if out is not None and download is None and echofile is None:
-        raise click.UsageError("-o goes with -download or -echofile")
-    if to is not None and sendfile is None:
-        raise click.UsageError("--to goes with -sendfile")
+    if out is not None and (download, echofile) == (None, None) and direction != "pull":
+        raise click.UsageError("-o goes with -download, -echofile or -pull")
+    if to is not None and sendfile is None and direction != "push":
+        raise click.UsageError("--to goes with -sendfile or -push")
     if to == "":
         raise click.UsageError("the name of --to is empty")
     if sendfile == STREAM and to is None:
         raise click.UsageError("standard input has no name: give one with --to")
     if echofile == STREAM and out is None:
         raise click.UsageError("standard input has no name: give a file with -o")
-    if passphrase_file == STREAM and STREAM in (sendfile, echofile):
+    listed = sync is not None and sync.uses_stdin()
+    if passphrase_file == STREAM and (listed or STREAM in (sendfile, echofile)):
         raise click.UsageError(
             "standard input cannot be both the file and the pass phrase"
         )
+
+
+def _can_retry(download: str | None, sendfile: str | None, out: str | None) -> bool:
+    """Tell whether the job is one that another attempt can carry on with.
+
+    Echo calls and echoes of files are tests of the connection that there is.
+    """
+    from ._targets import is_regular, target_path
+
+    if download is not None:
+        return is_regular(target_path(out, os.path.basename(download)))
+    return sendfile is not None and is_regular(sendfile)
 
 
 def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None:
@@ -242,9 +252,10 @@ def _check_echo_calls(*, moves_file: bool, calls: int, no_clobber: bool) -> None
 
 
 def _run(config: "Config", job: _Job, talk: Talk) -> None:
-    import asyncio
+    from functools import partial
 
     from rpc25519_tools.errors import DeadlineError
+    from rpc25519_tools.files.carry_on import with_retries
     from rpc25519_tools.rpc.client import Client
 
     from ._logging import log_to
@@ -255,69 +266,81 @@ def _run(config: "Config", job: _Job, talk: Talk) -> None:
     identity = open_identity(config, talk)
 
     async def main() -> None:
-        async with await Client.connect(config, identity) as client:
+        attempts = Attempts(talk=talk)
+
+        async def attempt(client: Client, progressed: "Progressed") -> None:
             try:
-                await _do(client, job, talk)
-            except asyncio.CancelledError:
-                # Interrupted: do not wait until a slow line has taken what is queued.
-                client.transport.abort()
-                raise
+                await _do(client, job, talk, attempts, progressed)
             except DeadlineError as exc:
                 if client.has_heard:
                     raise
-                client.transport.abort()
-                hint = "perhaps it speaks TLS (then drop -tcp), or uses -psk"
-                if config.uses_tls:
-                    hint = "perhaps it does not let our key in, or uses -psk"
-                if config.pre_shared_key_path is not None:
-                    hint = "perhaps it has another pre-shared key"
-                raise DeadlineError(f"{exc}; not one byte came: {hint}") from exc
+                raise unheard(config, exc) from exc
+
+        connect = partial(Client.connect, config, identity)
+        await with_retries(connect, attempt, job.retry_for_s, attempts.failed)
 
     end_imports()
     limit_heaps()
     run_to_end("cli", main)
 
 
-async def _do(client: "Client", job: _Job, talk: Talk) -> None:
+async def _do(
+    client: "Client",
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     job = replace(job, codec=codec_in_use(client, job.codec, talk))
     if job.verbose:
-        _describe_connection(client, talk)
-    if job.download is not None:
-        await _download(client, job.download, job, talk)
+        describe_connection(client, talk)
+    if job.ls is not None:
+        await job.ls.run(client, as_json=job.json, talk=talk)
+    elif job.download is not None:
+        await _download(client, job.download, job, talk, attempts, progressed)
     elif job.sendfile is not None:
-        await _send(client, job.sendfile, job, talk)
+        await _send(client, job.sendfile, job, talk, attempts, progressed)
     elif job.echofile is not None:
         await _echo_file(client, job.echofile, job, talk)
     else:
         await _echo_calls(client, job, talk)
 
 
-def _describe_connection(client: "Client", talk: Talk) -> None:
-    transport = client.transport
-    peer = transport.peer.describe() if transport.peer else "an unverified server"
-    talk.say(
-        f"connected from {transport.local_address} to {transport.remote_address}, "
-        f"{peer}, {transport.security}"
-    )
-
-
-async def _download(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+async def _download(
+    client: "Client",
+    path: str,
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     from rpc25519_tools.files.download import default_local_name, download_file
 
     from ._progress import progress_line
-    from ._targets import noticing_closed_stdout, sink_opener
+    from ._targets import noticing_closed_stdout, target_opener
 
     name = default_local_name(path) if job.out != STREAM else ""
-    open_sink = sink_opener(job.out, name, clobber=job.clobber)
     with (
         noticing_closed_stdout(job.out),
-        progress_line(path, enabled=not talk.quiet) as progress,
+        progress_line(path, enabled=not talk.quiet) as shown,
     ):
-        summary = await download_file(client, path, open_sink, progress=progress)
-    _report("downloaded", summary, job, talk)
+        summary = await download_file(
+            client,
+            path,
+            target_opener(job.out, name, clobber=job.clobber),
+            progress=attempts.watch(progressed, shown),
+        )
+    _report("downloaded", attempts.whole(summary), job, talk)
 
 
-async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
+async def _send(
+    client: "Client",
+    path: str,
+    job: _Job,
+    talk: Talk,
+    attempts: Attempts,
+    progressed: "Progressed",
+) -> None:
     from rpc25519_tools.files.upload import default_remote_name, upload_file
 
     from ._progress import progress_line
@@ -325,18 +348,19 @@ async def _send(client: "Client", path: str, job: _Job, talk: Talk) -> None:
 
     with (
         await open_source(path) as source,
-        progress_line(path, enabled=not talk.quiet) as progress,
+        progress_line(path, enabled=not talk.quiet) as shown,
     ):
         summary = await upload_file(
             client,
             source,
             job.to if job.to is not None else default_remote_name(path),
             clobber=job.clobber,
-            progress=progress,
+            progress=attempts.watch(progressed, shown),
+            transfer_id=attempts.transfer_id,
         )
     if summary.clobber_refused is False:
         talk.warn("this server does not know --no-clobber and may have replaced a file")
-    _report("uploaded", summary, job, talk)
+    _report("uploaded", attempts.whole(summary), job, talk)
 
 
 async def _echo_file(client: "Client", path: str, job: _Job, talk: Talk) -> None:
@@ -376,13 +400,17 @@ def _report(verb: str, summary: "TransferSummary", job: _Job, talk: Talk) -> Non
                 "codec": job.codec,
                 "blake3": summary.blake3_hex,
                 "verified_by_peer": summary.verified_by_peer,
+                "carried_bytes": summary.carried_bytes,
             }
         )
         click.echo(text, err=job.out == STREAM)
         return
+    carried = ""
+    if summary.carried_bytes:
+        carried = f", {summary.carried_bytes} of them from before,"
     talk.say(
         f"{verb} {printable(summary.name)}: {summary.size_bytes} bytes "
-        f"({human_bytes(summary.size_bytes)}) in {summary.seconds:.3f} s, "
+        f"({human_bytes(summary.size_bytes)}){carried} in {summary.seconds:.3f} s, "
         f"{rate:.1f} MB/s, codec {job.codec}, blake3 {summary.blake3_hex}"
     )
 

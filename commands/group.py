@@ -10,8 +10,9 @@ from ._options import version_option
 #: Subcommand -> its module, and the line that the group's help shows for it. The help
 #: of the group must not import every tool to be printed.
 _TOOLS = {
-    "cli": ("cli", "Download, upload or echo a file, or make echo calls."),
+    "cli": ("cli", "List, push, pull, download, upload or echo files."),
     "completion": ("completion", "Print the completion script for a shell."),
+    "cp": ("cp", "Copy files to or from a server."),
     "known": ("known", "List, approve and deny the keys of known peers."),
     "samesame": ("samesame", "Be server and client at the same time."),
     "selfy": ("selfy", "Make, show, verify and renew keys and certificates."),

@@ -55,6 +55,7 @@ class _Job:
     echo: bool
     echo_service: bool
     clobber: bool
+    allow_owners: bool
     seconds: float
     grace_s: float
     verbose: bool
@@ -76,7 +77,7 @@ class _Job:
     flag_value=".",
     metavar="[DIR]",
     type=click.Path(file_okay=False, readable=False),
-    help="Let clients download files from DIR (default: the current directory).",
+    help="Let clients list and download files of DIR (default: the current directory).",
 )
 @click.option(
     "--readfile",
@@ -91,7 +92,15 @@ class _Job:
     "--no-echo-service", is_flag=True, help="Do not answer echo calls (customEcho)."
 )
 @click.option(
-    "--no-clobber", is_flag=True, help="Refuse uploads that would replace a file."
+    "--no-clobber",
+    is_flag=True,
+    help="Refuse uploads that would replace a file, and pushes that could.",
+)
+@click.option(
+    "--allow-owners",
+    is_flag=True,
+    help="Let clients that push set owners, set-uid bits and the like, and make device "
+    "files. Only root can do that.",
 )
 @access_options
 @transport_options
@@ -131,6 +140,7 @@ def srv(
     echo: bool,
     no_echo_service: bool,
     no_clobber: bool,
+    allow_owners: bool,
     access: AccessOptions,
     network: "Network",
     press: str,
@@ -163,6 +173,8 @@ def srv(
         talk = Talk(prog="srv", quiet=quiet)
         if no_clobber and readfile is None:
             raise click.UsageError("--no-clobber goes with -readfile")
+        if allow_owners and readfile is None:
+            raise click.UsageError("--allow-owners goes with -readfile")
         codec_from_name(press)
         config = Config(
             address=parse_address(address, default_port=None),
@@ -185,6 +197,7 @@ def srv(
             echo=echo,
             echo_service=not no_echo_service,
             clobber=not no_clobber,
+            allow_owners=allow_owners,
             seconds=sec,
             grace_s=parse_duration(grace),
             verbose=verbose,
@@ -315,6 +328,7 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
         echo_call,
     )
     from rpc25519_tools.files.jail import Root
+    from rpc25519_tools.files.kept_uploads import KEPT_UPLOADS_SERVICE
     from rpc25519_tools.files.parts import (
         DOWNLOAD_SERVICE,
         ECHO_FILE_SERVICE,
@@ -324,6 +338,8 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
     from rpc25519_tools.rpc.context import CallContext
     from rpc25519_tools.rpc.handlers import Reply
     from rpc25519_tools.rpc.registry import Registry
+    from rpc25519_tools.sync.list_records import LIST_SERVICE
+    from rpc25519_tools.sync.listing import ListService
     from rpc25519_tools.sync.service import add_sync_services
 
     async def logged_echo_call(context: CallContext) -> Reply:
@@ -336,12 +352,19 @@ def _services(job: _Job, log: "ServerLog", roots: "contextlib.ExitStack") -> "Re
         read_root = roots.enter_context(Root(job.serve, keep_back=job.keep_back))
         sender = DownloadService(read_root, log=log.transfer)
         registry.add_download(DOWNLOAD_SERVICE, sender)
+        registry.add_download(LIST_SERVICE, ListService(read_root, log=log.transfer))
     if job.readfile is not None:
         write_root = roots.enter_context(Root(job.readfile, keep_back=job.keep_back))
         service = UploadService(write_root, clobber=job.clobber, log=log.transfer)
         registry.add_upload(UPLOAD_SERVICE, service)
+        registry.add_call(KEPT_UPLOADS_SERVICE, service.kept)
     add_sync_services(
-        registry, read_root=read_root, write_root=write_root, log=log.transfer
+        registry,
+        read_root=read_root,
+        write_root=write_root,
+        log=log.transfer,
+        privileged=job.allow_owners,
+        clobber=job.clobber,
     )
     if job.echo:
         registry.add_bistream(ECHO_FILE_SERVICE, EchoFileService(log=log.transfer))
@@ -355,8 +378,8 @@ def _offer(config: "Config", job: _Job) -> str:
     offers = [
         text
         for wanted, text in (
-            (job.serve is not None, "downloads"),
-            (job.readfile is not None, "uploads"),
+            (job.serve is not None, "downloads, pulls"),
+            (job.readfile is not None, "uploads, pushes"),
             (job.echo, "file echo"),
             (job.echo_service, "echo calls"),
         )

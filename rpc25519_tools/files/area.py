@@ -45,7 +45,7 @@ AREA_NAME: Final = b".rpc25519-part-area"
 _MAX_RACES: Final = 100  # how often others may take away what we are about to use
 _SESSION_PREFIX: Final = b"session-"
 _KEYED_FLAGS = (
-    os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 )  # whatever has the name, opening it must not block
 _SCRATCH_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_PLAIN = frozenset({errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO})
@@ -204,24 +204,41 @@ class PartialArea:
     ) -> None:
         self.close()
 
-    def acquire(self, key: bytes) -> Partial | None:
+    def has_content(self, key: bytes) -> bool:
+        """Tell whether there is something to carry on with; locks nothing."""
+        with contextlib.suppress(OSError):
+            dir_fd = self._find_area(make=False)
+            if dir_fd >= 0:
+                name = _name_of(key)
+                status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+                return status.st_size > 0
+        return False
+
+    def acquire(self, key: bytes, *, make: bool = True) -> Partial | None:
         """Open and lock the partial of a key, with whatever it holds already.
 
         Args:
             key: what tells this file from all others; any bytes.
+            make: whether to make it where there is none.
 
         Returns:
-            None if another transfer has it, or this file system has no locks.
+            None if another transfer has it, or this file system has no locks; or
+            there is none and ``make`` is false.
 
         Raises:
             UnsafePathError, OSError: as :meth:`open`; or the file cannot be made.
         """
-        name = blake3(key).hexdigest().encode()
+        name = _name_of(key)
+        flags = _KEYED_FLAGS | os.O_CREAT if make else _KEYED_FLAGS
         for _ in range(_MAX_RACES):
-            dir_fd = self._find_area(make=True)
+            dir_fd = self._find_area(make=make)
+            if dir_fd < 0:
+                return None
             try:
-                fd = os.open(name, _KEYED_FLAGS, 0o600, dir_fd=dir_fd)
+                fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
             except FileNotFoundError:
+                if not make:
+                    return None
                 self._forget_area(dir_fd)  # it was empty, and another process left
                 continue
             except OSError as exc:
@@ -338,6 +355,10 @@ class PartialArea:
             if not names_inode(self._dir_fd, AREA_NAME, os.fstat(area_fd)):
                 self._forget_area(area_fd)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _name_of(key: bytes) -> bytes:
+    return blake3(key).hexdigest().encode()
 
 
 def _open_area(dir_fd: int) -> int:

@@ -7,6 +7,9 @@ it for as long as it lives (see ``partial.py``), so
   takes it over (emptied), and nothing piles up;
 - two transfers of one name at a time use two partial files; the last commit wins.
 
+It can also be given a partial file of the area that later attempts carry on with (see
+``area.py``), and :meth:`AtomicFile.keep` then leaves it there.
+
 :meth:`AtomicFile.commit` sets the mode, syncs the file, renames it over the old one (or
 links it, where nothing may be replaced) and syncs the directory. Until the rename, and
 after every failure, the old file is untouched.
@@ -29,9 +32,11 @@ from types import TracebackType
 from typing import Self
 
 from rpc25519_tools.errors import LocalFileError
+from rpc25519_tools.files.area import Partial
 from rpc25519_tools.files.jail import (
     DIR_FLAGS,
     Root,
+    WriteTarget,
     check_replaceable,
     describe_kind,
     display_name,
@@ -49,6 +54,9 @@ _NO_LINKS = frozenset(
 _NO_DIR_SYNC = frozenset(
     {errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 )  # EBADF: the directory is not readable, so it is only held by O_PATH
+
+
+_COPY_LEN = 1 << 20
 
 
 class AtomicFile(FdSink):
@@ -71,6 +79,8 @@ class AtomicFile(FdSink):
         clobber: bool,
         fsync: bool = True,
         shown: str | None = None,
+        partial: Partial | None = None,
+        start_bytes: int = 0,
     ) -> None:
         """Make or take over the partial file.
 
@@ -80,6 +90,9 @@ class AtomicFile(FdSink):
             clobber: whether an existing regular file may be replaced.
             fsync: whether the bytes and the name shall survive a power failure.
             shown: what to call the file in messages; default the final name.
+            partial: a keyed one of an area that stays open longer than this object,
+                which takes it over, except where it raises; None: one of its own.
+            start_bytes: how much of what is in ``partial`` stays.
 
         Raises:
             UnsafePathError: the name belongs to anything but a regular file.
@@ -100,9 +113,15 @@ class AtomicFile(FdSink):
             raise file_error(exc, "write", self.name) from exc
         try:
             self._check_final()
-            self._fd, self._partial = acquire_partial(
-                self._dir_fd, final_name, self.name
-            )
+            if partial is None:
+                fd, name = acquire_partial(self._dir_fd, final_name, self.name)
+                partial = Partial(fd, name, self._dir_fd, keyed=True)
+            else:
+                os.ftruncate(partial.fd, start_bytes)
+                os.lseek(partial.fd, start_bytes, os.SEEK_SET)
+            self._partial = partial
+            self._fd = partial.fd
+            self.written_bytes = start_bytes
         except OSError as exc:
             self._close_dir()
             raise file_error(exc, "write", self.name) from exc
@@ -162,8 +181,10 @@ class AtomicFile(FdSink):
         self._check_usable()
         try:
             self._prepare()
-            self._publish()
-            self._sync_directory()
+            if self._publish():
+                self._sync_directory()
+            else:
+                self._copy_over()
         except OSError as exc:
             raise file_error(exc, "write", self.name) from exc
         finally:
@@ -173,11 +194,18 @@ class AtomicFile(FdSink):
         """Remove the partial file; does nothing after a commit, never raises."""
         if self._fd < 0:
             return
+        self._fd = -1
+        self._partial.discard()
+        self._close_dir()
+
+    def keep(self) -> None:
+        """Leave a partial file of an area to a later attempt; abort any other."""
+        if self._fd < 0 or self._partial.dir_fd == self._dir_fd:
+            self.abort()
+            return
+        self._fd = -1
         with contextlib.suppress(OSError):
-            if names_inode(self._dir_fd, self._partial, os.fstat(self._fd)):
-                os.unlink(self._partial, dir_fd=self._dir_fd)
-        with contextlib.suppress(OSError):
-            self._close_fd()  # only now: this gives up the lock
+            self._partial.keep()
         self._close_dir()
 
     def _close_dir(self) -> None:
@@ -205,24 +233,39 @@ class AtomicFile(FdSink):
         if self._fsync:
             _sync_file(self._fd)
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
+        """Give it its final name; False: that lies on another file system."""
         self._check_final()  # again: the sync may have taken a while
         mine = os.fstat(self._fd)
         if mine.st_size != self.written_bytes or not names_inode(
-            self._dir_fd, self._partial, mine
+            self._partial.dir_fd, self._partial.name, mine
         ):
             raise LocalFileError(
                 f"cannot write {display_name(self.name)}: "
                 "another program touched its partial file"
             )
-        if self._clobber:
-            self._rename()
-            return
+        try:
+            if self._clobber:
+                self._rename()
+            else:
+                self._link()
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            return False
+        return True
+
+    def _link(self) -> None:
+        """Take the final name if it is free.
+
+        The finally of commit unlinks the partial name. Killed before that, the next
+        transfer sees two links and removes the name without touching the file.
+        """
         try:
             os.link(
-                self._partial,
+                self._partial.name,
                 self._final,
-                src_dir_fd=self._dir_fd,
+                src_dir_fd=self._partial.dir_fd,
                 dst_dir_fd=self._dir_fd,
                 follow_symlinks=False,
             )
@@ -232,16 +275,28 @@ class AtomicFile(FdSink):
             if exc.errno not in _NO_LINKS:
                 raise
             self._rename_onto_claim()
-        # The finally of commit unlinks the partial name. Killed before that, the
-        # next transfer sees two links and removes the name without touching the file.
 
     def _rename(self) -> None:
         os.rename(
-            self._partial,
+            self._partial.name,
             self._final,
-            src_dir_fd=self._dir_fd,
+            src_dir_fd=self._partial.dir_fd,
             dst_dir_fd=self._dir_fd,
         )
+
+    def _copy_over(self) -> None:
+        """Copy what is whole and verified to where it can get its final name."""
+        with AtomicFile(
+            self._dir_fd,
+            self._final,
+            clobber=self._clobber,
+            fsync=self._fsync,
+            shown=self.name,
+        ) as copy:
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            while data := os.read(self._fd, _COPY_LEN):
+                copy.write(data)
+            copy.commit()
 
     def _rename_onto_claim(self) -> None:
         """Claim the name with an empty file where the file system has no links."""
@@ -333,6 +388,19 @@ def open_local_target(path: str, *, clobber: bool, fsync: bool = True) -> Atomic
         LocalFileError: the parent directory is missing or not permitted; the path
             is of anything but a regular file, or exists and ``clobber`` is false.
     """
+    with local_target(path) as target:
+        return AtomicFile(
+            target.dir_fd, target.name, clobber=clobber, fsync=fsync, shown=path
+        )
+
+
+def local_target(path: str) -> WriteTarget:
+    """Hold the directory in which a file at any path of the local user shall appear.
+
+    Raises:
+        LocalFileError: the parent directory is missing or not permitted, or the path
+            is of a directory.
+    """
     shown = display_name(path)
     if not path:
         raise LocalFileError("cannot write a file with an empty name")
@@ -347,12 +415,7 @@ def open_local_target(path: str, *, clobber: bool, fsync: bool = True) -> Atomic
         raise file_error(exc, "write", path) from exc
     except ValueError as exc:  # a NUL, or a character that has no bytes
         raise LocalFileError(f"cannot write {shown}: not a possible name") from exc
-    try:
-        return AtomicFile(
-            dir_fd, os.fsencode(final), clobber=clobber, fsync=fsync, shown=path
-        )
-    finally:
-        os.close(dir_fd)
+    return WriteTarget(dir_fd=dir_fd, name=os.fsencode(final), remote_name=path)
 
 
 def open_local_sink(path: str, *, clobber: bool, fsync: bool = True) -> Sink:

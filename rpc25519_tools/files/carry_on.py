@@ -9,8 +9,10 @@ from rpc25519_tools.errors import (
     ConnectionLostError,
     DeadlineError,
     HandshakeCutError,
+    RemoteCallError,
 )
 from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.failures import SHUTTING_DOWN
 from rpc25519_tools.rpc.reconnect import Backoff
 
 T = TypeVar("T")
@@ -23,6 +25,17 @@ NETWORK_FAILURES: Final = (
     DeadlineError,
     HandshakeCutError,
 )
+
+
+def is_network_failure(exc: BaseException) -> bool:
+    """Tell whether another connection may cure a failure.
+
+    Also to a server that is stopping: it may be back soon.
+    """
+    if isinstance(exc, RemoteCallError):
+        return str(exc) == SHUTTING_DOWN
+    return isinstance(exc, NETWORK_FAILURES)
+
 
 #: Called by a job whenever something that it need not do again is done.
 Progressed: TypeAlias = Callable[[], None]
@@ -75,7 +88,9 @@ async def with_retries(
         try:
             client = await connect()
             return await _do(client, job, progressed)
-        except NETWORK_FAILURES as exc:
+        except (*NETWORK_FAILURES, RemoteCallError) as exc:
+            if not is_network_failure(exc):
+                raise
             heard = heard or (client is not None and client.has_heard)
             failures += 1
             wait_s = backoff.wait_s(failures)

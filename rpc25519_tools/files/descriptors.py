@@ -18,6 +18,10 @@ from rpc25519_tools.errors import LocalFileError
 PER_DOWNLOAD: Final = 1
 #: An upload has its partial file and the directory open.
 PER_UPLOAD: Final = 2
+#: A listing has a directory open twice for moments, and perhaps a file of names.
+PER_LISTING: Final = 3
+#: A transfer that can carry on has its area and the directory of that open, too.
+PER_AREA: Final = 2
 
 #: One descriptor in so many is for transfers; three of four are for connections.
 _SHARE: Final = 5

@@ -2,23 +2,38 @@
 
 Beyond the Go programs, our service reports the sum of the whole file in its reply, and
 our client compares it.
+
+A download into a file carries on where an earlier one was cut: the client says how many
+bytes it has and their sum, the service compares the beginning of its own file, and part
+0 tells from where it sends on. Go servers, which do not look at that, begin anew.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
+from rpc25519_tools.files.carry_on import is_network_failure
 from rpc25519_tools.files.descriptors import PER_DOWNLOAD, OpenFiles, open_files
 from rpc25519_tools.files.jail import Root, access_target, display_name
+from rpc25519_tools.files.landing import (
+    Landing,
+    Prefix,
+    hashing_limit_s,
+    read_prefix,
+)
 from rpc25519_tools.files.parts import (
     ARG_DOWNLOAD_LEN,
     ARG_DOWNLOAD_NAME,
     ARG_DOWNLOAD_PATH,
     ARG_DOWNLOAD_REQUEST,
+    ARG_KEPT_LEN,
+    ARG_KEPT_SUM,
     ARG_PART_SUM,
     ARG_SERVER_TOTAL_SUM,
+    ARG_START,
     DOWNLOAD_SERVICE,
     PartReader,
     PartWriter,
@@ -47,17 +62,20 @@ _SILENT = "the server sent nothing"
 async def download_file(
     client: Client,
     remote_path: str,
-    open_sink: Callable[[], Sink],
+    open_sink: Callable[[], Sink] | Landing,
     *,
     progress: Progress | None = None,
 ) -> TransferSummary:
     """Fetch a file from the server's served directory.
 
+    When the network fails, a landing keeps what has come, and another call with a new
+    one carries on.
+
     Args:
         client: an open connection.
         remote_path: the file, relative to the served directory.
         open_sink: called, in a worker thread, when the server has begun to send;
-            returns where the bytes go.
+            returns where the bytes go. Or a landing, which this function closes.
         progress: learns how many bytes have come.
 
     Raises:
@@ -69,17 +87,32 @@ async def download_file(
         ConnectionLostError, DeadlineError, SecurityError: the connection failed.
     """
     clock = Stopwatch()
-    opening = client.stream(
-        CallKind.DOWNLOAD, DOWNLOAD_SERVICE, args={ARG_DOWNLOAD_REQUEST: remote_path}
-    )
-    async with await opening as stream:
+    async with contextlib.AsyncExitStack() as stack:
+        args, kept, limit_s = {ARG_DOWNLOAD_REQUEST: remote_path}, None, 0.0
+        if isinstance(open_sink, Landing):
+            landing = await stack.enter_async_context(open_sink)
+            kept = await landing.prefix()
+        if kept is not None:
+            args |= {ARG_KEPT_LEN: str(kept.size_bytes), ARG_KEPT_SUM: kept.sum}
+            limit_s = hashing_limit_s(kept.size_bytes)
+        opening = client.stream(CallKind.DOWNLOAD, DOWNLOAD_SERVICE, args=args)
+        stream = await stack.enter_async_context(await opening)
         with naming_service("downloads", "-serve"):
-            parts = await next_parts(client, stream, client.call_timeout_s)
+            parts = await next_parts(client, stream, client.call_timeout_s + limit_s)
         if not parts:
             raise IncompleteTransferError("the server sent no part of the file")
         size_bytes = parse_size(parts[0].args, ARG_DOWNLOAD_LEN)
-        async with PartWriter(open_sink) as writer:
-            await writer.check_space(size_bytes)
+        begun = _begun(parts[0], kept, size_bytes)
+        start_bytes = 0 if begun is None else begun.size_bytes
+        open_here = (
+            partial(open_sink.open, size_bytes, start_bytes)
+            if isinstance(open_sink, Landing)
+            else open_sink
+        )
+        async with PartWriter(
+            open_here, begun=begun, keeps=is_network_failure
+        ) as writer:
+            await writer.check_space(size_bytes - start_bytes)
             while parts:
                 await _take(writer, parts, size_bytes, progress)
                 parts = await next_parts(client, stream)
@@ -92,6 +125,10 @@ async def download_file(
             verified = check_total(
                 reply.header.args, ARG_SERVER_TOTAL_SUM, writer.total_sum
             )
+            if begun is not None and not verified:
+                raise IncompleteTransferError(
+                    "the server went on with a file and does not report its sum"
+                )
             await writer.commit()
     return TransferSummary(
         name=remote_path,
@@ -99,7 +136,27 @@ async def download_file(
         seconds=clock.seconds,
         digest=writer.total_sum,
         verified_by_peer=verified,
+        carried_bytes=start_bytes,
     )
+
+
+def _begun(part: Part, kept: Prefix | None, size_bytes: int) -> Prefix | None:
+    """Return what need not be sent again, as part 0 says.
+
+    Raises:
+        IncompleteTransferError: the server goes on anywhere but behind what we have.
+    """
+    if ARG_START not in part.args:
+        return None
+    start_bytes = parse_size(part.args, ARG_START)
+    if not start_bytes:
+        return None
+    if kept is None or start_bytes != kept.size_bytes or start_bytes > size_bytes:
+        raise IncompleteTransferError(
+            f"the server goes on at byte {start_bytes} of a file of {size_bytes}, "
+            f"of which {0 if kept is None else kept.size_bytes} bytes are here"
+        )
+    return kept
 
 
 async def next_parts(
@@ -191,17 +248,43 @@ class DownloadService:
                     ARG_DOWNLOAD_PATH: path,
                     ARG_DOWNLOAD_NAME: os.path.basename(path),
                 }
-                async with PartReader(source, out.turn) as reader:
+                begun = await _same_prefix(source, context.header.args)
+                start_bytes = 0 if begun is None else begun.size_bytes
+                if begun is not None:
+                    args[ARG_START] = str(start_bytes)
+                async with PartReader(source, out.turn, begun=begun) as reader:
                     # Part 0 cannot be a stream's last: even an empty file has two.
                     await _send_next(reader, out, args, first=True)
                     over = False
                     while not over:
-                        record.size_bytes = reader.taken_bytes
+                        record.size_bytes = reader.taken_bytes - start_bytes
                         over = await _send_next(reader, out, args)
             finally:
                 await in_worker(source.close)
             record.digest = reader.total_sum
             return Reply(args={ARG_SERVER_TOTAL_SUM: reader.total_sum})
+
+
+async def _same_prefix(source: SourceFile, args: Mapping[str, str]) -> Prefix | None:
+    """Read what the client has already, if it is the beginning of this file.
+
+    Raises:
+        IncompleteTransferError: the client announces no length.
+        LocalFileError: reading failed.
+    """
+    if ARG_KEPT_LEN not in args or ARG_KEPT_SUM not in args:
+        return None
+    kept_bytes = parse_size(args, ARG_KEPT_LEN)
+    if not 0 < kept_bytes <= (source.size_bytes or 0):
+        return None
+    try:
+        begun = await read_prefix(source.read_into, kept_bytes)
+    except IncompleteTransferError:  # it shrank just now
+        begun = None
+    if begun is not None and begun.sum == args[ARG_KEPT_SUM]:
+        return begun
+    await in_worker(source.rewind)
+    return None
 
 
 async def _send_next(

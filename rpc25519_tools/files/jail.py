@@ -26,7 +26,7 @@ All of this blocks; call it from a worker thread.
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -139,13 +139,30 @@ def split_remote_name(remote_name: str) -> tuple[bytes, ...]:
         raise unsafe(remote_name, "the path is absolute")
     parts = tuple(raw.split(b"/"))
     for part in parts:
-        if part in {b"", b".", b".."}:
-            raise unsafe(remote_name, "the path has an empty, '.' or '..' component")
-        if len(part) > MAX_NAME_BYTES:
-            raise unsafe(remote_name, f"a component has over {MAX_NAME_BYTES} bytes")
-        if is_partial_name(part):
-            raise unsafe(remote_name, "the name is reserved for unfinished files")
+        _check_component(part, remote_name)
     return parts
+
+
+def _check_component(part: bytes, remote_name: str) -> None:
+    """Refuse what is no plain component, or is ours; NUL and ``/`` are looked for."""
+    if part in {b"", b".", b".."}:
+        raise unsafe(remote_name, "the path has an empty, '.' or '..' component")
+    if len(part) > MAX_NAME_BYTES:
+        raise unsafe(remote_name, f"a component has over {MAX_NAME_BYTES} bytes")
+    if is_partial_name(part):
+        raise unsafe(remote_name, "the name is reserved for unfinished files")
+
+
+def split_listed_name(remote_name: str) -> tuple[bytes, ...]:
+    """Split a name that may also mean the root: empty, ``.`` and ``/``.
+
+    Slashes at the end do not count.
+
+    Raises:
+        UnsafePathError: it is neither the root nor a relative path of plain components.
+    """
+    plain = remote_name.rstrip("/")
+    return () if plain in {"", "."} else split_remote_name(plain)
 
 
 def access_target(remote_name: str) -> str:
@@ -156,7 +173,11 @@ def access_target(remote_name: str) -> str:
     Raises:
         UnsafePathError: the name is not a relative path of plain components.
     """
-    parts = split_remote_name(remote_name)
+    return target_of(split_remote_name(remote_name))
+
+
+def target_of(parts: Sequence[bytes]) -> str:
+    """Return what rights are looked up by, for components; ``/`` for none."""
     return "/" + b"/".join(parts).decode("utf-8", "surrogateescape")
 
 
@@ -363,6 +384,59 @@ class Root:
             os.close(dir_fd)
             raise
         return WriteTarget(dir_fd=dir_fd, name=name, remote_name=remote_name)
+
+    def hold_directory(self, parts: Sequence[bytes], remote_name: str) -> int:
+        """Open a directory beneath the root, to look at what is in it.
+
+        Args:
+            parts: its components, of a name from the wire or from the disk; none for
+                the root itself.
+            remote_name: for messages.
+
+        Returns:
+            A descriptor that is good for ``dir_fd=``; the caller closes it.
+
+        Raises:
+            UnsafePathError: a component is not plain or kept back, or is a symbolic
+                link, or anything but a directory.
+            LocalFileError: there is no such directory, or no permission.
+        """
+        for part in parts:
+            _check_component(part, remote_name)
+        self._kept_back.check(parts, remote_name)
+        return self._open_parent(parts, remote_name, "list")
+
+    def check_shown(
+        self, parts: Sequence[bytes], found: os.stat_result, remote_name: str
+    ) -> None:
+        """Refuse what is not to be shown: what is kept back, or a partial file.
+
+        Args:
+            parts: its components.
+            found: its status; of a link, its own.
+            remote_name: for messages.
+
+        Raises:
+            UnsafePathError: it is not to be shown.
+        """
+        for part in parts:
+            _check_component(part, remote_name)
+        self._kept_back.check(parts, remote_name)
+        self._kept_back.check_found(found, remote_name)
+
+    def hidden_in(
+        self, parts: Sequence[bytes]
+    ) -> Callable[[bytes, os.stat_result], bool]:
+        """Return a check that tells which entries of a directory are not to be shown.
+
+        Those are kept back, or partial files of ours. The check is good for a moment:
+        what the kept back names lead to is looked up now.
+
+        Args:
+            parts: the directory's components.
+        """
+        is_kept_back = self._kept_back.entries_of(parts)
+        return lambda name, found: is_partial_name(name) or is_kept_back(name, found)
 
     def _parts(self, remote_name: str) -> tuple[bytes, ...]:
         parts = split_remote_name(remote_name)

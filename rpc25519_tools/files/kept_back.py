@@ -8,7 +8,7 @@ no other is named.
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rpc25519_tools.errors import LocalFileError, UnsafePathError
@@ -92,6 +92,37 @@ class KeptBack:
             with contextlib.suppress(OSError, ValueError):
                 if os.path.samestat(os.stat(path), found):
                     raise _reserved(remote_name)
+
+    def entries_of(
+        self, parts: Sequence[bytes]
+    ) -> Callable[[bytes, os.stat_result], bool]:
+        """Return a check for many entries of one directory, without following links.
+
+        It tells whether a name with that status is kept back, as `check` and
+        `check_found` would; what the names lead to is looked up once, now.
+
+        Args:
+            parts: the directory's components.
+        """
+        here = tuple(fold(part.decode("utf-8", "surrogateescape")) for part in parts)
+        kept_names = {
+            kept[-1] for kept in self._kept if kept[:-1] == here
+        }  # what lies deeper is beneath a directory that may be shown
+        kept_files = set()
+        for path in self._paths:
+            for look in (os.stat, os.lstat):
+                with contextlib.suppress(OSError, ValueError):
+                    found = look(path)
+                    kept_files.add((found.st_dev, found.st_ino))
+
+        def is_kept_back(name: bytes, found: os.stat_result) -> bool:
+            if (found.st_dev, found.st_ino) in kept_files:
+                return True
+            if not kept_names:
+                return False
+            return fold(name.decode("utf-8", "surrogateescape")) in kept_names
+
+        return is_kept_back
 
 
 def _reserved(remote_name: str) -> UnsafePathError:

@@ -25,6 +25,8 @@ from rpc25519_tools.errors import (
     IncompleteTransferError,
     NoSuchServiceError,
 )
+from rpc25519_tools.files.atomic import AtomicFile
+from rpc25519_tools.files.landing import Prefix
 from rpc25519_tools.files.sink import PlainSink, Sink
 from rpc25519_tools.files.source import SourceFile
 from rpc25519_tools.files.workers import (
@@ -63,6 +65,13 @@ _PARTS_AHEAD: Final = 2
 ARG_CLIENT_TOTAL_SUM: Final = "clientTotalBlake3sum"
 ARG_NO_CLOBBER: Final = "noClobber"
 
+#: Our own additions, for files that carry on: how many bytes of the file the receiver
+#: has and their sum, on a download's request and on an upload's first part; where the
+#: server goes on, on a download's part 0. Without the last the file comes from byte 0.
+ARG_KEPT_LEN: Final = "keptBytes"
+ARG_KEPT_SUM: Final = "keptBlake3sum"
+ARG_START: Final = "startByte"
+
 #: Learns how many bytes have passed so far, and how many there are (None: unknown).
 Progress: TypeAlias = Callable[[int, int | None], None]
 
@@ -80,6 +89,7 @@ class TransferSummary:
         digest: the BLAKE3 sum of the whole file in the wire's text form.
         verified_by_peer: whether the peer reported the same sum; None when it
             reported none.
+        carried_bytes: how many of the bytes an earlier attempt had brought already.
         clobber_refused: whether the server knew our wish not to replace anything;
             None when there was no such wish.
     """
@@ -89,6 +99,7 @@ class TransferSummary:
     seconds: float
     digest: str
     verified_by_peer: bool | None
+    carried_bytes: int = 0
     clobber_refused: bool | None = None
 
     @property
@@ -118,18 +129,25 @@ class PartReader:
     Args:
         source: what is read.
         turn: when parts may be held; None: always.
+        begun: what was read from the source already; it counts, and is not handed out.
     """
 
-    def __init__(self, source: SourceFile, turn: Turn | None = None) -> None:
+    def __init__(
+        self,
+        source: SourceFile,
+        turn: Turn | None = None,
+        *,
+        begun: Prefix | None = None,
+    ) -> None:
         self._source = source
         self._turn = turn
         self._memory = BufferPool()
-        self._total = RunningDigest()
+        self._total = RunningDigest() if begun is None else begun.digest
         self._thread = AbandonableThread() if source.size_bytes is None else None
         self._ready: deque[tuple[Buffer, str]] = deque()
         self._ahead: asyncio.Future[list[tuple[Buffer, str]]] | None = None
-        #: Payload bytes handed out so far.
-        self.taken_bytes = 0
+        #: Bytes of the file that were handed out so far, or came before.
+        self.taken_bytes = 0 if begun is None else begun.size_bytes
 
     async def __aenter__(self) -> Self:
         return self
@@ -224,15 +242,25 @@ class PartWriter:
 
     Args:
         open_sink: called in a worker thread; returns where the bytes go.
+        begun: what is in the sink already.
+        keeps: tells whether a failure is one after which what has come shall be left
+            to a later attempt, where the sink can do that.
     """
 
-    def __init__(self, open_sink: Callable[[], Sink]) -> None:
+    def __init__(
+        self,
+        open_sink: Callable[[], Sink],
+        *,
+        begun: Prefix | None = None,
+        keeps: Callable[[BaseException], bool] | None = None,
+    ) -> None:
         self._open_sink = open_sink
+        self._keeps = keeps
         self._opened: Sink | None = None
         self._thread: AbandonableThread | None = None
-        self._total = RunningDigest()
-        #: Payload bytes taken so far.
-        self.received_bytes = 0
+        self._total = RunningDigest() if begun is None else begun.digest
+        #: Bytes of the file that were taken so far, or were there before.
+        self.received_bytes = 0 if begun is None else begun.size_bytes
 
     async def __aenter__(self) -> Self:
         self._opened = await open_in_worker(self._open_sink, lambda one: one.abort())
@@ -248,7 +276,12 @@ class PartWriter:
     ) -> None:
         if self._thread is not None:
             self._thread.close()
-        await in_worker(self._sink.abort)
+        sink = self._sink
+        keeps = exc is not None and self._keeps is not None and self._keeps(exc)
+        if keeps and isinstance(sink, AtomicFile):
+            await in_worker(sink.keep)
+        else:
+            await in_worker(sink.abort)
 
     async def _run(self, step: Callable[[], None]) -> None:
         await (in_worker(step) if self._thread is None else self._thread.run(step))

@@ -7,6 +7,7 @@ terminals and other streams have no size and nothing to compare.
 All of this blocks; call it from a worker thread.
 """
 
+import errno
 import os
 import select
 import stat
@@ -44,6 +45,7 @@ class SourceFile:
         self.size_bytes: int | None = None
         self.modified_ns: int | None = None
         self.read_bytes = 0
+        self._start = 0  # of a regular file: the position that it was given with
         self._end = 0  # of a regular file: its st_size when it was opened
         try:
             self._look()
@@ -66,6 +68,7 @@ class SourceFile:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self.size_bytes = max(0, status.st_size - start)
         self.modified_ns = status.st_mtime_ns
+        self._start = start
         self._end = status.st_size
 
     def close(self) -> None:
@@ -108,6 +111,20 @@ class SourceFile:
                     break
                 filled += got
         return filled
+
+    def rewind(self) -> None:
+        """Begin again, with the file as it was when it was opened.
+
+        Raises:
+            LocalFileError: it is a stream.
+        """
+        try:
+            if self.size_bytes is None:
+                raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+            os.lseek(self._fd, self._start, os.SEEK_SET)
+        except OSError as exc:
+            raise file_error(exc, "read", self.name) from exc
+        self.read_bytes = 0
 
     def check_unchanged(self) -> None:
         """Check, after the last part, that the file is the one that was opened.

@@ -1,4 +1,7 @@
-"""Uploading a file: the client's side and the service."""
+"""Uploading a file: the client's side and the service.
+
+An upload carries on where an earlier one was cut; see ``kept_uploads.py``.
+"""
 
 import asyncio
 import contextlib
@@ -7,12 +10,38 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from rpc25519_tools.errors import IncompleteTransferError
-from rpc25519_tools.files.atomic import open_remote_target
-from rpc25519_tools.files.descriptors import PER_UPLOAD, OpenFiles, open_files
+from rpc25519_tools.errors import (
+    CallError,
+    DeadlineError,
+    IncompleteTransferError,
+    RemoteCallError,
+)
+from rpc25519_tools.files.carry_on import is_network_failure
+from rpc25519_tools.files.descriptors import (
+    PER_AREA,
+    PER_UPLOAD,
+    OpenFiles,
+    open_files,
+)
 from rpc25519_tools.files.jail import Root, access_target
+from rpc25519_tools.files.kept_uploads import (
+    ARG_FITS,
+    ARG_START_OVER,
+    ARG_TRANSFER_ID,
+    ARG_UPLOAD_LEN,
+    KEPT_UPLOADS_SERVICE,
+    KeptUploads,
+)
+from rpc25519_tools.files.landing import (
+    CARRY_MIN_LEN,
+    Prefix,
+    hashing_limit_s,
+    read_prefix,
+)
 from rpc25519_tools.files.parts import (
     ARG_CLIENT_TOTAL_SUM,
+    ARG_KEPT_LEN,
+    ARG_KEPT_SUM,
     ARG_NO_CLOBBER,
     ARG_PART_SUM,
     ARG_SERVER_TOTAL_SUM,
@@ -25,17 +54,21 @@ from rpc25519_tools.files.parts import (
     TransferSummary,
     check_total,
     naming_service,
+    parse_size,
     within,
 )
 from rpc25519_tools.files.record import TransferLog, TransferRecord
 from rpc25519_tools.files.source import SourceFile
+from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.context import CallContext
+from rpc25519_tools.rpc.failures import CANCELLED_BY_CLIENT
 from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
+from rpc25519_tools.wire.message import NO_ARGS
 
 
 async def upload_file(
@@ -45,8 +78,11 @@ async def upload_file(
     *,
     clobber: bool = True,
     progress: Progress | None = None,
+    transfer_id: str = "",
 ) -> TransferSummary:
     """Send a file to the server's served directory.
+
+    What a server of ours has kept of an earlier attempt is not sent again.
 
     Args:
         client: an open connection.
@@ -55,6 +91,9 @@ async def upload_file(
         clobber: False asks the server not to replace an existing file. A Go server
             does not know this wish.
         progress: learns how many bytes have been sent.
+        transfer_id: from ``new_transfer_id``, the same for all attempts of one
+            transfer: the server then does not wait for the connection of the one
+            before.
 
     Raises:
         NoSuchServiceError: the server takes no uploads.
@@ -63,30 +102,136 @@ async def upload_file(
         FileChangedError, LocalFileError: the source failed; nothing is stored.
         ConnectionLostError, DeadlineError, SecurityError: the connection failed.
     """
-    clock = Stopwatch()
-    first_args = {ARG_UPLOAD_NAME: remote_name}
-    if not clobber:
-        first_args[ARG_NO_CLOBBER] = "1"
-    with naming_service("uploads", "-readfile"):
-        async with PartReader(source) as reader:
-            opening = open_with_first_part(
-                client, CallKind.UPLOAD, UPLOAD_SERVICE, reader, first_args
+    return await _Upload(
+        client, source, remote_name, clobber, progress, transfer_id
+    ).run()
+
+
+class _Upload:
+    """One upload of a client: perhaps a question or two, and the parts."""
+
+    def __init__(
+        self,
+        client: Client,
+        source: SourceFile,
+        remote_name: str,
+        clobber: bool,  # noqa: FBT001  # private
+        progress: Progress | None,
+        transfer_id: str,
+    ) -> None:
+        self._clock = Stopwatch()
+        self._client = client
+        self._source = source
+        self._name = remote_name
+        self._clobber = clobber
+        self._progress = progress
+        self._id = transfer_id
+
+    async def run(self) -> TransferSummary:
+        size_bytes = self._source.size_bytes
+        if size_bytes is None or size_bytes < CARRY_MIN_LEN:
+            summary = await self._send(None)
+            assert summary is not None
+            return summary
+        # The question and part 0 travel together, so that asking costs no wait. A
+        # server that has something does not store part 0 before it knows.
+        asking = asyncio.create_task(self._ask())
+        try:
+            summary = await self._send(None, asking)
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+            asking.cancelled() or asking.exception()
+        if summary is not None:
+            return summary
+        begun = await self._fitting(asking.result())
+        if begun is not None:
+            try:
+                summary = await self._send(begun)
+            except RemoteCallError as exc:
+                if ARG_START_OVER not in exc.reply_args:
+                    raise
+        if summary is None:
+            await in_worker(self._source.rewind)
+            summary = await self._send(None)
+        assert summary is not None
+        return summary
+
+    async def _ask(self) -> int:
+        """Return how much the server has of the file; 0 if it cannot tell."""
+        reply = await self._question()
+        if reply is None or ARG_KEPT_LEN not in reply:
+            return 0
+        with contextlib.suppress(IncompleteTransferError):
+            kept_bytes = parse_size(reply, ARG_KEPT_LEN)
+            if CARRY_MIN_LEN <= kept_bytes <= (self._source.size_bytes or 0):
+                return kept_bytes
+        return 0
+
+    async def _question(
+        self, more: Mapping[str, str] = NO_ARGS, limit_s: float = 0.0
+    ) -> Mapping[str, str] | None:
+        args = {ARG_UPLOAD_NAME: self._name, ARG_TRANSFER_ID: self._id, **more}
+        try:
+            reply = await self._client.call(
+                KEPT_UPLOADS_SERVICE,
+                args=args,
+                timeout_s=self._client.call_timeout_s + limit_s,
             )
-            async with await opening as stream:
-                await send_other_parts(client, stream, reader, progress)
-                step = stream.reply()
-                reply = await within(
-                    client.reply_timeout_s, "the server did not answer", step
+        except CallError:
+            return None  # also of Go servers; the upload itself says what is wrong
+        except DeadlineError:
+            if self._client.is_down:
+                raise
+            return None
+        return reply.header.args
+
+    async def _fitting(self, kept_bytes: int) -> Prefix | None:
+        """Return the beginning of the source if the server has exactly that."""
+        await in_worker(self._source.rewind)
+        begun = await read_prefix(self._source.read_into, kept_bytes)
+        claim = {ARG_KEPT_LEN: str(kept_bytes), ARG_KEPT_SUM: begun.sum}
+        reply = await self._question(claim, hashing_limit_s(kept_bytes))
+        return begun if reply is not None and reply.get(ARG_FITS) == "1" else None
+
+    async def _send(
+        self, begun: Prefix | None, asking: "asyncio.Task[int] | None" = None
+    ) -> TransferSummary | None:
+        """Upload what comes after ``begun``; None: the server has something."""
+        client, clobber = self._client, self._clobber
+        args = {ARG_UPLOAD_NAME: self._name}
+        if self._source.size_bytes is not None:
+            args[ARG_UPLOAD_LEN] = str(self._source.size_bytes)
+        if self._id:
+            args[ARG_TRANSFER_ID] = self._id
+        if begun is not None:
+            args |= {ARG_KEPT_LEN: str(begun.size_bytes), ARG_KEPT_SUM: begun.sum}
+        if not clobber:
+            args[ARG_NO_CLOBBER] = "1"
+        start_bytes = 0 if begun is None else begun.size_bytes
+        with naming_service("uploads", "-readfile"):
+            async with PartReader(self._source, begun=begun) as reader:
+                opening = open_with_first_part(
+                    client, CallKind.UPLOAD, UPLOAD_SERVICE, reader, args
                 )
-    args = reply.header.args
-    return TransferSummary(
-        name=remote_name,
-        size_bytes=reader.taken_bytes,
-        seconds=clock.seconds,
-        digest=reader.total_sum,
-        verified_by_peer=check_total(args, ARG_SERVER_TOTAL_SUM, reader.total_sum),
-        clobber_refused=None if clobber else ARG_NO_CLOBBER in args,
-    )
+                async with await opening as stream:
+                    if asking is not None and await asking:
+                        return None
+                    await send_other_parts(client, stream, reader, self._progress)
+                    step = stream.reply()
+                    reply = await within(
+                        client.reply_timeout_s, "the server did not answer", step
+                    )
+        got = reply.header.args
+        return TransferSummary(
+            name=self._name,
+            size_bytes=reader.taken_bytes,
+            seconds=self._clock.seconds,
+            digest=reader.total_sum,
+            verified_by_peer=check_total(got, ARG_SERVER_TOTAL_SUM, reader.total_sum),
+            carried_bytes=start_bytes,
+            clobber_refused=None if clobber else ARG_NO_CLOBBER in got,
+        )
 
 
 async def open_with_first_part(
@@ -160,9 +305,9 @@ class UploadService:
         log: TransferLog,
         files: OpenFiles | None = None,
     ) -> None:
-        self._root = root
+        #: What is left of uploads that were cut; a service to be registered, too.
+        self.kept = KeptUploads(root, clobber=clobber, files=files)
         self._files = files
-        self._clobber = clobber
         self._log = log
 
     async def __call__(self, context: CallContext, parts: IncomingStream) -> Reply:
@@ -171,24 +316,36 @@ class UploadService:
             TransferRecord("upload", context, self._log) as record,
             contextlib.ExitStack() as reserved,
         ):
-            name = context.header.args.get(ARG_UPLOAD_NAME, "")
+            given = context.header.args
+            name = given.get(ARG_UPLOAD_NAME, "")
             record.name = name
             context.require("write", access_target(name))
             files = self._files or open_files()
-            reserved.enter_context(files.reserve(context.remote_address, PER_UPLOAD))
-            clobber = self._clobber and ARG_NO_CLOBBER not in context.header.args
-            open_target = partial(open_remote_target, self._root, name, clobber=clobber)
-            async with PartWriter(open_target) as writer:
-                last: Part | None = None
-                async for part in parts:
-                    batch = [part, *parts.take_ready()]
-                    await writer.take(batch)
-                    record.size_bytes = writer.received_bytes
-                    last = batch[-1]
-                if last is None or not last.last:
-                    raise IncompleteTransferError("the upload has no last part")
-                check_total(last.args, ARG_CLIENT_TOTAL_SUM, writer.total_sum)
-                await writer.commit()
+            size_bytes = _announced(given)
+            count = PER_UPLOAD
+            if size_bytes is not None and size_bytes >= CARRY_MIN_LEN:
+                count += PER_AREA
+            reserved.enter_context(files.reserve(context.remote_address, count))
+            reserved.enter_context(self.kept.running(context, name))
+            clobber = ARG_NO_CLOBBER not in given
+            async with self.kept.landing(name, clobber=clobber) as landing:
+                begun, first = None, list[Part]()
+                if ARG_KEPT_LEN in given:
+                    begun = await self.kept.take(landing, context)
+                    if begun is None:
+                        text = "the beginning of the file is not here any more"
+                        record.failure = text
+                        return Reply(error=text, args={ARG_START_OVER: "1"})
+                elif count > PER_UPLOAD and await in_worker(landing.has_kept):
+                    first = await _two_parts(parts, record)
+                start_bytes = 0 if begun is None else begun.size_bytes
+                open_target = partial(landing.open, size_bytes, start_bytes)
+                async with PartWriter(
+                    open_target, begun=begun, keeps=_is_cut
+                ) as writer:
+                    last = await _take_all(writer, first, parts, record)
+                    check_total(last.args, ARG_CLIENT_TOTAL_SUM, writer.total_sum)
+                    await writer.commit()
             record.digest = writer.total_sum
             text = f"stored {writer.received_bytes} bytes; "
             text += f"bytesWrit={writer.received_bytes};"
@@ -196,6 +353,63 @@ class UploadService:
             if ARG_NO_CLOBBER in context.header.args:
                 args[ARG_NO_CLOBBER] = "1"
             return Reply(payload=text.encode(), args=args)
+
+
+def _announced(args: Mapping[str, str]) -> int | None:
+    """Return the length of the file, if the client says it.
+
+    Raises:
+        IncompleteTransferError: what it says is no length.
+    """
+    return parse_size(args, ARG_UPLOAD_LEN) if ARG_UPLOAD_LEN in args else None
+
+
+def _is_cut(exc: BaseException) -> bool:
+    """Tell whether an upload has ended without its client's wish."""
+    if isinstance(exc, asyncio.CancelledError):
+        return exc.args[:1] != (CANCELLED_BY_CLIENT,)
+    return is_network_failure(exc)
+
+
+async def _two_parts(parts: IncomingStream, record: TransferRecord) -> list[Part]:
+    """Wait for a part that shows that the client does begin anew.
+
+    It sends part 0 before it knows that there is something to carry on with, and then
+    cancels, and comes back.
+
+    Raises:
+        asyncio.CancelledError: it has done so.
+    """
+    try:
+        first = await anext(parts, None)
+        second = await anext(parts, None)
+    except asyncio.CancelledError as exc:
+        record.is_withdrawn = not _is_cut(exc)
+        raise
+    return [part for part in (first, second) if part is not None]
+
+
+async def _take_all(
+    writer: PartWriter, first: list[Part], parts: IncomingStream, record: TransferRecord
+) -> Part:
+    """Write all parts; return the last one.
+
+    Raises:
+        IncompleteTransferError: there is none that says so.
+        ChecksumError, LocalFileError: as ``PartWriter.take``.
+    """
+    start_bytes = writer.received_bytes
+    batch = first
+    while True:
+        if batch:
+            await writer.take(batch)
+            record.size_bytes = writer.received_bytes - start_bytes
+            if batch[-1].last:
+                return batch[-1]
+        part = await anext(parts, None)
+        if part is None:
+            raise IncompleteTransferError("the upload has no last part")
+        batch = [part, *parts.take_ready()]
 
 
 def default_remote_name(local_path: str) -> str:

@@ -214,6 +214,16 @@ class Client:
         """Whether anything at all has come from the server since the handshake."""
         return self._driver.has_received
 
+    @property
+    def sent_len(self) -> int:
+        """Bytes that have left the process, before the transport encrypted them."""
+        return self._driver.sent_len
+
+    @property
+    def received_len(self) -> int:
+        """Bytes that have come, after the transport decrypted them."""
+        return self._driver.received_len
+
     async def call(
         self,
         service_name: str,

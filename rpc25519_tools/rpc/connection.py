@@ -34,6 +34,7 @@ from rpc25519_tools.rpc.context import (
 from rpc25519_tools.rpc.deadlines import Deadlines
 from rpc25519_tools.rpc.driver import Driver, now_ns
 from rpc25519_tools.rpc.failures import (
+    CANCELLED_BY_CLIENT,
     SHUTTING_DOWN,
     described,
     failure,
@@ -247,7 +248,7 @@ class Connection:
                     incoming.end(IncompleteTransferError(event.reason))
             case server_core.CallCancelled():
                 error = CallCancelledError(CANCELLED)
-                self._stop(event.call, "cancelled by the client", error)
+                self._stop(event.call, CANCELLED_BY_CLIENT, error)
             case server_core.MessageToSend():
                 self.driver.send_now(event.message, self._core.codec)
 

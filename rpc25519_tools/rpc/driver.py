@@ -177,6 +177,11 @@ class Driver:
         return self._outbox.sent_len
 
     @property
+    def received_len(self) -> int:
+        """All bytes that have come from the peer so far."""
+        return self._received_len + self._arrived_len
+
+    @property
     def unsent_len(self) -> int:
         """Bytes queued that have not left the process."""
         return self._outbox.unsent_len
@@ -197,7 +202,7 @@ class Driver:
     @property
     def moved_len(self) -> int:
         """All bytes received and sent so far."""
-        return self._received_len + self._arrived_len + self.sent_len
+        return self.received_len + self.sent_len
 
     def moved_s(self) -> float:
         """Return when anything last moved, as far as is known, on the loop's clock.

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 #: Characters of an error's text that travel.
 _ERROR_LEN: Final = 2000
+#: What a handler is told that its client has cancelled.
+CANCELLED_BY_CLIENT: Final = "cancelled by the client"
 #: What callers and handlers are told of a server that stops.
 SHUTTING_DOWN: Final = "the server is shutting down"
 _CANCELLED_ITSELF: Final = "the handler was cancelled"

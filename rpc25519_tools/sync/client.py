@@ -1,6 +1,7 @@
 """Push and pull trees, over as many connections as it takes."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,9 @@ from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import open_local_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
+    ARG_DIRECTION,
+    ARG_KIND,
+    KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
     VERSION,
@@ -50,11 +54,13 @@ class SyncSettings:
     Attributes:
         retry_for_s: how long to go on without progress after a cut, in seconds.
         compress: whether contents may be packed.
+        follow: whether a push follows symbolic links that are named themselves.
         on_retry: learns of each cut.
     """
 
     retry_for_s: float = 120.0
     compress: bool = True
+    follow: bool = False
     on_retry: OnRetry | None = None
 
 
@@ -143,7 +149,7 @@ async def push(
     attempts = _Attempts()
 
     async def attempt(client: Client, done: Progressed) -> Totals:
-        source = await in_worker(local_source, paths, only)
+        source = await in_worker(local_source, paths, only, follow=settings.follow)
         request = Request(VERSION, options, (), dest, source.single)
         opening = client.rsync(
             CallKind.RSYNC_SEND, SYNC_SERVICE, encode_request(request), compress=False
@@ -215,13 +221,8 @@ async def _with_offer(
     """Do the work; fail at once if the server knows nothing of syncs."""
 
     async def ask() -> None:
-        try:
+        with _naming_syncs():
             await within(STALL_S, _SILENT, client.call(OFFER_SERVICE))
-        except NoSuchServiceError as exc:
-            raise NoSuchServiceError(
-                "the server does not offer directories and delta sync (it is one of "
-                "Go's, or srv was started without -serve DIR and -readfile DIR)"
-            ) from exc
 
     async def work() -> None:
         try:
@@ -249,6 +250,36 @@ def _asked_for(
             return None
         names.add(parts[-1])
     return frozenset(names)
+
+
+@contextlib.contextmanager
+def _naming_syncs() -> Iterator[None]:
+    """Say what is not on offer in the words of the command line."""
+    try:
+        yield
+    except NoSuchServiceError as exc:
+        raise NoSuchServiceError(
+            "the server does not offer directories and delta sync (it is one of "
+            "Go's, or srv was started without -serve DIR and -readfile DIR)"
+        ) from exc
+
+
+async def is_remote_directory(client: Client, path: bytes, direction: str) -> bool:
+    """Ask a server whether a path is a directory there.
+
+    Args:
+        client: a connection.
+        path: relative to the served directory.
+        direction: ``pull`` for the directory that is given out, ``push`` for the one
+            that is written to.
+
+    Raises:
+        NoSuchServiceError: the server does not offer syncs in this direction.
+        RemoteCallError: we have no right to know.
+    """
+    with _naming_syncs():
+        reply = await client.call(OFFER_SERVICE, path, args={ARG_DIRECTION: direction})
+    return reply.header.args.get(ARG_KIND) == KIND_DIRECTORY
 
 
 async def pull(

@@ -247,8 +247,7 @@ class Judging:
         change: int,
         note: str = "",
     ) -> None:
-        if self._original and path:
-            path = (*path[:-1], self._original)
+        path = self.told_path(path)
         judged.verdicts.append(verdict)
         judged.changes.append(change)
         if note:
@@ -256,6 +255,10 @@ class Judging:
         if verdict is not Verdict.EQUAL or change:
             subject = Subject(path, entry.mode, entry.size, entry.target)
             judged.told.append((subject, verdict, change, note))
+
+    def told_path(self, path: Parts) -> Parts:
+        """Return a path as the sender knows it, where the only entry has a new name."""
+        return (self._original, *path[1:]) if self._original and path else path
 
     def _decide(
         self, state: DirState, entry: Entry, path: Parts, judged: Judged

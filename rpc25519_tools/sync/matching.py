@@ -25,8 +25,10 @@ from rpc25519_tools.sync.chunking import ChunkDigest, ChunkSizes
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 
-#: Bytes of a file that are looked at in one step.
+#: Bytes of a file that are looked at in one step, and read at once: what is read has
+#: to stay in the processor's cache until its sums are taken.
 STEP_LEN: Final = 8 << 20
+_READ_LEN: Final = 1 << 20
 #: Chunks in the tables for one file; bounds what a receiver can make a sender hold.
 MAX_CHUNKS: Final = 1 << 20
 #: Bases that a file may have.
@@ -193,7 +195,7 @@ class Matcher:
         self._sizes = sizes
         self._chunker = sizes.cutter()
         self._tables = tables
-        self._memory = bytearray(min(size, max(STEP_LEN, 2 * sizes.max_len)) or 1)
+        self._memory = bytearray(min(size, max(_READ_LEN, 2 * sizes.max_len)) or 1)
         self._start = 0  # where in the file the memory's contents begin
         self._filled = 0
         self._at = 0  # how far the file has been looked at
@@ -224,7 +226,9 @@ class Matcher:
             OSError: it cannot be read.
         """
         runs = Runs()
-        if not self.is_through:
+        begin, before = self._at, -1
+        while before < self._at < min(begin + STEP_LEN, self._size):
+            before = self._at
             self._fill()
             with memoryview(self._memory) as view:
                 self._match(view, runs)

@@ -1,20 +1,17 @@
-"""The names in a directory, sorted, whatever their number.
+"""The names in a directory that is held open, sorted, whatever their number.
 
-A directory with more names than fit well into memory is sorted in a temporary file.
 All of this blocks.
 """
 
-import heapq
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import IO, Final
+from typing import Final
 
+from rpc25519_tools.files.sorted_names import NameSpool
 from rpc25519_tools.sync.tree import Directory
 
-#: Names that are sorted in memory.
-RUN_LEN: Final = 1 << 16
+#: Names that are sorted in memory; twice as many are held there.
+RUN_LEN: Final = 1 << 15
 
 
 def sorted_names(directory: Directory) -> Iterator[bytes]:
@@ -23,16 +20,8 @@ def sorted_names(directory: Directory) -> Iterator[bytes]:
     Raises:
         OSError: it cannot be read.
     """
-    with ExitStack() as stack:
-        run: list[bytes] = []
-        runs: list[IO[bytes]] = []
-        for name in unsorted_names(directory):
-            run.append(name)
-            if len(run) == RUN_LEN:
-                runs.append(stack.enter_context(_spilled(run)))
-                run = []
-        run.sort()
-        yield from heapq.merge(run, *map(_read_run, runs)) if runs else run
+    with NameSpool(RUN_LEN) as spool:
+        yield from spool.sort(unsorted_names(directory))
 
 
 def unsorted_names(directory: Directory) -> Iterator[bytes]:
@@ -44,19 +33,3 @@ def unsorted_names(directory: Directory) -> Iterator[bytes]:
                 yield os.fsencode(entry.name)
     finally:
         os.close(fd)
-
-
-def _spilled(run: list[bytes]) -> IO[bytes]:
-    """Write sorted names into a temporary file; NUL, which no name has, parts them."""
-    run.sort()
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller's stack closes it
-    file.write(b"".join(name + b"\0" for name in run))
-    file.seek(0)
-    return file
-
-
-def _read_run(file: IO[bytes]) -> Iterator[bytes]:
-    rest = b""
-    while block := file.read(1 << 16):
-        *names, rest = (rest + block).split(b"\0")
-        yield from names

@@ -2,10 +2,15 @@
 
 import stat
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from rpc25519_tools.sync.records import Verdict
 from rpc25519_tools.sync.tree import Parts
+
+#: What both sides say where the source is not wholly known.
+NOTHING_DELETED: Final = (
+    "something of the source could not be read, so nothing is deleted"
+)
 
 
 @dataclass(frozen=True, slots=True)

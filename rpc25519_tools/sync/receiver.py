@@ -24,11 +24,11 @@ from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Basis, Candidates, Held, open_basis
 from rpc25519_tools.sync.channel import Channel, run_together
-from rpc25519_tools.sync.deleting import Deleting
+from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
 from rpc25519_tools.sync.matching import MAX_CHUNKS
-from rpc25519_tools.sync.observer import SyncObserver
+from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.records import (
     ARG_AT,
@@ -138,13 +138,17 @@ class Receiver:
         self._files = 0
         self._total_bytes = 0
         self._last_path: Parts | None = None
+        self._closings: set[asyncio.Future[None]] = set()
 
     @property
     def frontier(self) -> Parts | None:
         """Where another attempt may begin: all before it is in place."""
         for pending in self._pending.values():
-            return pending.path
-        return self._last_path
+            return self._told(pending.path)
+        return None if self._last_path is None else self._told(self._last_path)
+
+    def _told(self, path: Parts) -> Parts:
+        return self._judging.told_path(path)
 
     async def run(self) -> Totals:
         """Receive everything; return what was done, in numbers.
@@ -270,12 +274,12 @@ class Receiver:
             self._observer.moved(outcome.moved)
         for pending in outcome.done:
             self._forget(pending)
-            self._observer.placed(pending.path)
+            self._observer.placed(self._told(pending.path))
         failed = {}
         for index, (pending, note) in outcome.failed.items():
             self._forget(pending)
             failed[index] = note
-            self._observer.failed(pending.path, note)
+            self._observer.failed(self._told(pending.path), note)
         notes = [
             (b"/".join(path)[:MAX_PATH_LEN], note[:MAX_NOTE_LEN])
             for path, note in outcome.notes
@@ -290,6 +294,13 @@ class Receiver:
         for first in range(0, len(notes), _MAX_NOTES):
             record = Removed([], notes[first : first + _MAX_NOTES])
             await self._channel.send(RsyncStep.ACK, encode_records([record]))
+        if any(pending.bases for pending in outcome.done):
+            # Nobody waits for it: the replaced file may be freed by that, and a large
+            # one takes a while.
+            loop = asyncio.get_running_loop()
+            closing = loop.run_in_executor(None, _close_bases, outcome.done)
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
@@ -340,6 +351,8 @@ class Receiver:
             base += len(judged.verdicts)
             for path, note in overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
+            for path in overview.skipped:
+                self._observer.skipped(tuple(path.split(b"/")) if path else ())
             for first in range(0, len(judged.removed), _MAX_NOTES):
                 record = Removed(judged.removed[first : first + _MAX_NOTES])
                 self._observer.removed(record.paths)
@@ -524,8 +537,7 @@ class Receiver:
                     record = Removed(deleting.removed, deleting.failed)
                     await self._channel.send(RsyncStep.ACK, encode_records([record]))
         elif self._options.delete:
-            note = "something of the source could not be read, so nothing is deleted"
-            self._observer.warned((), note)
+            self._observer.warned((), NOTHING_DELETED)
             await in_worker(self._judging.end_deleting, set())
         totals = Totals(
             self._judging.removed,
@@ -533,16 +545,26 @@ class Receiver:
             self._store.literal,
             deleting.left,
         )
-        failures = Outcome()
-        for failed, exc in self._judging.directories.failures:
-            failures.notes.append((failed, why(exc, "write", failed)))
-        await self._tell(failures)
+        unset = [
+            (b"/".join(failed), why(exc, "write", failed)[:MAX_NOTE_LEN])
+            for failed, exc in self._judging.directories.failures
+        ]
+        for path, note in unset:
+            self._observer.failed(tuple(path.split(b"/")), note)
+        for at in range(0, len(unset), BATCH_LEN):
+            record = Removed([], unset[at : at + BATCH_LEN])
+            await self._channel.send(RsyncStep.ACK, encode_records([record]))
         await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
         return totals
 
 
 #: Tables of files up to this length travel together.
 _SMALL_TABLE_LEN: Final = 1 << 20
+
+
+def _close_bases(files: Sequence[Pending]) -> None:
+    for pending in files:
+        pending.close_bases()
 
 
 def _no_table(index: int) -> Table:

@@ -32,6 +32,11 @@ VERSION: Final = 1
 SYNC_SERVICE: Final = "rpc25519.sync"
 OFFER_SERVICE: Final = "rpc25519.sync.offer"
 
+#: Arguments of the second: which way a path would go, and in the answer what it is.
+ARG_DIRECTION: Final = "direction"
+ARG_KIND: Final = "kind"
+KIND_DIRECTORY: Final = "directory"
+
 #: Entries in one message.
 MAX_BATCH: Final = 8192
 #: Bytes that one message unpacks to.
@@ -44,7 +49,7 @@ _PACK_FROM: Final = 256
 #: Bytes of a chunk's sum that travel. The sums are keyed by the receiver for each sync,
 #: so nobody can make contents ahead whose sums are alike; and a file is only right when
 #: the full sums of all its chunks are.
-SHORT_SUM_LEN: Final = 8
+SHORT_SUM_LEN: Final = 6
 #: Bytes of the key of the sums, and of a full one.
 KEY_LEN: Final = 32
 SUM_LEN: Final = 32
@@ -151,6 +156,7 @@ class Overview(msgspec.Struct, array_like=True):
         devices: numbers of the device files, in order.
         failed: what could not be read: paths for people, and why.
         final: whether no more entries come.
+        skipped: what is left out since it is not wanted: the first paths of all.
     """
 
     segments: Annotated[list[Segment], _MostBatch] = []
@@ -169,6 +175,7 @@ class Overview(msgspec.Struct, array_like=True):
     devices: _Sizes = []
     failed: _PathNotes = []
     final: bool = False
+    skipped: Annotated[list[_Path], _MostBatch] = []
 
     @property
     def count(self) -> int:
@@ -214,8 +221,8 @@ class Table(msgspec.Struct, tag="t", array_like=True):
         basis: number of the file among those for this entry.
         in_place: whether the file is the unfinished one itself: its chunks count only
             where they are.
-        lengths: four bytes each, little-endian.
-        sums: the first eight bytes of the keyed BLAKE3 of each.
+        lengths: see ``pack_lengths``.
+        sums: the first six bytes of the keyed BLAKE3 of each.
         last: whether it is the last one for the entry.
     """
 
@@ -427,17 +434,24 @@ def unpack_nanos(column: bytes) -> "array[int]":
 
 
 def pack_lengths(lengths: Sequence[int]) -> bytes:
-    """Return lengths of chunks as a Table has them."""
-    return _pack_words(lengths)
+    """Return lengths of chunks as a Table has them.
+
+    Four bytes each, least significant first, but all first bytes together, then all
+    second ones and so on: the last ones are mostly the same, and pack well.
+    """
+    column = _pack_words(lengths)
+    return b"".join(column[at::4] for at in range(4))
 
 
 def unpack_table(table: Table) -> "array[int]":
     """Return the lengths of a Table's chunks, checked."""
-    if len(table.lengths) % 4 or len(table.sums) * 4 != len(table.lengths) * (
-        SHORT_SUM_LEN
-    ):
+    count, rest = divmod(len(table.lengths), 4)
+    if rest or len(table.sums) != count * SHORT_SUM_LEN:
         raise RemoteProtocolError("a table of chunks does not fit together")
-    lengths = _unpack_words(table.lengths)
+    column = bytearray(len(table.lengths))
+    for at in range(4):
+        column[at::4] = table.lengths[at * count : (at + 1) * count]
+    lengths = _unpack_words(bytes(column))
     if lengths and min(lengths) == 0:
         raise RemoteProtocolError("a table has a chunk without bytes")
     return lengths

@@ -24,7 +24,7 @@ from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.matching import PIECE_LEN, Matcher, Tables
-from rpc25519_tools.sync.observer import Subject, SyncObserver
+from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
 from rpc25519_tools.sync.outgoing import (
     OpenSource,
     PieceReader,
@@ -159,6 +159,8 @@ class Sender:
                 self._observer.failed(tuple(path.split(b"/")), note)
             self._observer.walked(self._walk.files, self._walk.total_bytes, final=final)
             if final:
+                if self._walk.stops_deleting:
+                    self._observer.warned((), NOTHING_DELETED)
                 break
             while self._is_too_far_ahead():
                 await self._change()

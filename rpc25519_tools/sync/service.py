@@ -8,7 +8,11 @@ refuses it at once, where a Go server would leave an rsync call unanswered.
 import contextlib
 from typing import Final
 
-from rpc25519_tools.errors import IncompleteTransferError, UnsafePathError
+from rpc25519_tools.errors import (
+    IncompleteTransferError,
+    LocalFileError,
+    UnsafePathError,
+)
 from rpc25519_tools.files.descriptors import OpenFiles, open_files
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.record import TransferLog, TransferRecord
@@ -21,9 +25,13 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.sync.channel import Channel
 from rpc25519_tools.sync.observer import Silence, Subject
+from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import OpenPlace, open_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
+    ARG_DIRECTION,
+    ARG_KIND,
+    KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
     Overview,
@@ -36,6 +44,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import Source, served_source
 from rpc25519_tools.sync.tree import KEPT_DIRS, Parts, Permit, Tree, split_path
 from rpc25519_tools.sync.walk import Walk
+from rpc25519_tools.wire.message import NO_ARGS
 
 #: Argument of a pull's first part: the source is one thing that is no directory.
 ARG_SINGLE: Final = "single"
@@ -51,6 +60,7 @@ def add_sync_services(
     write_root: Root | None,
     log: TransferLog,
     privileged: bool = False,
+    clobber: bool = True,
     files: OpenFiles | None = None,
 ) -> None:
     """Offer syncs, as far as there are directories for them.
@@ -61,6 +71,7 @@ def add_sync_services(
         write_root: what they may push to.
         log: learns how each sync ended.
         privileged: whether clients may set owners, set-uid bits and device files.
+        clobber: whether what is there may be replaced or deleted.
         files: counts what is open; None: the count of the whole process.
     """
     if read_root is not None:
@@ -68,21 +79,56 @@ def add_sync_services(
         registry.add_rsync(CallKind.RSYNC_READ, SYNC_SERVICE, sending)
     if write_root is not None:
         receiving = ReceivingService(
-            write_root, log=log, privileged=privileged, files=files
+            write_root,
+            log=log,
+            privileged=privileged,
+            clobber=clobber,
+            files=files,
         )
         registry.add_rsync(CallKind.RSYNC_SEND, SYNC_SERVICE, receiving)
     if read_root is not None or write_root is not None:
-        registry.add_call(OFFER_SERVICE, Offer())
+        registry.add_call(OFFER_SERVICE, Offer(read_root, write_root))
 
 
 class Offer:
-    """Tells that there are syncs; whoever may connect may know."""
+    """Tells that there are syncs, which whoever may connect may know.
 
+    To one who may use a path it also tells whether that is a directory. Copies need to
+    know before they begin: what they mean must not change when they are tried again.
+
+    Args:
+        read_root: what clients may pull from.
+        write_root: what they may push to.
+    """
+
+    #: Rights are looked up here.
     checks_access: Final = True
+
+    def __init__(self, read_root: Root | None, write_root: Root | None) -> None:
+        self._roots = {"pull": read_root, "push": write_root}
 
     async def __call__(self, context: CallContext) -> Reply:
         """Answer."""
-        return Reply()
+        direction = context.header.args.get(ARG_DIRECTION, "")
+        root = self._roots.get(direction)
+        if root is None:
+            return Reply()  # the sync itself will be refused
+        path = split_path(bytes(context.payload))
+        target = b"/".join(path).decode("utf-8", "surrogateescape")
+        right: Right = "write" if direction == "push" else "read"
+        if right == "write" or not context.may("list", f"/{target}"):
+            context.require(right, f"/{target}")
+        tree = Tree.served(root, _permit(context))
+        is_there = await in_worker(_is_directory, tree, path)
+        return Reply(args={ARG_KIND: KIND_DIRECTORY} if is_there else NO_ARGS)
+
+
+def _is_directory(tree: Tree, path: Parts) -> bool:
+    try:
+        tree.directory(path)
+    except LocalFileError:
+        return False
+    return True
 
 
 class _Counting(Silence):
@@ -90,7 +136,25 @@ class _Counting(Silence):
 
     def __init__(self, record: TransferRecord) -> None:
         self._record = record
-        self.failures = 0
+        self._files = self._removed = self._failures = 0
+        self._count()
+
+    def _count(self) -> None:
+        self._record.counts = f"{self._files} file{'s' if self._files != 1 else ''}"
+        if self._removed:
+            self._record.counts += f" {self._removed} deleted"
+        if self._failures:
+            self._record.counts += f" {self._failures} failed"
+
+    def placed(self, path: Parts) -> None:
+        """Count files."""
+        self._files += 1
+        self._count()
+
+    def removed(self, paths: list[bytes]) -> None:
+        """Count what was removed."""
+        self._removed += len(paths)
+        self._count()
 
     def moved(self, count: int) -> None:
         """Count bytes."""
@@ -98,7 +162,8 @@ class _Counting(Silence):
 
     def failed(self, path: Parts, note: str) -> None:
         """Count failures."""
-        self.failures += 1
+        self._failures += 1
+        self._count()
 
     def judged(
         self, subject: Subject, verdict: Verdict, change: int, note: str
@@ -185,6 +250,7 @@ class ReceivingService:
         root: the directory.
         log: learns how each sync ended.
         privileged: whether clients may set owners, set-uid bits and device files.
+        clobber: whether what is there may be replaced or deleted.
         files: counts what is open; None: the count of the whole process.
     """
 
@@ -197,11 +263,13 @@ class ReceivingService:
         *,
         log: TransferLog,
         privileged: bool,
+        clobber: bool = True,
         files: OpenFiles | None = None,
     ) -> None:
         self._root = root
         self._log = log
         self._privileged = privileged
+        self._clobber = clobber
         self._files = files
 
     async def __call__(
@@ -218,6 +286,7 @@ class ReceivingService:
             files = self._files or open_files()
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
+            self._check_clobber(request.options)
             owner = b""
             if context.access is not None and context.peer is not None:
                 owner = context.peer.public_key
@@ -238,6 +307,14 @@ class ReceivingService:
             finally:
                 await in_worker(place.close)
             return Reply()
+
+    def _check_clobber(self, options: SyncOptions) -> None:
+        if self._clobber or (options.ignore_existing and not options.delete):
+            return
+        raise UnsafePathError(
+            "this server neither replaces nor deletes (srv --no-clobber): push with "
+            "--ignore-existing, and without --delete"
+        )
 
     def _open(self, request: Request, permit: Permit | None, owner: bytes) -> OpenPlace:
         tree = Tree.served(self._root, permit)

@@ -260,10 +260,20 @@ def _without_dots(path: bytes) -> Parts:
     return split_path(b"/".join(parts), path)
 
 
-def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) -> Source:
+def local_source(
+    paths: Sequence[bytes],
+    only: Sequence[bytes] | None = None,
+    *,
+    follow: bool = False,
+) -> Source:
     """Return the source that paths on this machine make.
 
     A slash at the end means what is in a directory, and so do ``.`` and ``..``.
+
+    Args:
+        paths: of files and directories.
+        only: nothing but these paths, relative to the one of ``paths``.
+        follow: a symbolic link among ``paths`` stands for what it leads to.
 
     Raises:
         LocalFileError: one of them is not there, or cannot be read.
@@ -291,6 +301,11 @@ def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) ->
             continue
         try:
             status = os.lstat(path)
+            if follow and stat.S_ISLNK(status.st_mode):
+                status = os.stat(path)
+                parent, real = os.path.split(os.path.realpath(path))
+            else:
+                real = name
         except OSError as exc:
             missing.append((path, file_error(exc, "read", path)))
             continue
@@ -298,7 +313,7 @@ def local_source(paths: Sequence[bytes], only: Sequence[bytes] | None = None) ->
             raise LocalFileError(f"{shown((path,))!r} is not a possible name") from exc
         if stat.S_ISDIR(status.st_mode):
             single = False
-        top.extra.setdefault(name, Place(Tree.local(parent), (name,)))
+        top.extra.setdefault(name, Place(Tree.local(parent), (real,)))
     _settle_missing(top, missing)
     return Source(top=top, root=root, single=single)
 

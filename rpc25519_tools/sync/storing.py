@@ -435,7 +435,7 @@ class Store:
         for basis in pending.bases:
             if basis.guessed:
                 self._candidates.learn(useful=basis.used)
-        pending.close_bases()
+        pending.bases = [basis for basis in pending.bases if not basis.in_place]
         self._forget_pieces(pending)
         pending.is_finished = True
         self.literal += pending.literal

@@ -50,6 +50,8 @@ MAX_WAITING_DIRS: Final = 1 << 18
 #: Hard links that are remembered until their last name has passed.
 _MAX_LINKS: Final = 1 << 18
 _BLOCK_LEN: Final = 1 << 20
+#: Things left out that the receiver is told of.
+MAX_SKIPPED: Final = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -140,10 +142,12 @@ class Walk:
             self._prune(source.top.only, ())
         self._start_at = start_at
         self._skipped = skipped
+        self._skipped_told = 0
+        skips_top = False
         if source.top.places and not options.recursive and not source.top.is_chosen:
             # What is in a directory is not taken without recursion.
             source.top.places, source.root = [], None
-            skipped(())
+            skips_top = True
         self._next_index = 0
         self._next_dir = 1
         self._waiting_parts = 0
@@ -151,6 +155,8 @@ class Walk:
         self._users: set[int] = set()
         self._groups: set[int] = set()
         self._batch = self._new_batch()
+        if skips_top:
+            self._skip(())
         self._names: list[bytes] = []
         self._names_len = 0
         self._nanos: list[int] = []
@@ -158,6 +164,8 @@ class Walk:
         #: How many regular files there are so far, and their bytes.
         self.files = 0
         self.total_bytes = 0
+        #: Whether nothing is to be deleted, since not all that is there is known.
+        self.stops_deleting = False
 
     def _prune(self, chosen: Selection, path: Parts) -> None:
         """Drop chosen paths that the rules exclude, and what only leads to them."""
@@ -212,6 +220,7 @@ class Walk:
                 count = 0
                 yield self._finish_batch()
         whole &= self._take_failures(directory)
+        self.stops_deleting |= self._options.delete and not whole
         self._segment(number, count, ends=True, whole=whole)
         overview = self._batch.overview
         size = max(len(self._batch.items), len(overview.failed))
@@ -240,9 +249,9 @@ class Walk:
             return False
         if not options.takes(mode):
             # Its name goes out all the same: nothing that has it may be deleted.
-            self._skipped(path)
+            self._skip(path)
         if is_dir and not (options.recursive or directory.is_chosen):
-            self._skipped(path)
+            self._skip(path)
             return False
         if self._is_done(path, is_dir=is_dir):
             return False
@@ -250,6 +259,14 @@ class Walk:
             directory.failed.append((path, "reading it is not allowed"))
             return False
         return True
+
+    def _skip(self, path: Parts) -> None:
+        """Tell both sides that something is left out since it is not wanted."""
+        self._skipped(path)
+        joined = b"/".join(path)
+        if self._skipped_told < MAX_SKIPPED and len(joined) <= MAX_PATH_LEN:
+            self._skipped_told += 1
+            self._batch.overview.skipped.append(joined)
 
     def _is_done(self, path: Parts, *, is_dir: bool) -> bool:
         """Tell whether an earlier attempt is through with an entry, and all below."""
@@ -359,6 +376,7 @@ class Walk:
             leaders={},
             devices=[],
             failed=[],
+            skipped=[],
         )
         return Batch(self._next_index, overview, [])
 

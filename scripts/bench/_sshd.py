@@ -1,13 +1,14 @@
-"""A private sshd on loopback, to measure scp against."""
+"""A private sshd, to measure scp and rsync against."""
 
 import contextlib
 import getpass
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +18,16 @@ _START_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Sshd:
-    """A running server: its port and the client's options to reach it."""
+    """A running server: where it is, and the client's options to reach it."""
 
     port: int
     directory: Path
+    host: str = "127.0.0.1"
 
-    def scp(self, source: str, target: str) -> list[str]:
-        """Return the command that copies between ``source`` and ``target``.
-
-        The remote side is written as ``remote:PATH``.
-        """
-        user = getpass.getuser()
-        words = ["scp", "-q", "-P", str(self.port), "-i", str(self.directory / "key")]
+    @property
+    def options(self) -> list[str]:
+        """The options of ssh and scp, but for the port."""
+        words = ["-i", str(self.directory / "key")]
         for option in (
             f"Ciphers={CIPHER}",
             "StrictHostKeyChecking=no",
@@ -38,12 +37,26 @@ class Sshd:
             "LogLevel=ERROR",
         ):
             words += ["-o", option]
-        remote = f"{user}@127.0.0.1:"
+        return words
+
+    def scp(self, source: str, target: str) -> list[str]:
+        """Return the command that copies between ``source`` and ``target``.
+
+        The remote side is written as ``remote:PATH``.
+        """
+        remote = f"{getpass.getuser()}@{self.host}:"
         return [
-            *words,
+            *("scp", "-q", "-P", str(self.port), *self.options),
             source.replace("remote:", remote, 1),
             target.replace("remote:", remote, 1),
         ]
+
+    def rsync(self, source: str, target: str, address: tuple[str, int]) -> list[str]:
+        """Return the command ``rsync -a`` by way of ssh, to a path at ``address``."""
+        host, port = address
+        shell = shlex.join(["ssh", "-p", str(port), *self.options])
+        remote = f"{getpass.getuser()}@{host}:{target}"
+        return ["rsync", "-a", "-e", shell, source, remote]
 
 
 def find_sshd() -> str | None:
@@ -57,8 +70,21 @@ def find_sshd() -> str | None:
 
 
 @contextlib.contextmanager
-def running_sshd(program: str, directory: Path) -> Iterator[Sshd]:
-    """Start sshd on a free port of 127.0.0.1, with keys made for this run."""
+def running_sshd(
+    program: str,
+    directory: Path,
+    *,
+    host: str = "127.0.0.1",
+    prefix: Sequence[str] = (),
+) -> Iterator[Sshd]:
+    """Start sshd on a free port, with keys made for this run.
+
+    Args:
+        program: its path.
+        directory: gets its keys and its configuration.
+        host: the address to listen on.
+        prefix: what runs it, such as ``ip netns exec NAME``.
+    """
     for name in ("host", "key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name],
@@ -69,7 +95,7 @@ def running_sshd(program: str, directory: Path) -> Iterator[Sshd]:
         port = probe.getsockname()[1]
     config = directory / "sshd_config"
     config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory / 'host'}\n"
+        f"Port {port}\nListenAddress {host}\nHostKey {directory / 'host'}\n"
         f"AuthorizedKeysFile {directory / 'authorized_keys'}\nStrictModes no\n"
         f"PasswordAuthentication no\nUsePAM no\nPermitRootLogin prohibit-password\n"
         f"Ciphers {CIPHER}\nPidFile none\nSubsystem sftp internal-sftp\n"
@@ -77,7 +103,9 @@ def running_sshd(program: str, directory: Path) -> Iterator[Sshd]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     with subprocess.Popen(
-        [program, "-D", "-e", "-f", str(config)], stderr=subprocess.PIPE, text=True
+        [*prefix, program, "-D", "-e", "-f", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stderr is not None
         try:
@@ -86,6 +114,6 @@ def running_sshd(program: str, directory: Path) -> Iterator[Sshd]:
                     break
             else:
                 raise SystemExit("sshd did not start")
-            yield Sshd(port, directory)
+            yield Sshd(port, directory, host)
         finally:
             server.terminate()

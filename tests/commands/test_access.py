@@ -279,8 +279,8 @@ def test_check_looks_at_everything_and_serves_nothing(
 
     good = ("-certs", people, "-serve", served, "-readfile", served)
     assert check(*good, "--access", access, code=0) == (
-        "srv: the settings are fine (TLS 1.3; downloads, uploads, echo calls; "
-        f"4 rules in {access})\n"
+        "srv: the settings are fine (TLS 1.3; downloads, pulls, uploads, pushes, echo "
+        f"calls; 4 rules in {access})\n"
     )
     assert "no access file" in check("-certs", people, code=0)
     assert "missing" in check("-certs", people, "-serve", tmp_path / "missing", code=6)

@@ -7,6 +7,7 @@ import click
 import pytest
 from rpc25519_tools.commands.cli import cli
 from rpc25519_tools.commands.completion import completion
+from rpc25519_tools.commands.cp import cp
 from rpc25519_tools.commands.group import rpc25519
 from rpc25519_tools.commands.known import known
 from rpc25519_tools.commands.samesame import samesame
@@ -24,7 +25,7 @@ COMMANDS: dict[str, click.Command] = {
     "srv": srv,
 }
 TOOLS = {name: command for name, command in COMMANDS.items() if name != "rpc25519"}
-WITHIN_GROUP = {**TOOLS, "completion": completion, "known": known}
+WITHIN_GROUP = {**TOOLS, "completion": completion, "cp": cp, "known": known}
 
 #: What may be loaded beside the standard library; and what may not be loaded from it,
 #: since it takes more than a few milliseconds.

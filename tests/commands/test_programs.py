@@ -190,6 +190,7 @@ def programs_path() -> str:
 
 def test_every_exit_code_of_the_table_is_tested() -> None:
     tested = {0, 1, 2, 3, 4, 5, 6, 70, 130, 141}
+    tested |= {7, 8}  # of syncs; see test_sync_ends.py
     assert {row.code for row in EXIT_CODES} == tested
 
 
@@ -199,10 +200,13 @@ def test_every_exit_code_of_the_table_is_tested() -> None:
 @pytest.mark.parametrize(
     ("words", "offer"),
     [
-        (["-serve"], "TLS 1.3; downloads, echo calls"),
-        (["--serve", "."], "TLS 1.3; downloads, echo calls"),
-        (["-serve=.", "-readfile"], "TLS 1.3; downloads, uploads, echo calls"),
-        (["--serve=true", "-readfile=false"], "TLS 1.3; downloads, echo calls"),
+        (["-serve"], "TLS 1.3; downloads, pulls, echo calls"),
+        (["--serve", "."], "TLS 1.3; downloads, pulls, echo calls"),
+        (
+            ["-serve=.", "-readfile"],
+            "TLS 1.3; downloads, pulls, uploads, pushes, echo calls",
+        ),
+        (["--serve=true", "-readfile=false"], "TLS 1.3; downloads, pulls, echo calls"),
         (["-serve=false", "-tcp=false", "--echo"], "TLS 1.3; file echo, echo calls"),
         (["-tcp", "--no-echo-service"], "plain TCP; nothing on offer"),
         (["-echo=true", "-tcp=true"], "plain TCP; file echo, echo calls"),

@@ -16,6 +16,7 @@ from rpc25519_tools.files.echo import (
     echo_call,
 )
 from rpc25519_tools.files.jail import Root
+from rpc25519_tools.files.kept_uploads import KEPT_UPLOADS_SERVICE
 from rpc25519_tools.files.parts import (
     ARG_PART_SUM,
     DOWNLOAD_SERVICE,
@@ -50,9 +51,9 @@ class Place:
         with Root(self.served) as root:
             registry = Registry()
             log = self.records.append
-            registry.add_upload(
-                UPLOAD_SERVICE, UploadService(root, clobber=clobber, log=log)
-            )
+            uploads = UploadService(root, clobber=clobber, log=log)
+            registry.add_upload(UPLOAD_SERVICE, uploads)
+            registry.add_call(KEPT_UPLOADS_SERVICE, uploads.kept)
             registry.add_download(DOWNLOAD_SERVICE, DownloadService(root, log=log))
             registry.add_bistream(ECHO_FILE_SERVICE, EchoFileService(log=log))
             registry.add_call(ECHO_CALL_SERVICE, echo_call)

@@ -14,6 +14,7 @@ from rpc25519_tools.errors import (
     NoSuchServiceError,
     RemoteCallError,
 )
+from rpc25519_tools.files.area import AREA_NAME
 from rpc25519_tools.files.download import download_file
 from rpc25519_tools.files.echo import (
     ECHO_CALL_SERVICE,
@@ -292,7 +293,7 @@ async def test_an_upload_to_a_server_that_takes_nothing_is_given_up(
         with pytest.raises(DeadlineError, match=r"the server took nothing for 0\.5 s"):
             await upload(client, place)
     await until(lambda: place.records)
-    assert os.listdir(place.served) == []
+    assert os.listdir(place.served) == [AREA_NAME.decode()]
 
 
 async def test_an_upload_without_an_answer_is_given_up(

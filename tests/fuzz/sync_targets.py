@@ -10,6 +10,7 @@ from rpc25519_tools.sync.matching import Tables
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import (
+    SHORT_SUM_LEN,
     VERSION,
     Acks,
     Copies,
@@ -139,8 +140,15 @@ SEEDS: dict[str, list[bytes]] = {
         encode_records(
             [
                 Verdicts(0, b"\0\1\2\3\4\5", [1, 2, 3, 4, 5, 6], {5: "no"}, _SUM),
-                Table(3, 0, False, pack_lengths([800, 900]), bytes(16), last=False),
-                Table(3, 1, True, pack_lengths([5]), bytes(8), last=True),
+                Table(
+                    3,
+                    0,
+                    False,
+                    pack_lengths([800, 900]),
+                    bytes(2 * SHORT_SUM_LEN),
+                    last=False,
+                ),
+                Table(3, 1, True, pack_lengths([5]), bytes(SHORT_SUM_LEN), last=True),
             ]
         )
     ],

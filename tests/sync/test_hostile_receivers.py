@@ -16,6 +16,7 @@ from rpc25519_tools.sync.channel import Channel
 from rpc25519_tools.sync.matching import MAX_CHUNKS
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.records import (
+    SHORT_SUM_LEN,
     Acks,
     Hashes,
     Overview,
@@ -64,7 +65,7 @@ def source(tmp_path: Path) -> Path:
 def _table(index: int, chunks: Sequence[int], **how: object) -> Table:
     packed = array("I", chunks).tobytes()
     table = Table(index, 0, in_place=False, lengths=packed, sums=b"", last=False)
-    table.sums = bytes(8 * len(chunks))
+    table.sums = bytes(SHORT_SUM_LEN * len(chunks))
     for name, value in how.items():
         setattr(table, name, value)
     return table

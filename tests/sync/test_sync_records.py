@@ -13,6 +13,7 @@ from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import (
     MAX_BATCH,
     MAX_RECORD_LEN,
+    SHORT_SUM_LEN,
     Table,
     decode_deltas,
     decode_fins,
@@ -84,7 +85,7 @@ def test_tables_keep_to_the_sizes(lengths: list[int], cut_in_two: bool) -> None:
     fits &= all(length >= sizes.min_len for length in lengths[:-1])
     try:
         for some in (lengths[:half], lengths[half:]):
-            sums = bytes(8 * len(some))
+            sums = bytes(SHORT_SUM_LEN * len(some))
             packed = pack_lengths(some)
             tables.add(
                 Table(0, 0, in_place=False, lengths=packed, sums=sums, last=False)
