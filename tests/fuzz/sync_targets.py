@@ -43,6 +43,7 @@ from tests.fuzz.target import Target
 
 _SUM = blake3(b"contents").digest()
 _SIZES = chunk_sizes(1 << 20)
+_LENGTHS = pack_lengths([800, 900])
 
 
 def sync_request(data: bytes) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from rpc25519_tools.sync.records import (
     Verdict,
     Verdicts,
     encode_records,
+    pack_lengths,
     pack_nanos,
 )
 from rpc25519_tools.sync.sender import Sender
@@ -63,7 +63,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def _table(index: int, chunks: Sequence[int], **how: object) -> Table:
-    packed = array("I", chunks).tobytes()
+    packed = pack_lengths(chunks)
     table = Table(index, 0, in_place=False, lengths=packed, sums=b"", last=False)
     table.sums = bytes(SHORT_SUM_LEN * len(chunks))
     for name, value in how.items():
