@@ -12,9 +12,11 @@ from typing import Final
 from rpc25519_tools.errors import RemoteProtocolError, Rpc25519Error
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judge import Entry, Old
-from rpc25519_tools.sync.tree import MAX_DEPTH, Parts
+from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import MAX_WAITING_DIRS, MAX_WAITING_PARTS
 
+#: How deep directories may lie in each other: an entry takes eight bytes for each.
+MAX_DEPTH: Final = 1024
 #: Failures that are kept to the end.
 _MAX_FAILURES: Final = 1000
 _NEVER: Final = b"\xff" * 256

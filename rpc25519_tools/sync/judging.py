@@ -28,7 +28,7 @@ from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.judge import Action, Entry, Old, attributes, judge
 from rpc25519_tools.sync.observer import Subject
-from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.records import (
     ROOT_NAME,
     SUM_LEN,
@@ -542,7 +542,10 @@ class Judging:
         """Tell whether the rules keep something from being deleted."""
         if self._options.delete_excluded or not self._options.rules:
             return False
-        return not self._rules.decide(b"/".join(path), is_dir=is_dir)
+        joined = b"/".join(path)
+        return len(joined) > MAX_PATH_LEN or not self._rules.decide(
+            joined, is_dir=is_dir
+        )
 
     def end_deleting(self, touched: set[Parts]) -> None:
         """Finish the directories in which something was to be deleted."""

@@ -223,7 +223,8 @@ class SendingService:
             if request.start_at is not None:
                 start_at = split_path(request.start_at)
             observer = _Counting(record)
-            walk = Walk(source, request.options, start_at=start_at)
+            # Rules can take a while to make ready.
+            walk = await in_worker(Walk, source, request.options, start_at=start_at)
             await channel.send(
                 RsyncStep.OVERVIEW,
                 encode_overview(Overview()),
@@ -293,7 +294,8 @@ class ReceivingService:
             place = await in_worker(self._open, request, _permit(context), owner)
             try:
                 observer = _Counting(record)
-                receiver = Receiver(
+                receiver = await in_worker(
+                    Receiver,
                     channel,
                     place.destination,
                     request.options,

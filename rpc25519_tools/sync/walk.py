@@ -245,8 +245,13 @@ class Walk:
         mode, options = found.status.st_mode, self._options
         is_dir = stat.S_ISDIR(mode)
         path = (*directory.path, found.name)
-        if options.rules and not self._rules.decide(b"/".join(path), is_dir=is_dir):
-            return False
+        if options.rules:
+            joined = b"/".join(path)
+            if len(joined) > MAX_PATH_LEN:  # what rules cost grows with it
+                directory.failed.append((path, "its path is too long for rules"))
+                return False
+            if not self._rules.decide(joined, is_dir=is_dir):
+                return False
         if not options.takes(mode):
             # Its name goes out all the same: nothing that has it may be deleted.
             self._skip(path)
