@@ -19,6 +19,7 @@ from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import is_partial_name
 from rpc25519_tools.sync.attributes import (
+    allowed_mode,
     final_mode,
     set_mode,
     set_owner,
@@ -223,7 +224,9 @@ class Destination:
         elif old is not None and same_kind and os.geteuid() == 0:
             os.fchown(fd, old.status.st_uid, old.status.st_gid)
         status = old.status if old is not None and same_kind else None
-        os.fchmod(fd, final_mode(entry, status, self._options))
+        mode = final_mode(entry, status, self._options)
+        # Other contents must not run with the rights that the old ones had.
+        os.fchmod(fd, allowed_mode(mode, privileged=self._privileged))
         if self._options.times:
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 

@@ -137,7 +137,7 @@ async def test_server_refuses_hostile_clients_and_serves_good_ones(
     (root / "d" / "f").write_bytes(b"good")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "f").write_bytes(b"good")
-    served = ["-serve", root, "-readfile", root]
+    served = ["-serve", str(root), "-readfile", str(root)]
     with SrvProcess(*served, certs=certs) as srv:
         client = await _connect(certs, srv.address)
         try:

@@ -333,6 +333,51 @@ async def test_strange_things_at_target_names_are_replaced(
     assert listing(root) == dict.fromkeys(("fifo", "link", "sock"), b"new")
 
 
+async def test_new_contents_do_not_inherit_set_uid(
+    tmp_path: Path, source: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "sh").write_bytes(b"trusted")
+    os.chmod(root / "sh", 0o6755)
+    (source / "sh").write_bytes(b"evil")
+    await Served(root).push(source, _with(perms=False))
+    assert (root / "sh").read_bytes() == b"evil"
+    assert stat.S_IMODE((root / "sh").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("what", ["file", "link", "fifo", "directory"])
+async def test_what_appears_at_a_name_meanwhile_is_replaced_or_stays(
+    tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+
+    async def script(sender: HostileSender) -> None:
+        await sender.entries(overview((b"f", FILE)), END)
+        await sender.judged(1)
+        if what == "file":
+            (tmp_path / "f").write_bytes(b"an upload of the same name")
+        elif what == "link":
+            (tmp_path / "f").symlink_to("other")
+        elif what == "fifo":
+            os.mkfifo(tmp_path / "f")
+        else:
+            (tmp_path / "f" / "d").mkdir(parents=True)
+        await sender.contents(sender.whole(0, b"last"))
+        await sender.over()
+
+    sender = await Served(tmp_path).attack(script)
+    assert (tmp_path / "other").read_bytes() == b"other"
+    if what == "directory":
+        assert list(sender.failed) == [0]
+        assert (tmp_path / "f" / "d").is_dir()
+    else:
+        assert sender.acked == [0]
+        assert (tmp_path / "f").read_bytes() == b"last"
+        assert not (tmp_path / "f").is_symlink()
+    assert ".rpc25519-part-area" not in os.listdir(tmp_path)
+
+
 async def test_two_syncs_of_the_same_tree_break_nothing(tmp_path: Path) -> None:
     sources = [tmp_path / "one", tmp_path / "two"]
     for number, source in enumerate(sources):
