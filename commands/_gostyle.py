@@ -152,6 +152,20 @@ class CopyingCommand(GoStyleCommand):
 
     joins_letters = True
 
+    def format_options(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Write the options; those with a ``section`` under its name."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                name = getattr(param, "section", "Options")
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
 
 class OneLineGroup(InterruptibleCommand, click.Group):
     """A group that reports errors in one line."""

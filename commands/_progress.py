@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rpc25519_tools.files.parts import Progress
 
@@ -11,6 +12,9 @@ from ._output import printable
 
 if TYPE_CHECKING:
     import rich.progress
+
+#: How often a sync's progress is shown, in seconds.
+_SHOW_EVERY_S: Final = 0.05
 
 
 @contextlib.contextmanager
@@ -73,7 +77,7 @@ def sync_bar(what: str, *, enabled: bool) -> Iterator[SyncBar | None]:
     """Show bytes, rate, total, time left and files while the body runs.
 
     While the source is still looked through, the total is that of what is known so
-    far to be wanted, with a plus sign.
+    far to be wanted, and the number of files has a plus sign.
 
     Yields what the sync has to tell, or None when nobody watches.
     """
@@ -90,7 +94,9 @@ def sync_bar(what: str, *, enabled: bool) -> Iterator[SyncBar | None]:
         # What is data must not end up where the bar is.
         redirect_stdout=sys.stdout.isatty(),
     ) as display:
-        yield _RichSyncBar(display, what)
+        bar = _RichSyncBar(display, what)
+        yield bar
+        bar.show()
 
 
 class _RichSyncBar:
@@ -98,26 +104,42 @@ class _RichSyncBar:
         self._display = display
         self._what = what
         self._task = display.add_task(what, total=None)
-        self._found = (0, False)
+        self._found = "0+"
         self._wanted = (0, 0)
+        self._total_bytes = 0
+        self._done_bytes = 0
+        self._shown_s = 0.0
 
     def found(self, files: int, *, final: bool) -> None:
-        self._found = (files, final)
-        self._describe()
+        self._found = f"{files}{'' if final else '+'}"
+        self._show_soon()
 
     def wanted(self, placed: int, files: int, total_bytes: int) -> None:
         self._wanted = (placed, files)
-        self._display.update(self._task, total=total_bytes)
-        self._describe()
+        self._total_bytes = total_bytes
+        self._show_soon()
 
     def moved(self, count: int) -> None:
-        self._display.update(self._task, advance=count)
+        self._done_bytes += count
+        self._show_soon()
 
     def begin_again(self, done_bytes: int) -> None:
-        self._display.update(self._task, completed=done_bytes)
+        self._done_bytes = done_bytes
+        self.show()
 
-    def _describe(self) -> None:
-        found, final = self._found
+    def _show_soon(self) -> None:
+        """Show it unless that was done just now: it takes longer than a small file."""
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= _SHOW_EVERY_S:
+            self._shown_s = now_s
+            self.show()
+
+    def show(self) -> None:
+        """Show it as it is."""
         placed, files = self._wanted
-        text = f"{self._what} {placed}/{files} of {found}{'' if final else '+'} files"
-        self._display.update(self._task, description=text)
+        self._display.update(
+            self._task,
+            description=f"{self._what} {placed}/{files} of {self._found} files",
+            completed=self._done_bytes,
+            total=self._total_bytes,
+        )

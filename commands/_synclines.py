@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rpc25519_tools.sync.itemize import Change, itemized
+from rpc25519_tools.sync.itemize import Change, itemized, kind_letter
 from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.records import Totals, Verdict
 
@@ -156,7 +156,9 @@ class SyncLines(Silence):
 
     def walked(self, files: int, total_bytes: int, *, final: bool) -> None:
         """Learn what there is."""
-        self.files, self.total_bytes = files, total_bytes
+        # An attempt that carries on does not look at all of it again.
+        self.files = max(self.files, files)
+        self.total_bytes = max(self.total_bytes, total_bytes)
         if self._bar is not None:
             self._bar.found(files, final=final)
 
@@ -168,9 +170,8 @@ class SyncLines(Silence):
             return
         if subject.path in self._open:
             return  # it was told before a cut
-        line = itemized(change, subject.mode, sending=self._sending)
         if change & Change.NEW:
-            self.created[line[1]] += 1
+            self.created[kind_letter(subject.mode)] += 1
         elif not change & Change.CONTENT:
             self.adjusted += 1
         if verdict is not Verdict.DONE:
@@ -234,6 +235,16 @@ class SyncLines(Silence):
                 self._print(json.dumps(fields))
             else:
                 self._print(f"*deleting   {path_text(path)}")
+
+    def all_done(self) -> None:
+        """Learn that the sync has succeeded: what has not failed is in place.
+
+        Of files that were put there just before a cut nothing else may have told.
+        """
+        for size in self._open.values():
+            self.transferred += 1
+            self.transferred_bytes += size
+        self._open.clear()
 
     def cut(self) -> None:
         """Learn that the connection broke, and that another attempt follows."""
@@ -358,6 +369,7 @@ class Figures:
             "speedup": round(self.speedup, 3),
             "seconds": round(self.seconds, 6),
             "attempts": self.attempts,
+            "left_out": lines.left_out.count,
             "failed": lines.failures.count,
             "failures": lines.failures.objects(),
         }

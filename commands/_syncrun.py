@@ -10,7 +10,7 @@ from ._client import describe_connection, unheard
 from ._errors import DeletionsLeftError, PartlyDoneError
 from ._identity import open_identity
 from ._known import check_known_keys
-from ._output import Talk, printable
+from ._output import Talk, path_text, printable
 from ._psk import codec_in_use
 from ._retry import say_retry
 from ._startup import end_imports, limit_heaps
@@ -139,11 +139,14 @@ class _Job:
                 if self._choices.as_copy:
                     await self._settle_names()
                 totals = await self._sync(lines)
+                lines.all_done()
             except DeadlineError as exc:
                 if not self._clients or self._clients[-1].has_heard:
                     raise
                 raise unheard(self._config, exc) from exc
             finally:
+                if self._spare is not None:
+                    await self._spare.aclose()
                 lines.flush()
         figures = Figures(
             operation=self._choices.direction,
@@ -258,7 +261,9 @@ class _Job:
         for line in lines.failures.lines():
             click.echo(f"{talk.prog}: {line}", err=True)
         if count := lines.failures.count:
-            some = "1 file or directory was" if count == 1 else f"{count} were"
+            some = "1 file or directory was"
+            if count > 1:
+                some = f"{count} files or directories were"
             raise PartlyDoneError(f"{some} not transferred")
         if undeleted := figures.totals.undeleted:
             raise DeletionsLeftError(
@@ -277,6 +282,9 @@ class _Job:
         elif left_out.count:
             some = "1 thing was" if left_out.count == 1 else f"{left_out.count} were"
             self._talk.say(f"{some} left out, being of a kind that was not asked for")
+            if self._verbose:
+                for path, _ in left_out.first:
+                    self._talk.say(f"left out: {path_text(path) or self._names()}")
 
     def _names(self) -> str:
         paths = self._choices.paths

@@ -357,6 +357,7 @@ async def _send(
             clobber=job.clobber,
             progress=attempts.watch(progressed, shown),
             transfer_id=attempts.transfer_id,
+            is_repeated=attempts.count > 0,
         )
     if summary.clobber_refused is False:
         talk.warn("this server does not know --no-clobber and may have replaced a file")

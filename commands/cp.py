@@ -12,8 +12,9 @@ from ._gostyle import CopyingCommand
 from ._options import verbosity_options, version_option
 from ._output import Talk
 from ._startup import begin_imports
-from ._sync import PathsType, SyncChoices, default_values, some_sync_options
+from ._sync import SyncChoices
 from ._syncrun import run_sync
+from ._synctable import PathsType, default_values, some_sync_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -204,16 +204,6 @@ class PartialArea:
     ) -> None:
         self.close()
 
-    def has_content(self, key: bytes) -> bool:
-        """Tell whether there is something to carry on with; locks nothing."""
-        with contextlib.suppress(OSError):
-            dir_fd = self._find_area(make=False)
-            if dir_fd >= 0:
-                name = _name_of(key)
-                status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-                return status.st_size > 0
-        return False
-
     def acquire(self, key: bytes, *, make: bool = True) -> Partial | None:
         """Open and lock the partial of a key, with whatever it holds already.
 
@@ -289,7 +279,7 @@ class PartialArea:
             area_fd = self._find_area(make=False)
             if area_fd < 0:
                 return 0
-            name = blake3(key).hexdigest().encode()
+            name = _name_of(key)
             status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
         except (OSError, UnsafePathError):
             return 0

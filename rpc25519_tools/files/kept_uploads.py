@@ -110,6 +110,7 @@ class KeptUploads:
         self._files = files
         self._running: dict[tuple[str, str], _Running] = {}
         self._compared: dict[tuple[int, ...], Prefix] = {}
+        self._looking = asyncio.Lock()
 
     def landing(self, name: str, *, clobber: bool) -> Landing:
         """Return where an upload of that name is received."""
@@ -124,10 +125,10 @@ class KeptUploads:
         files = self._files or open_files()
         with files.reserve(context.remote_address, PER_UPLOAD + PER_AREA):
             async with self.landing(name, clobber=True) as landing:
-                kept_bytes = await in_worker(landing.take_kept)
                 if ARG_KEPT_SUM not in args:
-                    kept_bytes = kept_bytes if kept_bytes >= CARRY_MIN_LEN else 0
+                    kept_bytes = await self.look(landing)
                     return Reply(args={ARG_KEPT_LEN: str(kept_bytes)})
+                kept_bytes = await self._lock(landing)
                 begun = await self._compare(landing, context, kept_bytes)
                 status = landing.kept_status()
         if begun is not None and status is not None:
@@ -136,6 +137,16 @@ class KeptUploads:
             self._compared[_identity(status)] = begun
         return Reply(args={ARG_FITS: "0" if begun is None else "1"})
 
+    async def look(self, landing: Landing) -> int:
+        """Return how much there is to carry on with, and leave it unlocked.
+
+        One at a time: a question and its client's part 0 come together, and neither
+        may think that what the other looks at belongs to another transfer.
+        """
+        async with self._looking:
+            kept_bytes = await in_worker(landing.look)
+        return kept_bytes if kept_bytes >= CARRY_MIN_LEN else 0
+
     async def take(self, landing: Landing, context: CallContext) -> Prefix | None:
         """Lock what is there, if it is what the client's upload goes on behind.
 
@@ -143,13 +154,17 @@ class KeptUploads:
             IncompleteTransferError: the client announces no length.
             LocalFileError: reading failed.
         """
-        kept_bytes = await in_worker(landing.take_kept)
+        kept_bytes = await self._lock(landing)
         status = landing.kept_status()
         if status is not None:
             begun = self._compared.pop(_identity(status), None)
             if begun is not None and _claims(context, begun):
                 return begun
         return await self._compare(landing, context, kept_bytes)
+
+    async def _lock(self, landing: Landing) -> int:
+        async with self._looking:
+            return await in_worker(landing.take_kept)
 
     async def _compare(
         self, landing: Landing, context: CallContext, kept_bytes: int

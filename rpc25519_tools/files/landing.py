@@ -140,10 +140,7 @@ class Landing:
 
     def close(self) -> None:
         """Close all, and leave what was found and not used; never raises."""
-        partial, self._partial = self._partial, None
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.keep()
+        self._let_go()
         area, self._area = self._area, None
         if area is not None:
             area.close()
@@ -162,11 +159,17 @@ class Landing:
     ) -> None:
         await in_worker(self.close)
 
-    def has_kept(self) -> bool:
-        """Tell whether an earlier attempt has left something, in use or not."""
-        with contextlib.suppress(OSError, LocalFileError):
-            return self._open_area().has_content(self._place().key)
-        return False
+    def look(self) -> int:
+        """Return what ``take_kept`` would, and lock nothing for longer than that."""
+        found_bytes = self.take_kept()
+        self._let_go()
+        return found_bytes
+
+    def _let_go(self) -> None:
+        partial, self._partial = self._partial, None
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.keep()
 
     def take_kept(self) -> int:
         """Lock what an earlier attempt has left; return its length, 0 for nothing.

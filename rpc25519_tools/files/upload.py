@@ -15,6 +15,7 @@ from rpc25519_tools.errors import (
     DeadlineError,
     IncompleteTransferError,
     RemoteCallError,
+    Rpc25519Error,
 )
 from rpc25519_tools.files.carry_on import is_network_failure
 from rpc25519_tools.files.descriptors import (
@@ -34,6 +35,7 @@ from rpc25519_tools.files.kept_uploads import (
 )
 from rpc25519_tools.files.landing import (
     CARRY_MIN_LEN,
+    Landing,
     Prefix,
     hashing_limit_s,
     read_prefix,
@@ -79,6 +81,7 @@ async def upload_file(
     clobber: bool = True,
     progress: Progress | None = None,
     transfer_id: str = "",
+    is_repeated: bool = False,
 ) -> TransferSummary:
     """Send a file to the server's served directory.
 
@@ -94,6 +97,8 @@ async def upload_file(
         transfer_id: from ``new_transfer_id``, the same for all attempts of one
             transfer: the server then does not wait for the connection of the one
             before.
+        is_repeated: whether an attempt before this one was cut, so that it is worth
+            while to wait for what the server has before anything is sent.
 
     Raises:
         NoSuchServiceError: the server takes no uploads.
@@ -102,9 +107,8 @@ async def upload_file(
         FileChangedError, LocalFileError: the source failed; nothing is stored.
         ConnectionLostError, DeadlineError, SecurityError: the connection failed.
     """
-    return await _Upload(
-        client, source, remote_name, clobber, progress, transfer_id
-    ).run()
+    upload = _Upload(client, source, remote_name, clobber, progress, transfer_id)
+    return await upload.run(is_repeated=is_repeated)
 
 
 class _Upload:
@@ -127,7 +131,7 @@ class _Upload:
         self._progress = progress
         self._id = transfer_id
 
-    async def run(self) -> TransferSummary:
+    async def run(self, *, is_repeated: bool) -> TransferSummary:
         size_bytes = self._source.size_bytes
         if size_bytes is None or size_bytes < CARRY_MIN_LEN:
             summary = await self._send(None)
@@ -136,8 +140,10 @@ class _Upload:
         # The question and part 0 travel together, so that asking costs no wait. A
         # server that has something does not store part 0 before it knows.
         asking = asyncio.create_task(self._ask())
+        summary = None
         try:
-            summary = await self._send(None, asking)
+            if not is_repeated or not await asking:
+                summary = await self._send(None, asking)
         finally:
             asking.cancel()
             await asyncio.wait([asking])
@@ -215,7 +221,7 @@ class _Upload:
                     client, CallKind.UPLOAD, UPLOAD_SERVICE, reader, args
                 )
                 async with await opening as stream:
-                    if asking is not None and await asking:
+                    if asking is not None and await _answer(asking, stream):
                         return None
                     await send_other_parts(client, stream, reader, self._progress)
                     step = stream.reply()
@@ -232,6 +238,18 @@ class _Upload:
             carried_bytes=start_bytes,
             clobber_refused=None if clobber else ARG_NO_CLOBBER in got,
         )
+
+
+async def _answer(asking: "asyncio.Task[int]", stream: ClientStream) -> int:
+    """Wait for the answer to a question, or until the call is over."""
+    over = asyncio.ensure_future(stream.reply())
+    try:
+        await asyncio.wait([asking, over], return_when=asyncio.FIRST_COMPLETED)
+        return asking.result() if asking.done() else 0
+    finally:
+        over.cancel()
+        await asyncio.wait([over])
+        over.cancelled() or over.exception()
 
 
 async def open_with_first_part(
@@ -336,8 +354,8 @@ class UploadService:
                         text = "the beginning of the file is not here any more"
                         record.failure = text
                         return Reply(error=text, args={ARG_START_OVER: "1"})
-                elif count > PER_UPLOAD and await in_worker(landing.has_kept):
-                    first = await _two_parts(parts, record)
+                elif count > PER_UPLOAD:
+                    first = await self._begin_anew(landing, parts, record)
                 start_bytes = 0 if begun is None else begun.size_bytes
                 open_target = partial(landing.open, size_bytes, start_bytes)
                 async with PartWriter(
@@ -353,6 +371,30 @@ class UploadService:
             if ARG_NO_CLOBBER in context.header.args:
                 args[ARG_NO_CLOBBER] = "1"
             return Reply(payload=text.encode(), args=args)
+
+    async def _begin_anew(
+        self, landing: Landing, parts: IncomingStream, record: TransferRecord
+    ) -> list[Part]:
+        """Wait for a part that shows that the client does not want to carry on.
+
+        It sends part 0 before it knows that there is something to carry on with, and
+        then cancels, and comes back.
+
+        Returns:
+            The parts that had to be taken for that.
+
+        Raises:
+            asyncio.CancelledError: it has done so.
+        """
+        first: list[Part] = []
+        try:
+            if await self.kept.look(landing):
+                while len(first) < 2 and (part := await anext(parts, None)):
+                    first.append(part)
+        except asyncio.CancelledError as exc:
+            record.is_withdrawn = not _is_cut(exc)
+            raise
+        return first
 
 
 def _announced(args: Mapping[str, str]) -> int | None:
@@ -371,24 +413,6 @@ def _is_cut(exc: BaseException) -> bool:
     return is_network_failure(exc)
 
 
-async def _two_parts(parts: IncomingStream, record: TransferRecord) -> list[Part]:
-    """Wait for a part that shows that the client does begin anew.
-
-    It sends part 0 before it knows that there is something to carry on with, and then
-    cancels, and comes back.
-
-    Raises:
-        asyncio.CancelledError: it has done so.
-    """
-    try:
-        first = await anext(parts, None)
-        second = await anext(parts, None)
-    except asyncio.CancelledError as exc:
-        record.is_withdrawn = not _is_cut(exc)
-        raise
-    return [part for part in (first, second) if part is not None]
-
-
 async def _take_all(
     writer: PartWriter, first: list[Part], parts: IncomingStream, record: TransferRecord
 ) -> Part:
@@ -400,16 +424,22 @@ async def _take_all(
     """
     start_bytes = writer.received_bytes
     batch = first
-    while True:
-        if batch:
-            await writer.take(batch)
-            record.size_bytes = writer.received_bytes - start_bytes
-            if batch[-1].last:
-                return batch[-1]
-        part = await anext(parts, None)
-        if part is None:
-            raise IncompleteTransferError("the upload has no last part")
-        batch = [part, *parts.take_ready()]
+    try:
+        while True:
+            if batch:
+                await writer.take(batch)
+                record.size_bytes = writer.received_bytes - start_bytes
+                if batch[-1].last:
+                    return batch[-1]
+            part = await anext(parts, None)
+            if part is None:
+                raise IncompleteTransferError("the upload has no last part")
+            batch = [part, *parts.take_ready()]
+    except asyncio.CancelledError as exc:
+        if _is_cut(exc):
+            with contextlib.suppress(Rpc25519Error):
+                await writer.take(parts.take_ready())  # it need not come again
+        raise
 
 
 def default_remote_name(local_path: str) -> str:

@@ -111,6 +111,9 @@ class CallKind(Enum):
         self.receives_parts = bool(self.types_down)
         #: Whether each part carries a step, and none is the last.
         self.has_steps = opening in STEP_OF_TYPE
+        #: Whether their reader gets all that have come before it learns of an early
+        #: end, because another call may carry on behind them.
+        self.keeps_parts = self.has_steps or self.sends_parts != self.receives_parts
         #: Whether either side sends parts.
         self.has_parts = self.sends_parts or self.receives_parts
 

@@ -313,7 +313,7 @@ class Connection:
         incoming = None
         if call.kind.sends_parts:
             incoming = IncomingStream(
-                self.driver, self._change_held, keeps_parts=call.kind.has_steps
+                self.driver, self._change_held, keeps_parts=call.kind.keeps_parts
             )
             incoming.feed(Part.of(opening, last=False))
         until_s = None

@@ -66,6 +66,20 @@ def set_time(dir_fd: int, name: bytes, mtime_ns: int) -> None:
     os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
 
+def make_usable(dir_fd: int, status: os.stat_result) -> bool:
+    """Let ourselves into a directory that is ours and closed to us.
+
+    Returns:
+        Whether its mode was changed.
+    """
+    if os.geteuid() == 0 or status.st_mode & 0o700 == 0o700:
+        return False
+    if status.st_uid != os.geteuid():
+        return False
+    os.chmod(f"/proc/self/fd/{dir_fd}", (status.st_mode & 0o7777) | 0o700)
+    return True
+
+
 class Owners:
     """Translates the sender's owners into those of this machine.
 

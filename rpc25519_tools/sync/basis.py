@@ -9,6 +9,7 @@ alone stop after some have been of no use.
 All of this blocks.
 """
 
+import contextlib
 import itertools
 import os
 import stat
@@ -18,15 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from rpc25519_tools.errors import Rpc25519Error
+from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
 from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
-from rpc25519_tools.sync.records import (
-    SHORT_SUM_LEN,
-    SUM_LEN,
-    Table,
-    pack_lengths,
-)
+from rpc25519_tools.sync.records import SHORT_SUM_LEN, SUM_LEN, Table, pack_lengths
 from rpc25519_tools.sync.tree import Parts, Tree
 
 #: New files from this length on are looked for among others.
@@ -46,58 +42,67 @@ _CUT_AT_LEAST: Final = 64 << 20
 _TABLE_LEN: Final = 1024
 
 
-class Held:
-    """An open file; it closes when nobody holds it any more.
-
-    Contents can come, and end a file, while another thread still cuts what it is to be
-    made of: that must not find another file under the same number.
-    """
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def close(self) -> None:
-        """Close it while others may hold it, who do no more with it."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
-
-
 @dataclass(slots=True, eq=False)
 class Basis:
     """A file that chunks are taken from.
 
     Attributes:
-        tree, path: where it is.
-        held: open for reading; None while it is not.
+        fd: to cut it by; -1 when that is done.
+        copy_fd: to copy from, by the thread that stores files; -1 while it is closed.
         status: its ``fstat`` when it was opened.
         in_place: whether it is the unfinished file itself.
         lengths, offsets: of its chunks.
         sums: their full sums, 32 bytes each.
+        path: where it lies in the transfer; empty for the unfinished file.
         guessed: whether only its length or name spoke for it.
         used: whether a chunk of it was.
     """
 
-    tree: Tree
-    path: Parts
-    held: Held | None
+    fd: int
     status: os.stat_result
     in_place: bool
+    path: Parts = ()
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     sums: bytearray = field(default_factory=bytearray)
     guessed: bool = False
     used: bool = False
+    copy_fd: int = -1
+
+    def end_cutting(self) -> None:
+        """Close what it was cut by."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def end_copying(self) -> None:
+        """Close what was copied from."""
+        fd, self.copy_fd = self.copy_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def begin_copying(self, tree: Tree) -> None:
+        """Open it to copy from, if it is not.
+
+        Raises:
+            FileChangedError: there is another file now, or none.
+        """
+        if self.copy_fd >= 0:
+            return
+        found = open_basis(tree, self.path, guessed=self.guessed)
+        if found is None:
+            raise FileChangedError("a file here has gone since it was looked at")
+        if not os.path.samestat(found.status, self.status):
+            found.end_cutting()
+            raise FileChangedError("a file here was replaced since it was looked at")
+        self.copy_fd = found.fd
 
     def tables(
         self, index: int, number: int, key: bytes, file_len: int
     ) -> Iterator[Table]:
         """Cut the file, note its chunks, and yield them for the sender.
+
+        Where it cannot be read, it ends.
 
         Args:
             index: of the entry that it is for.
@@ -108,15 +113,12 @@ class Basis:
         at = 0
         lengths: list[int] = []
         sums: list[bytes] = []
-        held = self.held
-        assert held is not None
         # What is past the end of an unfinished file is of no use; and a short file is
         # not worth the cutting of an endless one.
         most = max(_CUT_FACTOR * file_len, _CUT_AT_LEAST)
         most = file_len if self.in_place else most
-        size = min(os.fstat(held.fd).st_size, most)
-        batches = chunk_digests(held.fd, size, key, chunk_sizes(file_len))
-        for some_lengths, some_sums in batches:
+        size = min(os.fstat(self.fd).st_size, most)
+        for some_lengths, some_sums in self._digests(size, key, file_len):
             self.lengths.extend(some_lengths)
             self.offsets.extend(itertools.accumulate(some_lengths[:-1], initial=at))
             at += sum(some_lengths)
@@ -128,6 +130,12 @@ class Basis:
                 lengths, sums = [], []
         if lengths or not self.lengths:
             yield self._table(index, number, lengths, sums)
+
+    def _digests(
+        self, size: int, key: bytes, file_len: int
+    ) -> Iterator[tuple[list[int], list[bytes]]]:
+        with contextlib.suppress(OSError):
+            yield from chunk_digests(self.fd, size, key, chunk_sizes(file_len))
 
     def _table(
         self, index: int, number: int, lengths: list[int], sums: list[bytes]
@@ -141,29 +149,16 @@ class Basis:
         """Bytes of what the sender has been told of it, about."""
         return len(self.sums) // SUM_LEN * (SHORT_SUM_LEN + 4)
 
-    def let_go(self) -> None:
-        """Close it for now: descriptors are few."""
-        if not self.in_place:
-            self.held = None
-
-    def opened(self) -> Held | None:
-        """Return it open; None if it is not what it was any more."""
-        held = self.held
-        if held is None:
-            again = open_basis(self.tree, self.path, guessed=self.guessed)
-            held = None if again is None else again.held
-        if held is None or self.in_place:
-            return held
-        now, was = os.fstat(held.fd), self.status
-        same = os.path.samestat(now, was) and (
-            (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            == (was.st_size, was.st_mtime_ns, was.st_ctime_ns)
-        )
-        return held if same else None
-
     def is_unchanged(self) -> bool:
-        """Tell whether it is still what its sums were taken of, if that matters."""
-        return not self.used or self.opened() is not None
+        """Tell whether it is still what its sums were taken of, if it was used."""
+        if self.in_place or not self.used:
+            return True
+        now, was = os.fstat(self.copy_fd), self.status
+        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (
+            was.st_size,
+            was.st_mtime_ns,
+            was.st_ctime_ns,
+        )
 
 
 @dataclass(slots=True, frozen=True)
@@ -185,6 +180,7 @@ class Candidates:
         self._by_size: dict[int, list[_Listed]] | None = None
         self._by_name: dict[bytes, list[_Listed]] = {}
         self._useless = 0
+        self._similar_left = _PATIENCE
 
     def add(self, path: Parts, size: int, mtime_ns: int) -> None:
         """Take a file that has just come into place: another may be a copy of it."""
@@ -194,6 +190,30 @@ class Candidates:
     def learn(self, *, useful: bool) -> None:
         """Learn whether a guess was worth anything."""
         self._useless = 0 if useful else self._useless + 1
+        if useful:
+            self._similar_left = _PATIENCE
+
+    @property
+    def patience(self) -> int:
+        """How many more guesses may be of no use."""
+        return max(_PATIENCE - self._useless, 0)
+
+    def has_length(self, size: int) -> bool:
+        """Tell whether a file of a length is there; all have been listed."""
+        return self._by_size is not None and size in self._by_size
+
+    def sure(self, path: Parts, size: int, mtime_ns: int) -> list[Parts]:
+        """Return another file of the same length and time, at most one."""
+        if size < SEARCHED_FROM:
+            return []
+        if self._by_size is None:
+            self._list()
+        assert self._by_size is not None
+        return [
+            one.path
+            for one in self._by_size.get(size, ())
+            if one.mtime_ns == mtime_ns and one.path != path
+        ][:1]
 
     def guesses(self, path: Parts, size: int, mtime_ns: int) -> list[Parts]:
         """Return files that may have the contents of a new one, the best first."""
@@ -210,8 +230,10 @@ class Candidates:
         for one in self._by_name.get(path[-1], ()):
             if one.path != path and one not in found and size // 4 <= one.size:
                 found.append(one)
-        if not found:
+        if not found and self._similar_left:
+            # Many files may be judged before it is known what the first guess is worth.
             found = self._similar(path, size)
+            self._similar_left -= len(found)
         return [one.path for one in found[:_MAX_GUESSES]]
 
     def _similar(self, path: Parts, size: int) -> list[_Listed]:
@@ -289,4 +311,4 @@ def open_basis(tree: Tree, path: Parts, *, guessed: bool) -> Basis | None:
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         os.close(fd)
         return None
-    return Basis(tree, path, Held(fd), status, in_place=False, guessed=guessed)
+    return Basis(fd, status, in_place=False, path=path, guessed=guessed)

@@ -18,7 +18,7 @@ from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.sync.channel import STALL_S, Channel, Pace, run_together
 from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
-from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.places import open_local_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
@@ -154,12 +154,11 @@ async def push(
         opening = client.rsync(
             CallKind.RSYNC_SEND, SYNC_SERVICE, encode_request(request), compress=False
         )
-        with naming_service("pushes", "-readfile DIR"):
-            async with opening as stream:
-                progress = _Progress(observer, done)
-                return await _send(
-                    client, stream, source, options, progress, attempts, settings
-                )
+        async with opening as stream:
+            progress = _Progress(observer, done)
+            return await _send(
+                client, stream, source, options, progress, attempts, settings
+            )
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
 
@@ -184,7 +183,7 @@ async def _send(
         await _reply_of(stream)
 
     try:
-        await _with_offer(client, stream, run)
+        await _with_offer(client, stream, run, ("pushes", "-readfile DIR"))
     except Rpc25519Error:
         attempts.start_at = sender.frontier or attempts.start_at
         raise
@@ -216,21 +215,32 @@ async def _reply_of(stream: ClientStream) -> None:
 
 
 async def _with_offer(
-    client: Client, stream: ClientStream, run: Callable[[], Awaitable[None]]
+    client: Client,
+    stream: ClientStream,
+    run: Callable[[], Awaitable[None]],
+    names: tuple[str, str],
 ) -> None:
-    """Do the work; fail at once if the server knows nothing of syncs."""
+    """Do the work; fail at once if the server knows nothing of syncs.
+
+    Args:
+        client: the connection.
+        stream: the call.
+        run: does the work.
+        names: of what the server has to offer, and of the option of ``srv`` for it.
+    """
 
     async def ask() -> None:
         with _naming_syncs():
             await within(STALL_S, _SILENT, client.call(OFFER_SERVICE))
 
     async def work() -> None:
-        try:
-            await run()
-        except IncompleteTransferError:
-            # The call has ended: its reply says why.
-            await _reply_of(stream)
-            raise
+        with naming_service(*names):
+            try:
+                await run()
+            except IncompleteTransferError:
+                # The call has ended: its reply says why.
+                await _reply_of(stream)
+                raise
 
     await run_together(ask(), work())
 
@@ -318,23 +328,26 @@ async def pull(
     asked = _asked_for(paths, only)
 
     async def attempt(client: Client, done: Progressed) -> Totals:
-        start_at = attempts.start_at if _may_start_late(options) else None
+        start_at = None
+        if attempts.start_at is not None and _may_start_late(options):
+            start_at = b"/".join(attempts.start_at)
+            if len(start_at) > MAX_PATH_LEN:
+                start_at = None
         request = Request(
             VERSION,
             options,
             tuple(paths),
-            start_at=None if start_at is None else b"/".join(start_at),
+            start_at=start_at,
             only=None if only is None else tuple(only),
         )
         opening = client.rsync(
             CallKind.RSYNC_READ, SYNC_SERVICE, encode_request(request), compress=False
         )
-        with naming_service("pulls", "-serve DIR"):
-            async with opening as stream:
-                progress = _Progress(observer, done)
-                return await _receive(
-                    client, stream, dest, options, progress, attempts, settings, asked
-                )
+        async with opening as stream:
+            progress = _Progress(observer, done)
+            return await _receive(
+                client, stream, dest, options, progress, attempts, settings, asked
+            )
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
 
@@ -378,5 +391,5 @@ async def _receive(
             await in_worker(place.close)
         await _reply_of(stream)
 
-    await _with_offer(client, stream, run)
+    await _with_offer(client, stream, run, ("pulls", "-serve DIR"))
     return result[0]

@@ -80,6 +80,8 @@ class Deleting:
             if not self._destination.tree.may("list", path):
                 text = "listing it is not allowed, so nothing in it is deleted"
                 raise UnsafePathError(text)
+            if not self._options.dry_run:
+                self._destination.open_up(path)
             yield from self._destination.names(path)
         except (OSError, Rpc25519Error) as exc:
             self._fail(path, exc)

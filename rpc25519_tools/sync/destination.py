@@ -21,6 +21,7 @@ from rpc25519_tools.files.jail import is_partial_name
 from rpc25519_tools.sync.attributes import (
     allowed_mode,
     final_mode,
+    make_usable,
     set_mode,
     set_owner,
     set_time,
@@ -141,7 +142,14 @@ class Destination:
         directory = self.tree.directory(parent)
         if old is not None:
             self.clear(parent, entry.name)
-        os.mkdir(entry.name, 0o700, dir_fd=directory.fd)
+        try:
+            os.mkdir(entry.name, 0o700, dir_fd=directory.fd)
+        except FileExistsError:
+            # Another sync may have been quicker, or it is another name's directory.
+            there = self.look(parent, entry.name)
+            if there is None or not stat.S_ISDIR(there.status.st_mode):
+                raise
+            self.check_spelling(parent, entry.name)
 
     def make_special(self, parent: Parts, entry: Entry, old: Old | None) -> None:
         """Make a symbolic link, FIFO, socket or device, in the place of what is there.
@@ -209,10 +217,11 @@ class Destination:
         self, dir_fd: int, name: bytes, entry: Entry, old: os.stat_result | None
     ) -> None:
         set_owner(dir_fd, name, entry)
-        if not stat.S_ISLNK(entry.mode):
-            set_mode(dir_fd, name, final_mode(entry, old, self._options))
         if self._options.times:
             set_time(dir_fd, name, entry.mtime_ns)
+        if not stat.S_ISLNK(entry.mode):
+            # The last step: it may close a directory to ourselves.
+            set_mode(dir_fd, name, final_mode(entry, old, self._options))
 
     def finish_file(self, fd: int, entry: Entry, old: Old | None) -> None:
         """Give an unfinished file, which is open, the attributes of its entry."""
@@ -322,10 +331,8 @@ class Destination:
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         is_dir = stat.S_ISDIR(status.st_mode)
         self.tree.forget((*parent, name))
-        if self._backup is not None:
-            self._keep(parent, name)
-        elif not is_dir:
-            os.unlink(name, dir_fd=directory.fd)
+        if not is_dir:
+            self.remove(parent, name, is_dir=False)
         elif self._options.delete:
             self.remove_tree(parent, name)
         else:
@@ -339,6 +346,11 @@ class Destination:
                     "(--delete would replace it)"
                 ) from exc
 
+    def open_up(self, path: Parts) -> None:
+        """Let ourselves into a directory that is ours, to remove what is in it."""
+        directory = self.tree.directory(path)
+        make_usable(directory.fd, os.fstat(directory.fd))
+
     def remove_tree(self, parent: Parts, name: bytes) -> None:
         """Remove a directory and all beneath it.
 
@@ -346,6 +358,7 @@ class Destination:
             UnsafePathError: something in it is kept back; it stays, with what is above.
         """
         top = (*parent, name)
+        self.open_up(top)
         walks = [(top, self.names(top))]
         while walks:
             path, names = walks[-1]
@@ -358,6 +371,7 @@ class Destination:
             status = os.stat(below, dir_fd=directory.fd, follow_symlinks=False)
             self.tree.check_found(status, (*path, below))
             if stat.S_ISDIR(status.st_mode):
+                self.open_up((*path, below))
                 walks.append(((*path, below), self.names((*path, below))))
             else:
                 self.remove(path, below, is_dir=False)
@@ -384,7 +398,13 @@ class Destination:
         self.tree.check_found(status, path)
         if stat.S_ISDIR(status.st_mode):
             self._check_keeping_all(path, kept)
-        above = self.ensure(kept[:-1])
+        above_path = kept[:-1]
+        above = self._ensure(above_path)
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+            self.tree.check_found(there, kept)
+            if stat.S_ISDIR(there.st_mode):
+                self._drop_tree(above_path, name)
         if stays:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=above.fd)
@@ -428,18 +448,28 @@ class Destination:
                 if old is not None and stat.S_ISDIR(old.status.st_mode):
                     waiting.append((below, there))
 
-    def ensure(self, path: Parts) -> Directory:
-        """Return a directory, made with those above it where they are missing."""
+    def _drop_tree(self, parent: Parts, name: bytes) -> None:
+        """Remove a directory of the backups: what was one is a file now."""
+        backup, self._backup = self._backup, None
+        try:
+            self.remove_tree(parent, name)
+        finally:
+            self._backup = backup
+
+    def _ensure(self, path: Parts) -> Directory:
+        """Return a directory of the backups, made with those above it if missing."""
+        assert self._backup is not None
         for depth in range(1, len(path) + 1):
             try:
                 self.tree.directory(path[:depth])
-            except UnsafePathError:
-                raise
             except Rpc25519Error:
                 self.check(path[:depth])
-                above = self.tree.directory(path[: depth - 1])
+                above, name = self.tree.directory(path[: depth - 1]), path[depth - 1]
+                if depth > len(self._backup):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=above.fd)  # no directory before
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(path[depth - 1], 0o777, dir_fd=above.fd)
+                    os.mkdir(name, 0o777, dir_fd=above.fd)
         return self.tree.directory(path)
 
     def is_backup(self, path: Parts) -> bool:

@@ -5,7 +5,6 @@ changes its time, and it has to be writable until then.
 """
 
 import errno
-import os
 from collections.abc import Iterator
 from typing import Final
 
@@ -186,17 +185,3 @@ class Directories:
         """Note a failure that is told of at the end."""
         if len(self.failures) < _MAX_FAILURES:
             self.failures.append((path, exc))
-
-
-def make_usable(dir_fd: int, status: os.stat_result) -> bool:
-    """Let ourselves into a directory that is ours and closed to us.
-
-    Returns:
-        Whether its mode was changed.
-    """
-    if os.geteuid() == 0 or status.st_mode & 0o700 == 0o700:
-        return False
-    if status.st_uid != os.geteuid():
-        return False
-    os.chmod(f"/proc/self/fd/{dir_fd}", (status.st_mode & 0o7777) | 0o700)
-    return True

@@ -16,19 +16,19 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
     UnsafePathError,
 )
-from rpc25519_tools.sync.attributes import Owners, allowed_mode
+from rpc25519_tools.sync.attributes import Owners, allowed_mode, make_usable
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.directories import (
     Directories,
     DirState,
     LocalNames,
-    make_usable,
 )
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.judge import Action, Entry, Old, attributes, judge
 from rpc25519_tools.sync.observer import Subject
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
+from rpc25519_tools.sync.pending import Pending
 from rpc25519_tools.sync.records import (
     ROOT_NAME,
     SUM_LEN,
@@ -37,7 +37,6 @@ from rpc25519_tools.sync.records import (
     unpack_nanos,
 )
 from rpc25519_tools.sync.source import Place, open_source
-from rpc25519_tools.sync.storing import Pending
 from rpc25519_tools.sync.tree import Parts, shown, why
 from rpc25519_tools.sync.walk import file_sum
 
@@ -63,6 +62,7 @@ class Judged:
     wanted: list[Pending] = field(default_factory=list)
     told: list[tuple[Subject, Verdict, int, str]] = field(default_factory=list)
     removed: list[bytes] = field(default_factory=list)
+    troubles: list[tuple[Parts, str]] = field(default_factory=list)
     files: int = 0
     total_bytes: int = 0
 
@@ -136,7 +136,7 @@ class Judging:
         for segment in overview.segments:
             state = self.directories.listed(segment.directory)
             if state.local is None and state.is_there and not state.refused:
-                self._begin_listing(state)
+                self._begin_listing(state, judged)
             for _ in range(segment.count):
                 self._judge(state, next(entries), judged)
             if segment.ends:
@@ -179,19 +179,19 @@ class Judging:
                 entry.gid = owners.group(overview.gids[at])
             yield entry
 
-    def _begin_listing(self, state: DirState) -> None:
-        """Look what is in a directory; refuse what comes for it if that fails."""
+    def _begin_listing(self, state: DirState, judged: Judged) -> None:
+        """Look at what a directory has; take nothing of one that we may not read."""
+        # The root's mode is set again only where it takes part.
+        is_ours = state.above is not None or state.entry is not None
         try:
             directory = self._destination.tree.directory(state.path)
-            if not self._options.dry_run and make_usable(
-                directory.fd, os.fstat(directory.fd)
-            ):
-                state.adjust = True
+            if is_ours and not self._options.dry_run:
+                state.adjust |= make_usable(directory.fd, os.fstat(directory.fd))
             state.local = LocalNames(self._destination.names(state.path))
         except (OSError, Rpc25519Error) as exc:
             state.refused = True
             state.trouble = why(exc, "list", state.path)[:1000]
-            self.incomplete = True
+            judged.troubles.append((state.path, state.trouble))
 
     def _end_listing(self, number: int, state: DirState) -> None:
         if self._options.delete and state.local is not None:
@@ -337,7 +337,10 @@ class Judging:
             return
         if not self._destination.tree.may("read", path):
             return  # whether they are equal tells something of them
-        fd, _ = open_source(Place(self._destination.tree, path), path)
+        try:
+            fd, _ = open_source(Place(self._destination.tree, path), path)
+        except LocalFileError:
+            return  # it cannot be read, but perhaps be replaced
         try:
             old.same_contents = file_sum(fd) == entry.sum
         finally:

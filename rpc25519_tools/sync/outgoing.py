@@ -3,7 +3,6 @@
 All of this blocks; the sender calls it from worker threads.
 """
 
-import errno
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from blake3 import blake3
 
 from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.sync.chunking import chunk_sizes
+from rpc25519_tools.sync.holes import stretches
 from rpc25519_tools.sync.matching import Matcher, Tables
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import Copies, Data, Deltas, End, Table, Whole, Zeros
@@ -27,8 +27,6 @@ from rpc25519_tools.wire.greenpack import Buffer
 SMALL_LEN: Final = 64 * 1024
 #: The sum of a piece that is a hole.
 HOLE_SUM: Final = bytes(32)
-#: Holes shorter than this are sent as zeros.
-_LEAST_HOLE: Final = 64 * 1024
 
 _CHANGED: Final = "it changed while it was read"
 
@@ -111,33 +109,12 @@ class OpenSource:
             self.wanted.item.mtime_ns,
         )
 
-    def stretches(self) -> Iterator[tuple[int, int, bool]]:
-        """Yield offset, length and whether it is data, from begin to end."""
-        if not self.wanted.item.holes:
-            if self.size:
-                yield 0, self.size, True
-            return
-        at = 0
-        while at < self.size:
-            try:
-                data = min(os.lseek(self.fd, at, os.SEEK_DATA), self.size)
-            except OSError as exc:
-                # ENXIO: nothing but a hole; anything else: no holes are told here.
-                data = self.size if exc.errno == errno.ENXIO else at
-            if data - at >= _LEAST_HOLE or data == self.size > at:
-                yield at, data - at, False
-            else:
-                data = at
-            if data == self.size:
-                return
-            try:
-                hole = min(os.lseek(self.fd, data, os.SEEK_HOLE), self.size)
-            except OSError:
-                hole = self.size
-            if hole <= data:  # a short hole that is sent as zeros
-                hole = min(data + _LEAST_HOLE, self.size)
-            yield data, hole - data, True
-            at = hole
+    def stretches(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield offset, length and whether it is data, from one place to another."""
+        if self.wanted.item.holes:
+            yield from stretches(self.fd, start, end)
+        elif start < end:
+            yield start, end - start, True
 
 
 class SmallFiles:

@@ -8,7 +8,7 @@ with where each begins, stands for the whole: it takes no second look at the con
 import itertools
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -88,6 +88,15 @@ class Pieces:
             b"".join(view[at * SUM_LEN : (at + 1) * SUM_LEN] for at in order)
         )
         self._is_sorted = True
+        self._last = self._offsets[-1]
+
+    def all(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield offset, length and sum of each piece; they have to make up a file."""
+        self._sort()
+        both = zip(self._offsets, self._lengths, strict=True)
+        for at, (offset, length) in enumerate(both):
+            begin = at * SUM_LEN
+            yield offset, length, bytes(self._sums[begin : begin + SUM_LEN])
 
     def root(self) -> bytes:
         """Return the sum of the whole file, 32 bytes."""

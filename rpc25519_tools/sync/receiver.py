@@ -22,14 +22,15 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.files.workers import finished, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
-from rpc25519_tools.sync.basis import Basis, Candidates, Held, open_basis
+from rpc25519_tools.sync.basis import Candidates
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
 from rpc25519_tools.sync.matching import MAX_CHUNKS
 from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
-from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.pending import Outcome, Pending
 from rpc25519_tools.sync.records import (
     ARG_AT,
     ARG_INDEX,
@@ -47,14 +48,10 @@ from rpc25519_tools.sync.records import (
     decode_deltas,
     decode_overview,
     encode_records,
+    told,
 )
-from rpc25519_tools.sync.storing import (
-    PARTIAL_FROM,
-    Outcome,
-    Pending,
-    StoppedError,
-    Store,
-)
+from rpc25519_tools.sync.seeking import Seeking
+from rpc25519_tools.sync.storing import StoppedError, Store
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
@@ -66,14 +63,8 @@ _SYNC_AFTER_S: Final = 0.05
 #: Bytes of entries that may wait to be judged: a sender of ours keeps to a window.
 _MAX_WAITING_LEN: Final = 32 << 20
 _PART_COST: Final = 1024
-#: Descriptors: of files that others may be made of, and of unfinished files that are
-#: carried on with.
-_MAX_BASES_HELD: Final = 6
-_MAX_CARRIED_ON: Final = 4
 #: Notes and paths in one message.
 _MAX_NOTES: Final = 2048
-#: Files below this length are not worth a table.
-_TABLE_FROM: Final = 512
 
 
 class Receiver:
@@ -124,15 +115,20 @@ class Receiver:
             is_new=is_new,
             asked=asked,
         )
+        self._seeking = Seeking(destination, options, self._candidates)
         self._store = Store(
-            destination, options, self._key, self._pending, self._candidates
+            destination,
+            options,
+            self._key,
+            self._pending,
+            self._candidates,
+            self._seeking.rescue,
         )
         self._disk = asyncio.Lock()
         self._overviews: deque[bytes] = deque()
         self._overviews_len = 0
         self._to_table: deque[Pending] = deque()
         self._tabled = 0
-        self._held: deque[Basis] = deque()
         self._all_judged = False
         self._changed = asyncio.Event()
         self._files = 0
@@ -162,10 +158,6 @@ class Receiver:
         except BaseException:
             await self._salvage()
             raise
-        finally:
-            for basis in self._held:
-                basis.let_go()
-            self._held.clear()
 
     async def _receive(self) -> Totals:
         await run_together(
@@ -273,27 +265,19 @@ class Receiver:
         if outcome.moved:
             self._observer.moved(outcome.moved)
         for pending in outcome.done:
-            self._forget(pending)
+            self._forget(pending, placed=True)
             self._observer.placed(self._told(pending.path))
         failed = {}
         for index, (pending, note) in outcome.failed.items():
-            self._forget(pending)
+            self._forget(pending, placed=False)
             failed[index] = note
             self._observer.failed(self._told(pending.path), note)
-        notes = [
-            (b"/".join(path)[:MAX_PATH_LEN], note[:MAX_NOTE_LEN])
-            for path, note in outcome.notes
-        ]
-        for path, note in outcome.notes:
-            self._observer.failed(path, note)
         if outcome.done or failed:
             done = [pending.entry.index for pending in outcome.done]
             await self._channel.send(
                 RsyncStep.ACK, encode_records([Acks(done, failed)])
             )
-        for first in range(0, len(notes), _MAX_NOTES):
-            record = Removed([], notes[first : first + _MAX_NOTES])
-            await self._channel.send(RsyncStep.ACK, encode_records([record]))
+        await self._tell_troubles(outcome.notes)
         if any(pending.bases for pending in outcome.done):
             # Nobody waits for it: the replaced file may be freed by that, and a large
             # one takes a while.
@@ -308,9 +292,22 @@ class Receiver:
             await self._channel.send(RsyncStep.HASHES, encode_records([verdict]))
         self._changed.set()
 
-    def _forget(self, pending: Pending) -> None:
+    async def _tell_troubles(self, troubles: Sequence[tuple[Parts, str]]) -> None:
+        """Tell both sides what went wrong with things that nobody asked for."""
+        notes = [
+            (told(b"/".join(path)), note[:MAX_NOTE_LEN]) for path, note in troubles
+        ]
+        for path, note in troubles:
+            self._observer.failed(path, note)
+        for first in range(0, len(notes), _MAX_NOTES):
+            record = Removed([], notes[first : first + _MAX_NOTES])
+            await self._channel.send(RsyncStep.ACK, encode_records([record]))
+
+    def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
         self._tabled -= pending.tabled
+        released = self._seeking.end(pending, placed=placed)
+        self._to_table.extend(one for one in released if one.told)
 
     async def _sync_now_and_then(self) -> None:
         """Give finished files their names when nothing more comes for a moment."""
@@ -319,7 +316,8 @@ class Receiver:
                 await self._change()
                 continue
             # When only these are left, nothing is gained by waiting.
-            only_these = self._all_judged and self._store.unsynced == len(self._pending)
+            coming = len(self._pending) - self._seeking.waiting
+            only_these = self._all_judged and self._store.unsynced == coming
             if not only_these:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SYNC_AFTER_S):
@@ -354,9 +352,11 @@ class Receiver:
             for path in overview.skipped:
                 self._observer.skipped(tuple(path.split(b"/")) if path else ())
             for first in range(0, len(judged.removed), _MAX_NOTES):
-                record = Removed(judged.removed[first : first + _MAX_NOTES])
-                self._observer.removed(record.paths)
+                some = judged.removed[first : first + _MAX_NOTES]
+                self._observer.removed(some)
+                record = Removed([told(path) for path in some])
                 await self._channel.send(RsyncStep.ACK, encode_records([record]))
+            await self._tell_troubles(judged.troubles)
             for subject, verdict, change, note in judged.told:
                 self._observer.judged(subject, verdict, change, note)
                 if verdict is Verdict.FAILED:
@@ -387,31 +387,12 @@ class Receiver:
         judged = self._judging.judge_all(overview, names)
         first = self._judging.count - len(judged.verdicts)
         for pending in judged.wanted:
-            if self._has_basis(pending):
+            if self._seeking.choose(pending):
                 at = pending.entry.index - first
                 judged.verdicts[at] = Verdict.WANT_DELTA
         if judged.wanted:
             self._last_path = judged.wanted[-1].path
         return overview, judged
-
-    def _has_basis(self, pending: Pending) -> bool:
-        """Look for files that a wanted one may be made of."""
-        entry, old = pending.entry, pending.old
-        if self._options.whole_file or entry.size < _TABLE_FROM:
-            return False
-        key = self._destination.key(pending.path)
-        found: list[tuple[Parts, bool]] = []
-        if old is not None and Pending.is_regular(old):
-            if old.status.st_size >= _TABLE_FROM // 2:
-                found.append((pending.path, False))
-        else:
-            guesses = self._candidates.guesses(pending.path, entry.size, entry.mtime_ns)
-            found += [(path, True) for path in guesses]
-        pending.candidates = found
-        has_partial = (
-            entry.size >= PARTIAL_FROM and self._destination.area.holds(key) > 0
-        )
-        return bool(found) or has_partial
 
     async def _send_verdicts(self, base: int, judged: Judged) -> None:
         changes = judged.changes if self._report and any(judged.changes) else []
@@ -422,7 +403,9 @@ class Receiver:
         payload = await in_worker(encode_records, [record])
         await self._channel.send(RsyncStep.HASHES, payload)
         for pending in judged.wanted:
-            if judged.verdicts[pending.entry.index - base] == Verdict.WANT_DELTA:
+            at = pending.entry.index - base
+            pending.told = True
+            if judged.verdicts[at] == Verdict.WANT_DELTA and not pending.waits:
                 self._to_table.append(pending)
         self._changed.set()
 
@@ -432,17 +415,17 @@ class Receiver:
             if not self._to_table or self._tabled > _MAX_TABLED:
                 await self._change()
                 continue
+            if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
+                await self._cut_large(self._to_table.popleft())
+                continue
             small: list[Pending] = []
-            while self._to_table and len(small) < 256:
+            while self._to_table and len(small) < _SMALL_TABLES:
                 if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
                     break
                 small.append(self._to_table.popleft())
-            if small:
-                records = await in_worker(self._small_tables, small)
-                self._count_tabled(small)
-                await self._channel.send(RsyncStep.HASHES, encode_records(records))
-            else:
-                await self._cut_large(self._to_table.popleft())
+            records = await in_worker(self._small_tables, small)
+            self._count_tabled(small)
+            await self._channel.send(RsyncStep.HASHES, encode_records(records))
 
     def _count_tabled(self, files: Sequence[Pending]) -> None:
         """Count tables of files that have not come meanwhile."""
@@ -452,44 +435,17 @@ class Receiver:
                 self._tabled += count - pending.tabled
                 pending.tabled = count
 
-    def _hold(self, basis: Basis) -> None:
-        """Keep the files open that were cut last: others are opened again."""
-        if not basis.in_place:
-            self._held.append(basis)
-        if len(self._held) > _MAX_BASES_HELD:
-            self._held.popleft().let_go()
-
-    def _open_bases(self, pending: Pending, *, may_carry_on: bool) -> None:
-        """Open what a wanted file may be made of, in a worker."""
-        entry = pending.entry
-        key = self._destination.key(pending.path)
-        area = self._destination.area
-        is_untouched = pending.partial is None and not pending.is_finished
-        may_carry_on &= is_untouched and not pending.reach
-        if entry.size >= PARTIAL_FROM and may_carry_on and area.holds(key):
-            partial = area.acquire(key)
-            if partial is not None:
-                pending.partial = partial
-                status = os.fstat(partial.fd)
-                if status.st_size:
-                    held = Held(os.dup(partial.fd))
-                    tree = self._destination.tree
-                    basis = Basis(tree, pending.path, held, status, in_place=True)
-                    pending.bases.append(basis)
-        for path, guessed in pending.candidates:
-            found = open_basis(self._destination.tree, path, guessed=guessed)
-            if found is not None:
-                pending.bases.append(found)
-
     def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
         records: list[Hashes] = []
         for pending in files:
             index, size = pending.entry.index, pending.entry.size
-            self._open_bases(pending, may_carry_on=False)
-            tables: list[Table] = []
-            for number, basis in enumerate(pending.bases):
-                tables += basis.tables(index, number, self._key, size)
-                self._hold(basis)
+            with pending.cutting() as bases:
+                self._seeking.open(pending)
+                tables = [
+                    table
+                    for number, basis in enumerate(bases)
+                    for table in basis.tables(index, number, self._key, size)
+                ]
             if not tables:
                 tables = [_no_table(index)]
             tables[-1].last = True
@@ -498,28 +454,22 @@ class Receiver:
 
     async def _cut_large(self, pending: Pending) -> None:
         index, size = pending.entry.index, pending.entry.size
-        carried_on = sum(one.in_place for one in self._pending.values())
-        async with self._disk:
-            if index not in self._pending:
-                bases = []
-            else:
-                may_carry_on = carried_on < _MAX_CARRIED_ON
-                await in_worker(self._open_bases, pending, may_carry_on=may_carry_on)
-                bases = pending.bases
-        chunks = 0
         last = _no_table(index)
-        for number, basis in enumerate(bases):
-            last.basis, last.in_place = number, basis.in_place
-            tables = basis.tables(index, number, self._key, size)
-            while (table := await in_worker(next, tables, None)) is not None:
-                chunks += len(table.sums) // SHORT_SUM_LEN
+        chunks = 0
+        with pending.cutting() as bases:
+            async with self._disk:
+                await in_worker(self._seeking.open, pending)
+            for number, basis in enumerate(bases):
+                last.basis, last.in_place = number, basis.in_place
+                tables = basis.tables(index, number, self._key, size)
+                while (table := await in_worker(next, tables, None)) is not None:
+                    chunks += len(table.sums) // SHORT_SUM_LEN
+                    if index not in self._pending or chunks > MAX_CHUNKS:
+                        break  # it has failed meanwhile, or there are too many
+                    self._count_tabled([pending])
+                    await self._channel.send(RsyncStep.HASHES, encode_records([table]))
                 if chunks > MAX_CHUNKS:
                     break
-                self._count_tabled([pending])
-                await self._channel.send(RsyncStep.HASHES, encode_records([table]))
-            self._hold(basis)
-            if chunks > MAX_CHUNKS:
-                break
         await self._channel.send(RsyncStep.HASHES, encode_records([last]))
 
     # The end.
@@ -534,7 +484,10 @@ class Receiver:
                     self._observer.removed(deleting.removed)
                     for path, note in deleting.failed:
                         self._observer.failed(tuple(path.split(b"/")), note)
-                    record = Removed(deleting.removed, deleting.failed)
+                    record = Removed(
+                        [told(path) for path in deleting.removed],
+                        [(told(path), note) for path, note in deleting.failed],
+                    )
                     await self._channel.send(RsyncStep.ACK, encode_records([record]))
         elif self._options.delete:
             self._observer.warned((), NOTHING_DELETED)
@@ -545,21 +498,19 @@ class Receiver:
             self._store.literal,
             deleting.left,
         )
-        unset = [
-            (b"/".join(failed), why(exc, "write", failed)[:MAX_NOTE_LEN])
-            for failed, exc in self._judging.directories.failures
-        ]
-        for path, note in unset:
-            self._observer.failed(tuple(path.split(b"/")), note)
-        for at in range(0, len(unset), BATCH_LEN):
-            record = Removed([], unset[at : at + BATCH_LEN])
-            await self._channel.send(RsyncStep.ACK, encode_records([record]))
+        failures = self._judging.directories.failures
+        for at in range(0, len(failures), BATCH_LEN):
+            some = failures[at : at + BATCH_LEN]
+            await self._tell_troubles(
+                [(path, why(exc, "write", path)) for path, exc in some]
+            )
         await self._channel.send(RsyncStep.ACK, encode_records([Acks([], {}, totals)]))
         return totals
 
 
-#: Tables of files up to this length travel together.
+#: Tables of files up to this length travel together, and those of so many.
 _SMALL_TABLE_LEN: Final = 1 << 20
+_SMALL_TABLES: Final = 256
 
 
 def _close_bases(files: Sequence[Pending]) -> None:

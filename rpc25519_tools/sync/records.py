@@ -364,6 +364,11 @@ def decode_request(data: Buffer) -> Request:
     return request
 
 
+def told(path: bytes) -> bytes:
+    """Return a path as a message for people has it: of a very long one the end."""
+    return path if len(path) <= MAX_PATH_LEN else b"..." + path[3 - MAX_PATH_LEN :]
+
+
 def encode_overview(overview: Overview) -> bytes:
     """Return entries as they travel."""
     return _pack(overview)

@@ -270,7 +270,6 @@ class Sender:
         wanted = self._tabled.get(table.index)
         if wanted is None:
             raise RemoteProtocolError("chunks came for a file that nobody wants")
-        assert wanted.tables is not None
         if table.last:
             del self._tabled[table.index]
         if wanted.is_over:
@@ -397,14 +396,25 @@ class Sender:
         """Send a file whole; holes as such."""
         pieces = Pieces()
         reader = PieceReader(source, self._key, pieces)
-        wanted = source.wanted
-        for at, length, is_data in source.stretches():
-            if not is_data:
-                await self._records(hole_record(wanted.index, at, length, pieces))
-                self._observer.moved(length)
-                continue
-            await self._send_stretch(reader, wanted, at, length)
+        await self._send_part(source, reader, pieces, 0, source.size)
         return pieces
+
+    async def _send_part(
+        self,
+        source: OpenSource,
+        reader: PieceReader,
+        pieces: Pieces,
+        start: int,
+        end: int,
+    ) -> None:
+        """Send what lies between two places; holes as such."""
+        wanted = source.wanted
+        for at, length, is_data in source.stretches(start, end):
+            if is_data:
+                await self._send_stretch(reader, wanted, at, length)
+                continue
+            await self._records(hole_record(wanted.index, at, length, pieces))
+            self._observer.moved(length)
 
     async def _send_stretch(
         self, reader: PieceReader, wanted: Wanted, at: int, length: int
@@ -439,19 +449,20 @@ class Sender:
                 await self._records(Copies(wanted.index, runs))
             self._observer.moved(matcher.matched - matched)
             if matcher.can_settle:
-                await self._settle(matcher, reader, wanted)
+                await self._settle(matcher, reader, source)
             if matcher.at == before and not wanted.arrived:
                 await self._change()  # the next part of a table is awaited
         while not wanted.tables.complete:
             while not wanted.arrived:
                 await self._change()
             wanted.take_tables()
-        await self._settle(matcher, reader, wanted)
+        await self._settle(matcher, reader, source)
         return matcher.pieces
 
     async def _settle(
-        self, matcher: Matcher, reader: PieceReader, wanted: Wanted
+        self, matcher: Matcher, reader: PieceReader, source: OpenSource
     ) -> None:
+        wanted = source.wanted
         matched = matcher.matched
         runs, missing = matcher.settle()
         for first in range(0, len(runs), _MAX_RUNS):
@@ -459,4 +470,4 @@ class Sender:
             await self._records(Copies(wanted.index, some))
         self._observer.moved(matcher.matched - matched)
         for at, length in missing:
-            await self._send_stretch(reader, wanted, at, length)
+            await self._send_part(source, reader, matcher.pieces, at, at + length)

@@ -8,41 +8,37 @@ All of this blocks; one thread at a time.
 """
 
 import contextlib
-import ctypes
-import ctypes.util
-import errno
-import fcntl
-import functools
 import os
-import stat
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Final
 
 from blake3 import blake3
 
-from rpc25519_tools.errors import ChecksumError, RemoteProtocolError, Rpc25519Error
-from rpc25519_tools.files.area import Partial
+from rpc25519_tools.errors import (
+    ChecksumError,
+    FileChangedError,
+    RemoteProtocolError,
+    Rpc25519Error,
+)
 from rpc25519_tools.sync.basis import Basis, Candidates
+from rpc25519_tools.sync.copying import clone, copy_range, sync_file_system
 from rpc25519_tools.sync.destination import Destination
-from rpc25519_tools.sync.directories import DirState
-from rpc25519_tools.sync.judge import Entry, Old
+from rpc25519_tools.sync.holes import has_holes, stretches
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
+from rpc25519_tools.sync.pending import PARTIAL_FROM, Outcome, Pending
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SUM_LEN, Copies, Data, Deltas, End, Whole, Zeros
 from rpc25519_tools.sync.tree import Parts, why
 from rpc25519_tools.wire.greenpack import Buffer
 
-#: Files from this length on are carried on with after a cut.
-PARTIAL_FROM: Final = 1 << 20
 #: Files, and bytes of them, that are synced together.
 _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
 #: Large files among them: each is open.
 _SYNC_OPEN: Final = 8
 #: Files that may be half written at a time; a sender of ours has one.
-_MAX_BEGUN: Final = 8
+_MAX_BEGUN: Final = 4
 #: Files that were given up while their contents still come.
 _MAX_GIVEN_UP: Final = 4096
 #: Pieces of unfinished files together, some 50 bytes each.
@@ -53,106 +49,16 @@ _MAX_OFFSET: Final = (1 << 63) - 1
 _COPY_STEP: Final = 64 << 20
 #: Up to so many files are synced one by one, more by syncing their file system.
 _FEW: Final = 4
+#: To close replaced files from this length on may take a while: the receiver does that
+#: when nobody waits.
+_LONG_TO_FREE: Final = 16 << 20
 #: Zeros that are left out as a hole, if they are wanted to be.
 _HOLE_LEN: Final = 32 * 1024
 _ZEROS: Final = bytes(_HOLE_LEN)
-_COPY_LEN: Final = 1 << 20
-#: Linux's FICLONE: let two files share their blocks.
-_FICLONE: Final = 0x40049409
-_CANNOT_CLONE: Final = frozenset(
-    {
-        errno.EXDEV,
-        errno.EOPNOTSUPP,
-        errno.ENOTSUP,
-        errno.ENOSYS,
-        errno.EINVAL,
-        errno.ENOTTY,
-        errno.EBADF,
-        errno.EPERM,
-    }
-)
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A wanted file that is not in place yet.
-
-    Attributes:
-        entry: what it shall be.
-        directory: where.
-        old: what is there.
-        change: what is told of it.
-        bases: what its chunks may come from.
-        partial: the unfinished file; None before anything is written.
-        pieces: what is in it.
-        retried: whether it was wanted a second time.
-        followers: further names of it, with what is there under them.
-        candidates: files to make it of, and whether each is only a guess.
-        tabled: bytes of tables that went out for it.
-        is_finished: whether all of it is here, so that it only needs its name.
-        reach: how far the pieces go.
-        spoiled: whether something that it was to be made of is no more.
-        literal, matched: bytes that came, and that were here.
-    """
-
-    entry: Entry
-    directory: DirState
-    old: Old | None
-    change: int
-    bases: list[Basis] = field(default_factory=list)
-    partial: Partial | None = None
-    pieces: Pieces = field(default_factory=Pieces)
-    retried: bool = False
-    followers: "list[tuple[DirState, Entry, Old | None]]" = field(default_factory=list)
-    candidates: list[tuple[Parts, bool]] = field(default_factory=list)
-    tabled: int = 0
-    is_finished: bool = False
-    reach: int = 0
-    spoiled: bool = False
-    literal: int = 0
-    matched: int = 0
-
-    @staticmethod
-    def is_regular(old: Old) -> bool:
-        """Tell whether what is there is a regular file."""
-        return stat.S_ISREG(old.status.st_mode)
-
-    @property
-    def path(self) -> Parts:
-        """Where it lies in the transfer."""
-        return (*self.directory.path, self.entry.name)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the unfinished file had contents before."""
-        return bool(self.bases) and self.bases[0].in_place
-
-    def close_bases(self) -> None:
-        """Let go of what chunks were taken from."""
-        self.bases = []
 
 
 class StoppedError(Exception):
     """The sync has ended while something was copied for it."""
-
-
-class Outcome:
-    """What came of some records; the receiver tells the sender.
-
-    Attributes:
-        done: entries that are in place.
-        failed: entry -> why it is not.
-        again: entries that have to come once more, whole.
-        notes: what else went wrong: paths, and why.
-        moved: bytes that were dealt with.
-    """
-
-    def __init__(self) -> None:
-        self.done: list[Pending] = []
-        self.failed: dict[int, tuple[Pending, str]] = {}
-        self.again: list[Pending] = []
-        self.notes: list[tuple[Parts, str]] = []
-        self.moved = 0
 
 
 class Store:
@@ -164,6 +70,7 @@ class Store:
         key: of the sums.
         pending: the wanted files, by index; shared with the receiver.
         candidates: learn of files that come into place.
+        rescue: is told of files that are about to be replaced.
     """
 
     def __init__(
@@ -173,7 +80,9 @@ class Store:
         key: bytes,
         pending: dict[int, Pending],
         candidates: Candidates,
+        rescue: Callable[[Parts], None],
     ) -> None:
+        self._rescue = rescue
         self._destination = destination
         self._options = options
         self._key = key
@@ -234,9 +143,9 @@ class Store:
         Raises:
             RemoteProtocolError: it never was wanted.
         """
-        pending = self._pending.get(index)
         if index in self._given_up:
-            return None
+            return None  # what else has come of it counts no more
+        pending = self._pending.get(index)
         if pending is None or pending.is_finished:
             raise RemoteProtocolError("contents came for a file that nobody wants")
         return pending
@@ -287,10 +196,10 @@ class Store:
 
     def _open(self, pending: Pending) -> None:
         """Have an unfinished file to write to."""
+        self._begun.add(pending.entry.index)
+        if len(self._begun) > _MAX_BEGUN:
+            raise RemoteProtocolError("too many files came at the same time")
         if pending.partial is None:
-            self._begun.add(pending.entry.index)
-            if len(self._begun) > _MAX_BEGUN:
-                raise RemoteProtocolError("too many files came at the same time")
             area = self._destination.area
             if pending.entry.size >= PARTIAL_FROM:
                 pending.partial = area.acquire(self._destination.key(pending.path))
@@ -356,36 +265,47 @@ class Store:
             raise RemoteProtocolError("the sender moves what is in place")
         self._expect(pending, at, end - start, count)
         self._open(pending)
-        assert pending.partial is not None
         last = first + count
         sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
         pending.pieces.extend(at, basis.lengths[first:last], (sums,))
         basis.used = True
         pending.matched += end - start
-        if basis.in_place:
-            return end - start
-        held = basis.opened()
-        if held is None:
-            pending.spoiled = True  # at the end it will be wanted again, whole
-            return end - start
-        whole = start == at == 0 and end == basis.status.st_size
-        if not (whole and _clone(held.fd, pending.partial.fd)):
-            self._copy_range(held.fd, pending.partial.fd, start, end - start, at)
+        if not basis.in_place:
+            try:
+                basis.begin_copying(self._destination.tree)
+                self._copy_from(basis, pending, start, end, at)
+            except FileChangedError:
+                pending.spoiled = True  # what else comes of it has to be let pass
         return end - start
+
+    def _copy_from(
+        self, basis: Basis, pending: Pending, start: int, end: int, at: int
+    ) -> None:
+        """Copy within this machine; share blocks where the file system can."""
+        assert pending.partial is not None
+        fd = pending.partial.fd
+        source_fd = basis.copy_fd
+        if start == at == 0 and end == basis.status.st_size and clone(source_fd, fd):
+            return
+        if not has_holes(basis.status):
+            self._copy_range(source_fd, fd, start, end - start, at)
+            return
+        for begin, length, is_data in stretches(source_fd, start, end):
+            target = at + begin - start
+            if is_data:
+                self._copy_range(source_fd, fd, begin, length, target)
+            else:
+                self._leave_out(pending, target, length)
 
     def _copy_range(
         self, source_fd: int, target_fd: int, start: int, length: int, at: int
     ) -> None:
-        """Copy within this machine; share blocks where the file system can."""
-        done = 0
-        while done < length:
+        """Copy in steps, between which it may be stopped."""
+        for done in range(0, length, _COPY_STEP):
             if self._stopped:
                 raise StoppedError
-            step = min(length - done, _COPY_STEP)
-            count = _copy_some(source_fd, target_fd, start + done, step, at + done)
-            if not count:
-                raise ChecksumError("a file here became shorter while it was read")
-            done += count
+            count = min(length - done, _COPY_STEP)
+            copy_range(source_fd, target_fd, start + done, count, at + done)
 
     # The end of a file.
 
@@ -399,7 +319,7 @@ class Store:
             not pending.spoiled
             and pending.pieces.are_whole(record.size)
             and pending.pieces.root() == record.root
-            and all(basis.is_unchanged() for basis in pending.bases)
+            and self._is_as_noted(pending)
         )
         if not right:
             if pending.retried:
@@ -409,6 +329,24 @@ class Store:
         if os.fstat(pending.partial.fd).st_size != record.size:
             os.ftruncate(pending.partial.fd, record.size)
         self._finish(pending, record.size, outcome)
+
+    def _is_as_noted(self, pending: Pending) -> bool:
+        """Tell whether a file holds what its pieces say.
+
+        Chunks of local files were summed up when those were cut. Where one of them was
+        touched since, if only for another name of it, what was copied is read again.
+        """
+        if all(basis.is_unchanged() for basis in pending.bases):
+            return True
+        assert pending.partial is not None
+        for at, length, piece_sum in pending.pieces.all():
+            data = os.pread(pending.partial.fd, length, at)
+            is_hole = piece_sum == HOLE_SUM
+            if len(data) != length and not is_hole:
+                return False
+            if not is_hole and blake3(data, key=self._key).digest() != piece_sum:
+                return False
+        return True
 
     def _want_again(self, pending: Pending, outcome: Outcome) -> None:
         """Ask for a file once more, from nothing."""
@@ -432,10 +370,11 @@ class Store:
         partial = pending.partial
         assert partial is not None
         self._destination.finish_file(partial.fd, pending.entry, pending.old)
-        for basis in pending.bases:
-            if basis.guessed:
-                self._candidates.learn(useful=basis.used)
-        pending.bases = [basis for basis in pending.bases if not basis.in_place]
+        guesses = [basis.used for basis in pending.bases if basis.guessed]
+        if guesses:
+            self._candidates.learn(useful=any(guesses))
+        if size < _LONG_TO_FREE:
+            pending.close_bases()
         self._forget_pieces(pending)
         pending.is_finished = True
         self.literal += pending.literal
@@ -511,6 +450,7 @@ class Store:
         assert partial is not None
         path = pending.directory.path
         directory = self._destination.tree.directory(path)
+        self._rescue(pending.path)
         self._destination.place(
             partial.dir_fd, partial.name, path, directory, entry.name, pending.old
         )
@@ -538,9 +478,6 @@ class Store:
         with contextlib.suppress(OSError, Rpc25519Error):
             self.flush(Outcome())
         for pending in self._pending.values():
-            for basis in pending.bases:
-                if basis.in_place and basis.held is not None:
-                    basis.held.close()  # it has the lock that another attempt needs
             pending.close_bases()
             partial, pending.partial = pending.partial, None
             if partial is None:
@@ -550,56 +487,3 @@ class Store:
                     partial.keep()
                 else:
                     partial.discard()
-
-
-def _clone(source_fd: int, target_fd: int) -> bool:
-    """Let a file share all blocks of another one; tell whether that was possible."""
-    if sys.platform != "linux":
-        return False
-    try:
-        fcntl.ioctl(target_fd, _FICLONE, source_fd)
-    except OSError as exc:
-        if exc.errno not in _CANNOT_CLONE:
-            raise
-        return False
-    return True
-
-
-def _copy_some(source_fd: int, target_fd: int, start: int, length: int, at: int) -> int:
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source_fd, target_fd, length, start, at)
-        except OSError as exc:
-            if exc.errno not in _CANNOT_CLONE:
-                raise
-    data = os.pread(source_fd, min(length, _COPY_LEN), start)
-    return os.pwrite(target_fd, data, at) if data else 0
-
-
-@functools.cache
-def _syncfs() -> "ctypes._NamedFuncPointer | None":
-    if sys.platform != "linux":
-        return None
-    try:
-        return ctypes.CDLL(None, use_errno=True).syncfs
-    except (OSError, AttributeError):
-        return None
-
-
-def sync_file_system(fd: int) -> bool:
-    """Sync the whole file system that a descriptor is on; False if that is not so.
-
-    One call for a thousand files takes about as long as one for a single file.
-
-    Raises:
-        OSError: writing something back has failed.
-    """
-    syncfs = _syncfs()
-    if syncfs is None:
-        return False
-    if syncfs(fd):
-        code = ctypes.get_errno()
-        if code in {errno.ENOSYS, errno.EBADF}:
-            return False
-        raise OSError(code, os.strerror(code))
-    return True

@@ -14,7 +14,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,7 @@ from rpc25519_tools.sync.records import (
     Overview,
     Segment,
     pack_nanos,
+    told,
 )
 from rpc25519_tools.sync.source import (
     Found,
@@ -203,17 +204,8 @@ class Walk:
             self._add_root(directory, self._source.root)
             count += 1
         for group in directory.entries():
-            found = group[0]
-            mode = found.status.st_mode
-            if self._takes_part(directory, found):
-                self._add(directory, found)
-                count += 1
-                if stat.S_ISDIR(mode):
-                    below = directory.below(group)
-                    if self._options.recursive or below.is_chosen:
-                        subdirs.append((self._next_dir, below))
-                        self._waiting_parts += len(below.path)
-                    self._next_dir += 1
+            if self._takes_part(directory, group[0]):
+                count += self._take(directory, group, subdirs)
             if self._is_full(count, directory):
                 whole &= self._take_failures(directory)
                 self._segment(number, count, ends=False)
@@ -227,6 +219,29 @@ class Walk:
         if size >= BATCH_LEN // 2 or len(overview.segments) >= BATCH_LEN:
             yield self._finish_batch()
 
+    def _take(
+        self,
+        directory: SourceDir,
+        group: Sequence[Found],
+        subdirs: list[tuple[int, SourceDir]],
+    ) -> int:
+        """Note one entry; return how many that are: none if it vanished."""
+        found = group[0]
+        mode = found.status.st_mode
+        target = b""
+        if stat.S_ISLNK(mode):
+            target = self._target_of(found, directory)
+            if not target:
+                return 0
+        self._add(directory, found, target)
+        if stat.S_ISDIR(mode):
+            below = directory.below(group)
+            if self._options.recursive or below.is_chosen:
+                subdirs.append((self._next_dir, below))
+                self._waiting_parts += len(below.path)
+            self._next_dir += 1
+        return 1
+
     def _is_full(self, count: int, directory: SourceDir) -> bool:
         if self._waiting_parts > MAX_WAITING_PARTS:
             raise LocalFileError("too many directories lie side by side, and too deep")
@@ -237,8 +252,8 @@ class Walk:
         """Tell the receiver what could not be read; return whether there is nothing."""
         failed, directory.failed = directory.failed, []
         for path, text in failed:
-            shortened = b"/".join(path)[:MAX_PATH_LEN]
-            self._batch.overview.failed.append((shortened, text[:MAX_NOTE_LEN]))
+            note = text[:MAX_NOTE_LEN]
+            self._batch.overview.failed.append((told(b"/".join(path)), note))
         return not failed
 
     def _takes_part(self, directory: SourceDir, found: Found) -> bool:
@@ -292,7 +307,7 @@ class Walk:
     def _add_root(self, directory: SourceDir, status: os.stat_result) -> None:
         self._add(directory, Found(ROOT_NAME, directory.places[0], status))
 
-    def _add(self, directory: SourceDir, found: Found) -> None:
+    def _add(self, directory: SourceDir, found: Found, target: bytes = b"") -> None:
         overview, status = self._batch.overview, found.status
         mode = status.st_mode
         is_regular = stat.S_ISREG(mode)
@@ -313,7 +328,7 @@ class Walk:
             if self._options.checksum:
                 self._sums.append(self._sum_of(item))
         elif stat.S_ISLNK(mode):
-            item.target = self._target_of(found, directory)
+            item.target = target
             overview.targets.append(item.target)
         elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             overview.devices.append(status.st_rdev)
@@ -342,14 +357,15 @@ class Walk:
         self._next_index += 1
 
     def _target_of(self, found: Found, directory: SourceDir) -> bytes:
+        """Return where a symbolic link leads; nothing if it cannot be read."""
         *parents, name = found.place.parts
         try:
             above = found.place.tree.directory(tuple(parents))
-            return os.readlink(name, dir_fd=above.fd) or b"."
+            return os.readlink(name, dir_fd=above.fd)
         except (OSError, Rpc25519Error) as exc:
             path = (*directory.path, found.name)
             directory.failed.append((path, why(exc, "read", path)))
-            return b"."
+            return b""
 
     def _sum_of(self, item: Item) -> bytes:
         """Return the sum of a file; of one that cannot be read, one of nothing."""

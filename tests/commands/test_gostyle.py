@@ -19,7 +19,12 @@ from rpc25519_tools.commands._errors import (
     exit_code_for,
     reporting_errors,
 )
-from rpc25519_tools.commands._gostyle import GoStyleCommand, go_to_click
+from rpc25519_tools.commands._gostyle import (
+    GIVEN,
+    CopyingCommand,
+    GoStyleCommand,
+    go_to_click,
+)
 from rpc25519_tools.commands._output import Talk, human_bytes
 from rpc25519_tools.commands.group import LazyGroup, rpc25519
 
@@ -416,3 +421,71 @@ def test_talk_goes_to_standard_error_escaped(
 )
 def test_human_sizes(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+# What only the commands that copy have.
+
+
+@click.command(cls=CopyingCommand)
+@click.option("-a", "--all", is_flag=True)
+@click.option("-b/-B", "--both/--no-both", default=None)
+@click.option("-s", "--server")
+@click.option("--ab", is_flag=True)
+@click.option("--in", multiple=True)
+@click.option("--out", multiple=True)
+@click.pass_context
+def copier(context: click.Context, /, **values: object) -> None:
+    """Show what was given, and in which order."""
+    click.echo(repr((values, context.meta[GIVEN])))
+
+
+def copied(*words: str) -> tuple[Values, list[str]]:
+    result = CliRunner().invoke(copier, words)
+    assert result.exit_code == 0, result.stderr
+    seen: tuple[Values, list[str]] = eval(result.stdout)
+    return seen
+
+
+def test_short_letters_can_be_joined() -> None:
+    values, given = copied("-ba")
+    assert (values["all"], values["both"], values["ab"]) == (True, True, False)
+    assert given == ["both", "all"]
+    values, _ = copied("-ab")  # an option of that name comes first
+    assert (values["all"], values["both"], values["ab"]) == (False, None, True)
+    values, _ = copied("-aB")
+    assert (values["all"], values["both"]) == (True, False)
+
+
+@pytest.mark.parametrize("word", ["-as", "-ax", "--ba", "-ba=true", "---ba"])
+def test_what_is_no_joined_letters(word: str) -> None:
+    result = CliRunner().invoke(copier, [word])
+    assert result.exit_code == 2
+    assert f"No such option '{word.partition('=')[0]}'" in result.stderr
+
+
+def test_only_commands_that_copy_join_letters() -> None:
+    result = CliRunner().invoke(tool, ["-vk"])
+    assert result.exit_code == 2
+
+
+def test_the_order_of_options_is_known() -> None:
+    values, given = copied("-in", "1", "--out=2", "-a", "--in=3")
+    assert (values["in"], values["out"]) == (("1", "3"), ("2",))
+    assert given == ["in", "out", "all", "in"]
+    assert copied("-a", "-a=false", "-out", "1")[1] == ["out"]
+
+
+def test_sections_of_the_help() -> None:
+    class Apart(click.Option):
+        section = "Apart"
+
+    params: list[click.Parameter] = [
+        click.Option(["--one"], help="First."),
+        Apart(["--two"], help="Second."),
+        click.Argument(["three"]),
+    ]
+    command = CopyingCommand("x", params=params)
+    shown = CliRunner().invoke(command, ["--help"]).stdout
+    assert shown.count("THREE") == 1  # in the first line
+    assert shown.index("Options:") < shown.index("--one") < shown.index("--help")
+    assert shown.index("--help") < shown.index("Apart:") < shown.index("--two")

@@ -368,7 +368,7 @@ def test_directory_becomes_a_link_during_an_upload(
     with Valve(srv.address, up=MIB + MIB // 2) as valve:
         args = ["-s", valve.address, "-certs", str(certs), "-sendfile", "f"]
         with started("cli", *args, "--to", "dir/f", cwd=tmp_path) as process:
-            wait_for_partial(served / "dir")
+            wait_for_partial(served)
             (served / "dir").rename(served / "old-dir")
             (served / "dir").symlink_to(outside)
             valve.open()
@@ -385,7 +385,7 @@ def test_target_becomes_a_link_during_an_upload(
     with Valve(srv.address, up=MIB + MIB // 2) as valve:
         args = ["-s", valve.address, "-certs", str(certs), "-sendfile", "f"]
         with started("cli", *args, "--to", "dir/f", cwd=tmp_path) as process:
-            wait_for_partial(served / "dir")
+            wait_for_partial(served)
             (served / "dir" / "f").unlink()
             (served / "dir" / "f").symlink_to(outside / "f")
             valve.open()

@@ -369,6 +369,7 @@ def test_json_summary(cli: Cli, home: Path, served: Path) -> None:
             "codec": "s2",
             "blake3": blake3(CONTENT).hexdigest(),
             "verified_by_peer": True,
+            "carried_bytes": 0,
         }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rpc25519_tools.config import Config, parse_address
+from rpc25519_tools.files.area import AREA_NAME
 from rpc25519_tools.files.echo import ECHO_CALL_SERVICE
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client
@@ -15,10 +16,13 @@ from tests.commands.hostile import (
     Outcome,
     names_in,
     run,
+    start,
     started,
 )
 from tests.helpers import SrvProcess, wait_until
 
+#: Where what has come is kept after the network has failed.
+AREA = AREA_NAME.decode()
 OLD = b"what was there before"
 #: Larger than what the kernel keeps for a stalled line, so that senders have to wait.
 BIG = os.urandom(12 * MIB)
@@ -31,17 +35,27 @@ def srv_of(certs: Path, served: Path, *options: str) -> SrvProcess:
 
 
 class Cli:
-    """``cli`` with its connection options."""
+    """``cli`` with its connection options.
 
-    def __init__(self, certs: Path, home: Path) -> None:
+    It gives up at the first failure, so that each failure can be looked at.
+    """
+
+    def __init__(
+        self, certs: Path, home: Path, *, retry_for: str = "0", quiet: bool = True
+    ) -> None:
         self._certs = certs
         self._home = home
+        self._more = ["-retry-for", retry_for, *(["-quiet"] if quiet else [])]
 
     def options(self, address: str) -> list[str]:
-        return ["-s", address, "-certs", str(self._certs), "-quiet"]
+        return ["-s", address, "-certs", str(self._certs), *self._more]
 
     def __call__(self, address: str, *args: str) -> Outcome:
         return run("cli", *self.options(address), *args, cwd=self._home)
+
+    def begin(self, address: str, *args: str) -> "subprocess.Popen[str]":
+        """Start it; ``finish`` waits for its end."""
+        return start("cli", *self.options(address), *args, cwd=self._home)
 
     def start(
         self, address: str, *args: str, preexec: Callable[[], None] | None = None

@@ -23,6 +23,7 @@ from tests.commands.hostile import (
     wait_for_partial,
 )
 from tests.faults.programs import (
+    AREA,
     BIG,
     OLD,
     SOME,
@@ -30,7 +31,7 @@ from tests.faults.programs import (
     srv_of,
     wait_for_names,
 )
-from tests.helpers import SrvProcess
+from tests.helpers import SrvProcess, wait_until
 
 # One side is killed
 
@@ -71,10 +72,11 @@ def test_kill_of_the_server_in_mid_download(
         valve.open()
         assert finish(process).error(3)
     assert (home / "f").read_bytes() == OLD
-    assert names_in(home) == ["f"]
+    assert names_in(home) == [AREA, "f"]
     with srv_of(certs, served) as srv:
         cli(srv.address, "-download", "f").succeed()
     assert (home / "f").read_bytes() == BIG
+    assert names_in(home) == ["f"]
 
 
 def test_kill_of_the_client_in_mid_upload(
@@ -82,12 +84,16 @@ def test_kill_of_the_client_in_mid_upload(
 ) -> None:
     (home / "f").write_bytes(BIG)
     (served / "f").write_bytes(OLD)
+    seen = srv.stderr().count(" failed: ")
     with Valve(srv.address, up=SOME) as valve:
         with cli.start(valve.address, "-sendfile", "f") as process:
             wait_for_partial(served)
             kill(process)
         valve.cut()
-        wait_for_names(served, "f")
+        wait_until(
+            lambda: srv.stderr().count(" failed: ") > seen,
+            what="the server to notice",
+        )
     assert (served / "f").read_bytes() == OLD
     cli(srv.address, "-sendfile", "f").succeed()
     assert (served / "f").read_bytes() == BIG

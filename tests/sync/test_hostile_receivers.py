@@ -183,6 +183,20 @@ async def test_honest_answers_still_get_their_files(source: Path) -> None:
     assert sender.literal == 4000
 
 
+async def test_chunks_of_a_file_that_was_given_up_are_let_pass(source: Path) -> None:
+    async def script(receiver: HostileReceiver) -> None:
+        await receiver.parts(RsyncStep.OVERVIEW)
+        (source / "h").unlink()
+        await receiver.hashes(_verdicts(*[_EQUAL] * 4, _D), _table(_LARGE, [1000]))
+        await receiver.parts(RsyncStep.DELTAS)
+        last = _table(_LARGE, [1000], last=True)
+        await receiver.hashes(_table(_LARGE, [1000] * 9), last)
+        await receiver.fins(Acks([], {_LARGE: "no"}), Acks([], {}, Totals()))
+        await asyncio.sleep(3600)
+
+    assert (await attack_sender(source, script)).literal == 0
+
+
 async def test_file_swapped_for_a_fifo_blocks_nothing(source: Path) -> None:
     async def script(receiver: HostileReceiver) -> None:
         await receiver.parts(RsyncStep.OVERVIEW)
