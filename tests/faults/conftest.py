@@ -1,5 +1,6 @@
 """A server, its directory and a client for tests of what goes wrong."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.faults.programs import (
     Cli,
     srv_of,
 )
-from tests.helpers import SrvProcess
+from tests.helpers import SrvProcess, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,17 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(shared_directory: Path) -> Iterator[Path]:
     """The served directory; empty at the beginning of each test."""
     yield shared_directory
-    for path in list(shared_directory.iterdir()):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+
+    def emptied() -> bool:
+        for path in list(shared_directory.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return not os.listdir(shared_directory)
+
+    # The server may still be putting away what an interrupted client has left.
+    wait_until(emptied, what="an empty directory")
 
 
 @pytest.fixture
