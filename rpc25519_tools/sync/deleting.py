@@ -16,6 +16,8 @@ from rpc25519_tools.sync.tree import Parts, why
 
 #: Things that are removed between two looks at whether somebody wants us to stop.
 BATCH_LEN: Final = 256
+#: Directories that get their old time back after something in them was removed.
+_MAX_TOUCHED: Final = 1 << 18
 _NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
@@ -80,6 +82,9 @@ class Deleting:
 
     def _names(self, path: Parts) -> Iterator[bytes]:
         try:
+            if not self._destination.tree.may("list", path):
+                text = "listing it is not allowed, so nothing in it is deleted"
+                raise UnsafePathError(text)
             if not self._options.dry_run:
                 self._destination.open_up(path)
             yield from self._destination.names(path)
@@ -113,7 +118,8 @@ class Deleting:
                 self._fail(path, exc)
             return True
         self._judging.removed += 1
-        self._touched.add(path[:-1])
+        if len(self._touched) < _MAX_TOUCHED:
+            self._touched.add(path[:-1])
         self.removed.append(b"/".join(path) + (b"/" if is_dir else b""))
         return True
 

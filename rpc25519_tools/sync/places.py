@@ -50,6 +50,7 @@ def open_place(
     single: bool,
     privileged: bool,
     area_at_root: bool,
+    owner: bytes = b"",
 ) -> OpenPlace:
     """Open a destination beneath a tree.
 
@@ -60,6 +61,7 @@ def open_place(
         single: whether one thing comes that is no directory.
         privileged: whether the sender may set owners and the like.
         area_at_root: whether the tree's root holds the area, not the destination.
+        owner: who unfinished files belong to; see Destination.
 
     Raises:
         UnsafePathError, LocalFileError: it is not possible, allowed, or there.
@@ -76,7 +78,9 @@ def open_place(
     try:
         if not options.dry_run:
             area = PartialArea.open((tree if area_at_root else here).top.fd)
-        destination = Destination(here, area, options, privileged=privileged)
+        destination = Destination(
+            here, area, options, privileged=privileged, owner=owner
+        )
     except BaseException:
         if area is not None:
             area.close()
