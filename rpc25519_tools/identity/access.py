@@ -46,7 +46,11 @@ _BETWEEN_EMAILS: Final = re.compile(r"[\s,;<>]+")
 
 
 class AccessPolicy(Protocol):
-    """Says what peers may do. A server asks it at each call, on its event loop."""
+    """Says what peers may do.
+
+    A server asks it at each call, on its event loop; syncs of directories ask it about
+    each path, in worker threads.
+    """
 
     def may(self, peer: PeerIdentity | None, right: Right, target: str) -> bool:
         """Tell whether a peer may do something now. Must not block.

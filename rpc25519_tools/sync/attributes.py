@@ -10,6 +10,7 @@ import stat
 import sys
 from typing import Final
 
+from rpc25519_tools.errors import RemoteProtocolError
 from rpc25519_tools.files.atomic import process_umask
 from rpc25519_tools.sync.judge import MODE_BITS, Entry
 from rpc25519_tools.sync.options import SyncOptions
@@ -17,6 +18,8 @@ from rpc25519_tools.sync.options import SyncOptions
 _O_PATH: Final[int] = getattr(os, "O_PATH", 0)
 #: Set-uid and set-gid: only where the receiver lets the sender have them.
 _PRIVILEGED_BITS: Final = stat.S_ISUID | stat.S_ISGID
+#: Users, and groups, that a sender may have.
+_MAX_OWNERS: Final = 1 << 16
 
 
 def final_mode(entry: Entry, old: os.stat_result | None, options: SyncOptions) -> int:
@@ -98,11 +101,21 @@ class Owners:
         self._groups: dict[int, int] = {}
 
     def learn(self, users: dict[int, str], groups: dict[int, str]) -> None:
-        """Take names of the sender's numbers."""
-        for uid, name in users.items():
-            self._users[uid] = uid if self._numeric else _local_uid(name, uid)
-        for gid, name in groups.items():
-            self._groups[gid] = gid if self._numeric else _local_gid(name, gid)
+        """Take names of the sender's numbers, as far as they will be needed.
+
+        Raises:
+            RemoteProtocolError: there are too many.
+        """
+        if self._numeric:
+            return
+        if self._sets_users:
+            for uid, name in users.items():
+                self._users[uid] = _local_uid(name, uid)
+        if self._sets_groups:
+            for gid, name in groups.items():
+                self._groups[gid] = _local_gid(name, gid)
+        if max(len(self._users), len(self._groups)) > _MAX_OWNERS:
+            raise RemoteProtocolError(f"over {_MAX_OWNERS} owners came")
 
     def user(self, uid: int) -> int | None:
         """Return the owner to be set; None: leave it."""
@@ -121,12 +134,12 @@ class Owners:
 def _local_uid(name: str, uid: int) -> int:
     try:
         return pwd.getpwnam(name).pw_uid if name else uid
-    except KeyError:
+    except (KeyError, ValueError):  # unknown, or no possible name
         return uid
 
 
 def _local_gid(name: str, gid: int) -> int:
     try:
         return grp.getgrnam(name).gr_gid if name else gid
-    except KeyError:
+    except (KeyError, ValueError):
         return gid

@@ -24,7 +24,7 @@ from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
 from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
 from rpc25519_tools.sync.destination import Destination
-from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, pack_lengths
+from rpc25519_tools.sync.records import SHORT_SUM_LEN, SUM_LEN, Table, pack_lengths
 from rpc25519_tools.sync.tree import Parts, Tree
 
 #: New files from this length on are looked for among others.
@@ -37,6 +37,9 @@ _MAX_DIRS: Final = 50_000
 _MAX_GUESSES: Final = 3
 #: Guesses in a row that were of no use, after which there are no more.
 _PATIENCE: Final = 8
+#: Bytes of a basis that are cut for a file of so many bytes, and of any file.
+_CUT_FACTOR: Final = 2
+_CUT_AT_LEAST: Final = 64 << 20
 #: Chunks in one message.
 _TABLE_LEN: Final = 1024
 
@@ -117,7 +120,11 @@ class Basis:
         at = 0
         lengths: list[int] = []
         sums: list[bytes] = []
-        size = os.fstat(self.fd).st_size
+        # What is past the end of an unfinished file is of no use; and a short file is
+        # not worth the cutting of an endless one.
+        most = max(_CUT_FACTOR * file_len, _CUT_AT_LEAST)
+        most = file_len if self.in_place else most
+        size = min(os.fstat(self.fd).st_size, most)
         for some_lengths, some_sums in self._digests(size, key, file_len):
             self.lengths.extend(some_lengths)
             self.offsets.extend(itertools.accumulate(some_lengths[:-1], initial=at))
@@ -143,6 +150,11 @@ class Basis:
         short = b"".join(one[:SHORT_SUM_LEN] for one in sums)
         packed = pack_lengths(lengths)
         return Table(index, number, self.in_place, packed, short, last=False)
+
+    @property
+    def table_len(self) -> int:
+        """Bytes of what the sender has been told of it, about."""
+        return len(self.sums) // SUM_LEN * (SHORT_SUM_LEN + 4)
 
     def is_unchanged(self) -> bool:
         """Tell whether it is still what its sums were taken of, if it was used."""

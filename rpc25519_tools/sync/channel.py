@@ -1,9 +1,11 @@
 """One open sync call, as sender and receiver see it: parts with a step, both ways."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
+from rpc25519_tools.errors import DeadlineError
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
@@ -15,6 +17,18 @@ _SLOW: Final = 60e6
 _FAST: Final = 250e6
 #: Messages from this length on are worth packing, and say something about the line.
 _TELLING_LEN: Final = 32 * 1024
+#: A sync fails when nothing went either way for so long, in seconds.
+STALL_S: Final = 300.0
+#: How often we say that we are at work when there is nothing else to say, in seconds.
+_ALIVE_S: Final = 30.0
+#: What says so: a message of no records.
+_NOTHING: Final = b"\0\x90"
+#: A message can take so many bytes' time where the rate is limited, and no more than
+#: so many seconds.
+_LONG_LEN: Final = 4 << 20
+_LONG_S: Final = 3600.0
+
+T = TypeVar("T")
 
 
 class PartSender(Protocol):
@@ -42,6 +56,10 @@ class Pace:
         self._limit = limit
         self._free_at = 0.0
 
+    def time_of(self, count: int, most_s: float) -> float:
+        """Return how long so many bytes take at least, in seconds, up to a limit."""
+        return min(count / self._limit, most_s) if self._limit else 0.0
+
     async def spend(self, count: int) -> None:
         """Wait until so many bytes may go."""
         if not self._limit:
@@ -65,7 +83,12 @@ class Channel:
         incoming: where they come from.
         pace: a limit of the rate.
         may_compress: whether packing is allowed at all.
+        stall_s: how long nothing may go either way, in seconds.
     """
+
+    #: When something has last gone either way, and when we have last sent anything.
+    _moved_s = _sent_s = 0.0
+    _stall_s = STALL_S
 
     def __init__(
         self,
@@ -74,7 +97,9 @@ class Channel:
         *,
         pace: Pace | None = None,
         may_compress: bool = True,
+        stall_s: float = STALL_S,
     ) -> None:
+        self._stall_s = stall_s
         self._sender = sender
         self._incoming = incoming
         self._pace = pace or Pace()
@@ -100,6 +125,9 @@ class Channel:
             await self._sender.send(
                 payload, args=args, step=step, compress=telling and self._compress
             )
+            self._sent_s = loop.time()
+            if payload is not _NOTHING:  # which tells nothing of the other side
+                self._moved_s = self._sent_s
             if telling:
                 self._learn(count / max(loop.time() - begin_s, 1e-5))
 
@@ -118,11 +146,55 @@ class Channel:
             Rpc25519Error: what ended the call early.
         """
         part = await anext(self._incoming, None)
+        self._moved_s = asyncio.get_running_loop().time()
         return () if part is None else (part, *self._incoming.take_ready())
 
     async def receive_one(self) -> Part | None:
         """Return the next part; None at the end."""
         return await anext(self._incoming, None)
+
+    async def while_alive(self, step: RsyncStep, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work of one side, as long as the other one goes on.
+
+        Whatever takes long, each side tells the other now and then that it is there.
+
+        Args:
+            step: of the messages that say so.
+            work: what to do.
+
+        Raises:
+            DeadlineError: nothing went either way for too long.
+            Exception: whatever ``work`` raises.
+        """
+        working = asyncio.ensure_future(work)
+        watching = asyncio.ensure_future(self._watch(step))
+        try:
+            await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                watching.result()
+                working.cancel()
+            return await working
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.wait([working, watching])
+            for task in (working, watching):
+                if not task.cancelled():
+                    task.exception()  # one error is raised; others follow from it
+
+    async def _watch(self, step: RsyncStep) -> None:
+        loop = asyncio.get_running_loop()
+        self._moved_s = self._sent_s = loop.time()
+        while True:
+            await asyncio.sleep(min(_ALIVE_S, self._stall_s / 4))
+            now_s = loop.time()
+            limit_s = self._stall_s + self._pace.time_of(_LONG_LEN, _LONG_S)
+            if now_s - self._moved_s > limit_s:
+                raise DeadlineError(f"the sync stood still for {limit_s:.0f} s")
+            if now_s - self._sent_s >= _ALIVE_S and not self._lock.locked():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._stall_s / 4):
+                        await self.send(step, _NOTHING)
 
     def take_ready(self) -> Sequence[Part]:
         """Return the parts that have come, without waiting."""

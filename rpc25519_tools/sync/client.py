@@ -12,12 +12,12 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
 )
 from rpc25519_tools.files.carry_on import OnRetry, Progressed, with_retries
-from rpc25519_tools.files.parts import naming_service
+from rpc25519_tools.files.parts import naming_service, within
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
-from rpc25519_tools.sync.channel import Channel, Pace, run_together
+from rpc25519_tools.sync.channel import STALL_S, Channel, Pace, run_together
 from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.places import open_local_place
@@ -35,14 +35,16 @@ from rpc25519_tools.sync.records import (
     encode_request,
 )
 from rpc25519_tools.sync.sender import Sender
-from rpc25519_tools.sync.source import Source, local_source
-from rpc25519_tools.sync.tree import Parts
+from rpc25519_tools.sync.source import Source, local_source, selection
+from rpc25519_tools.sync.tree import Parts, split_path
 from rpc25519_tools.sync.walk import Walk
 
 #: Bytes of what names all attempts of a push.
 _RUN_LEN: Final = 16
 #: Argument of a pull's first part; see ``service.py``.
 _ARG_SINGLE: Final = "single"
+
+_SILENT: Final = "the server did not answer"
 
 #: Makes a connection.
 Connect = Callable[[], Awaitable[Client]]
@@ -182,7 +184,7 @@ async def _send(
 
     async def run() -> None:
         result.append(await sender.run())
-        await stream.reply()
+        await _reply_of(stream)
 
     try:
         await _with_offer(client, stream, run, ("pushes", "-readfile DIR"))
@@ -211,6 +213,11 @@ def _channel(
     )
 
 
+async def _reply_of(stream: ClientStream) -> None:
+    """Wait for the reply, which has nothing to say when all went well."""
+    await within(STALL_S, _SILENT, stream.reply())
+
+
 async def _with_offer(
     client: Client,
     stream: ClientStream,
@@ -228,7 +235,7 @@ async def _with_offer(
 
     async def ask() -> None:
         with _naming_syncs():
-            await client.call(OFFER_SERVICE)
+            await within(STALL_S, _SILENT, client.call(OFFER_SERVICE))
 
     async def work() -> None:
         with naming_service(*names):
@@ -236,10 +243,27 @@ async def _with_offer(
                 await run()
             except IncompleteTransferError:
                 # The call has ended: its reply says why.
-                await stream.reply()
+                await _reply_of(stream)
                 raise
 
     await run_together(ask(), work())
+
+
+def _asked_for(
+    paths: Sequence[bytes], only: Sequence[bytes] | None
+) -> frozenset[bytes] | None:
+    """Return the names that may come into the destination; None: any, and its own.
+
+    A server must not be able to send ``.bashrc`` to who has asked for ``report.pdf``.
+    """
+    if only is not None:
+        return frozenset(selection(only))
+    names = set()
+    for path in paths or (b"",):
+        if path.endswith((b"/", b"/.")) or not (parts := split_path(path)):
+            return None
+        names.add(parts[-1])
+    return frozenset(names)
 
 
 @contextlib.contextmanager
@@ -305,6 +329,8 @@ async def pull(
     options.check()
     attempts = _Attempts()
 
+    asked = _asked_for(paths, only)
+
     async def attempt(client: Client, done: Progressed) -> Totals:
         start_at = None
         if attempts.start_at is not None and _may_start_late(options):
@@ -324,7 +350,7 @@ async def pull(
         async with opening as stream:
             progress = _Progress(observer, done)
             return await _receive(
-                client, stream, dest, options, progress, attempts, settings
+                client, stream, dest, options, progress, attempts, settings, asked
             )
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
@@ -338,12 +364,13 @@ async def _receive(
     observer: SyncObserver,
     attempts: _Attempts,
     settings: SyncSettings,
+    asked: frozenset[bytes] | None,
 ) -> Totals:
     channel = _channel(stream, settings, options)
     result: list[Totals] = []
 
     async def run() -> None:
-        first = await channel.receive_one()
+        first = await within(STALL_S, _SILENT, channel.receive_one())
         if first is None:
             raise IncompleteTransferError("the server sent nothing")
         single = first.args.get(_ARG_SINGLE) == "1"
@@ -357,6 +384,7 @@ async def _receive(
             rename=place.rename,
             privileged=True,
             is_new=place.is_new,
+            asked=None if place.rename is not None else asked,
         )
         try:
             result.append(await receiver.run())
@@ -365,7 +393,7 @@ async def _receive(
             raise
         finally:
             await in_worker(place.close)
-        await stream.reply()
+        await _reply_of(stream)
 
     await _with_offer(client, stream, run, ("pulls", "-serve DIR"))
     return result[0]

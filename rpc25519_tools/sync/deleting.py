@@ -16,6 +16,8 @@ from rpc25519_tools.sync.tree import Parts, why
 
 #: Things that are removed between two looks at whether somebody wants us to stop.
 BATCH_LEN: Final = 256
+#: Directories that get their old time back after something in them was removed.
+_MAX_TOUCHED: Final = 1 << 18
 _NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
@@ -35,7 +37,7 @@ class Deleting:
         self._judging = judging
         self._options = options
         self._touched: set[Parts] = set()
-        self._steps = self._run()
+        self._steps: Iterator[bool] | None = None
         self.removed: list[bytes] = []
         self.failed: list[tuple[bytes, str]] = []
         self.left = 0
@@ -43,7 +45,12 @@ class Deleting:
     def step(self) -> bool:
         """Remove some things; return whether there may be more."""
         self.removed, self.failed = [], []
-        return all(next(self._steps, None) is not None for _ in range(BATCH_LEN))
+        if self._steps is None:
+            # Not before: a generator that is never run to its end keeps all of this,
+            # and the directories that it has open, until the collector comes.
+            self._steps = self._run()
+        steps = self._steps
+        return all(next(steps, None) is not None for _ in range(BATCH_LEN))
 
     def _run(self) -> Iterator[bool]:
         for path in self._judging.extraneous():
@@ -75,6 +82,9 @@ class Deleting:
 
     def _names(self, path: Parts) -> Iterator[bytes]:
         try:
+            if not self._destination.tree.may("list", path):
+                text = "listing it is not allowed, so nothing in it is deleted"
+                raise UnsafePathError(text)
             if not self._options.dry_run:
                 self._destination.open_up(path)
             yield from self._destination.names(path)
@@ -108,7 +118,8 @@ class Deleting:
                 self._fail(path, exc)
             return True
         self._judging.removed += 1
-        self._touched.add(path[:-1])
+        if len(self._touched) < _MAX_TOUCHED:
+            self._touched.add(path[:-1])
         self.removed.append(b"/".join(path) + (b"/" if is_dir else b""))
         return True
 

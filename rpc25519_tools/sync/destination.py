@@ -9,6 +9,7 @@ All of this blocks; one thread at a time.
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import is_partial_name
 from rpc25519_tools.sync.attributes import (
+    allowed_mode,
     final_mode,
     make_usable,
     set_mode,
@@ -26,7 +28,7 @@ from rpc25519_tools.sync.attributes import (
 )
 from rpc25519_tools.sync.durable import Changes
 from rpc25519_tools.sync.judge import Entry, Old
-from rpc25519_tools.sync.names import sorted_names
+from rpc25519_tools.sync.names import sorted_names, unsorted_names
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.tree import Directory, Parts, Tree, shown, split_path
 
@@ -34,6 +36,8 @@ from rpc25519_tools.sync.tree import Directory, Parts, Tree, shown, split_path
 #: their final name; they are reserved for unfinished files (see ``files/jail.py``).
 _BESIDE: Final = b".rpc25519-part-sync-"
 _COPY_LEN: Final = 1 << 20
+#: Names of a directory that are searched for one that has just come into being.
+_MAX_SPELLINGS: Final = 1 << 16
 #: Where a file system has no hard links, or not of this thing.
 _NO_LINKS: Final = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
@@ -49,6 +53,7 @@ class Destination:
         options: of the sync.
         privileged: whether owners and devices may be made as the sender wants them.
         below_area: where the destination lies in the directory that has the area.
+        owner: who unfinished files belong to; they are not carried on with for others.
     """
 
     def __init__(
@@ -59,16 +64,21 @@ class Destination:
         *,
         privileged: bool,
         below_area: Parts = (),
+        owner: bytes = b"",
     ) -> None:
         self.tree = tree
         self._area = area
         self._below_area = below_area
         self._options = options
         self._privileged = privileged
+        self._owner = owner
         self._backup: Parts | None = None
         if options.backup_dir is not None:
             self._backup = split_path(options.backup_dir)
+            if not self._backup:
+                raise LocalFileError("the directory for backups is the root itself")
         self._beside = 0
+        self._spellings: dict[Parts, frozenset[bytes]] = {}
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         #: To sync the file system by.
         self.sync_fd = os.open(".", flags, dir_fd=tree.top.fd)
@@ -97,8 +107,12 @@ class Destination:
             self._area.keep_left()
 
     def key(self, path: Parts) -> bytes:
-        """Return what the partial of a path is called in the area."""
-        return b"/".join(self._below_area + path)
+        """Return what the partial of a path is called in the area.
+
+        Where there are access rules, each peer has its own: the sums of one tell
+        something of what is in it.
+        """
+        return self._owner + b"/".join(self._below_area + path)
 
     # Looking.
 
@@ -139,8 +153,15 @@ class Destination:
         directory = self.tree.directory(parent)
         if old is not None:
             self.clear(parent, entry.name)
-        os.mkdir(entry.name, 0o700, dir_fd=directory.fd)
         self.changes.note_directory(parent)
+        try:
+            os.mkdir(entry.name, 0o700, dir_fd=directory.fd)
+        except FileExistsError:
+            # Another sync may have been quicker, or it is another name's directory.
+            there = self.look(parent, entry.name)
+            if there is None or not stat.S_ISDIR(there.status.st_mode):
+                raise
+            self.check_spelling(parent, entry.name)
 
     def make_special(self, parent: Parts, entry: Entry, old: Old | None) -> None:
         """Make a symbolic link, FIFO, socket or device, in the place of what is there.
@@ -185,6 +206,8 @@ class Destination:
             follow_symlinks=False,
         )
         try:
+            status = os.stat(temporary, dir_fd=session, follow_symlinks=False)
+            self.tree.check_found(status, leader)
             self.place(session, temporary, parent, directory, name, old)
         finally:
             with contextlib.suppress(OSError):
@@ -224,7 +247,9 @@ class Destination:
         elif old is not None and same_kind and os.geteuid() == 0:
             os.fchown(fd, old.status.st_uid, old.status.st_gid)
         status = old.status if old is not None and same_kind else None
-        os.fchmod(fd, final_mode(entry, status, self._options))
+        mode = final_mode(entry, status, self._options)
+        # Other contents must not run with the rights that the old ones had.
+        os.fchmod(fd, allowed_mode(mode, privileged=self._privileged))
         if self._options.times:
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
@@ -241,7 +266,9 @@ class Destination:
     ) -> None:
         """Give something that is complete its final name, in one step."""
         self.changes.note_directory(parent)
-        if old is not None:
+        if old is None:
+            self._check_free(directory, parent, name)
+        else:
             if stat.S_ISDIR(old.status.st_mode):
                 self.clear(parent, name)
             elif self._backup is not None:
@@ -252,6 +279,36 @@ class Destination:
             if exc.errno != errno.EXDEV:
                 raise
             self._place_across(from_fd, temporary, directory, name)
+
+    def _check_free(self, directory: Directory, parent: Parts, name: bytes) -> None:
+        """See that a new name does not stand for another one.
+
+        Raises:
+            LocalFileError: to this file system, it is the same name as another one.
+        """
+        try:
+            os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        self.check_spelling(parent, name)
+
+    def check_spelling(self, parent: Parts, name: bytes) -> None:
+        """See that something is there under this very name, to the byte.
+
+        Raises:
+            LocalFileError: it has another one, which means the same here.
+        """
+        if name in self._spellings.get(parent, ()):
+            return
+        # Another sync may make names as fast as we do, so all of them are looked at.
+        names = unsorted_names(self.tree.directory(parent))
+        found = frozenset(itertools.islice(names, _MAX_SPELLINGS))
+        self._spellings = {parent: found}
+        if name not in found:
+            raise LocalFileError(
+                f"{shown((*parent, name))!r} is the same name as another one to this "
+                "file system"
+            )
 
     def _place_across(
         self, from_fd: int, temporary: bytes, directory: Directory, name: bytes
@@ -359,11 +416,18 @@ class Destination:
         """Move what is there to the backups; a file that stays for now gets a link."""
         assert self._backup is not None
         directory = self.tree.directory(parent)
-        above_path = (*self._backup, *parent)
+        path, kept = (*parent, name), (*self._backup, *parent, name)
+        self._check_keeping(path, kept)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        self.tree.check_found(status, path)
+        if stat.S_ISDIR(status.st_mode):
+            self._check_keeping_all(path, kept)
+        above_path = kept[:-1]
         above = self._ensure(above_path)
         self.changes.note_directory(above_path)
         with contextlib.suppress(FileNotFoundError):
             there = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+            self.tree.check_found(there, kept)
             if stat.S_ISDIR(there.st_mode):
                 self._drop_tree(above_path, name)
         if stays:
@@ -383,6 +447,32 @@ class Destination:
                     raise
         os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=above.fd)
 
+    def _check_keeping(self, path: Parts, kept: Parts) -> None:
+        """See that something may be moved to the backups.
+
+        Raises:
+            UnsafePathError: it is kept back, or the peer may not write one of both, or
+                could read there what it cannot here.
+        """
+        self.check(path)
+        self.check(kept)
+        for right in ("read", "list"):
+            if self.tree.may(right, kept) and not self.tree.may(right, path):
+                text = f"keeping {shown(path)!r} at {shown(kept)!r} is not allowed"
+                raise UnsafePathError(text)
+
+    def _check_keeping_all(self, path: Parts, kept: Parts) -> None:
+        """See likewise about all that is in a directory."""
+        waiting = [(path, kept)]
+        while waiting:
+            here, above = waiting.pop()
+            for name in unsorted_names(self.tree.directory(here)):
+                below, there = (*here, name), (*above, name)
+                self._check_keeping(below, there)
+                old = self.look(here, name)
+                if old is not None and stat.S_ISDIR(old.status.st_mode):
+                    waiting.append((below, there))
+
     def _drop_tree(self, parent: Parts, name: bytes) -> None:
         """Remove a directory of the backups: what was one is a file now."""
         backup, self._backup = self._backup, None
@@ -398,6 +488,7 @@ class Destination:
             try:
                 self.tree.directory(path[:depth])
             except Rpc25519Error:
+                self.check(path[:depth])
                 above, name = self.tree.directory(path[: depth - 1]), path[depth - 1]
                 if depth > len(self._backup):
                     with contextlib.suppress(FileNotFoundError):

@@ -8,12 +8,16 @@ import errno
 from collections.abc import Iterator
 from typing import Final
 
-from rpc25519_tools.errors import RemoteProtocolError
+from rpc25519_tools.errors import RemoteProtocolError, Rpc25519Error
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.tree import Parts
-from rpc25519_tools.sync.walk import MAX_WAITING_DIRS
+from rpc25519_tools.sync.walk import MAX_WAITING_DIRS, MAX_WAITING_PARTS
 
+#: How deep directories may lie in each other: an entry takes eight bytes for each.
+MAX_DEPTH: Final = 1024
+#: Failures that are kept to the end.
+_MAX_FAILURES: Final = 1000
 _NEVER: Final = b"\xff" * 256
 
 
@@ -52,6 +56,7 @@ class DirState:
         old: what was there.
         is_there: whether it exists; in a dry run it may not.
         refused: whether nothing beneath it is taken.
+        trouble: why, if it is not for the options.
         adjust: whether its attributes differ.
         touched: whether something in it was changed.
         open: what is not done: its listing, directories and files in it.
@@ -71,6 +76,7 @@ class DirState:
         "path",
         "refused",
         "touched",
+        "trouble",
     )
 
     def __init__(self, path: Parts, above: "DirState | None") -> None:
@@ -80,6 +86,7 @@ class DirState:
         self.old: Old | None = None
         self.is_there = True
         self.refused = False
+        self.trouble = ""
         self.adjust = False
         self.touched = False
         self.open = 1
@@ -102,18 +109,24 @@ class Directories:
         self._times = times
         self._waiting: dict[int, DirState] = {0: DirState((), None)}
         self._next = 1
-        #: What could not be given its attributes, and why.
-        self.failures: list[tuple[Parts, OSError]] = []
+        self._listed = -1
+        self._waiting_parts = 0
+        #: What could not be given its attributes, and why: the first ones.
+        self.failures: list[tuple[Parts, OSError | Rpc25519Error]] = []
 
     def listed(self, number: int) -> DirState:
         """Return the directory whose entries come now.
 
         Raises:
-            RemoteProtocolError: it is none, or its entries have all come.
+            RemoteProtocolError: it is none, or its entries have all come, or not all
+                of the one before.
         """
         state = self._waiting.get(number)
         if state is None:
             raise RemoteProtocolError("entries came of a directory that there is not")
+        if self._listed not in (-1, number):
+            raise RemoteProtocolError("entries came of two directories at a time")
+        self._listed = number
         return state
 
     def add(self, state: DirState) -> None:
@@ -121,6 +134,13 @@ class Directories:
         if len(self._waiting) >= MAX_WAITING_DIRS:
             raise RemoteProtocolError(
                 f"over {MAX_WAITING_DIRS} directories lie side by side"
+            )
+        if len(state.path) > MAX_DEPTH:
+            raise RemoteProtocolError(f"over {MAX_DEPTH} directories lie in each other")
+        self._waiting_parts += len(state.path)
+        if self._waiting_parts > MAX_WAITING_PARTS:
+            raise RemoteProtocolError(
+                "too many directories lie side by side, and too deep"
             )
         self._waiting[self._next] = state
         self._next += 1
@@ -130,6 +150,8 @@ class Directories:
     def end_listing(self, number: int) -> None:
         """Note that all entries of a directory have come."""
         state = self._waiting.pop(number)
+        self._listed = -1
+        self._waiting_parts -= len(state.path)
         state.local = None
         self.close(state)
 
@@ -154,6 +176,12 @@ class Directories:
             self._destination.root_entry = (entry, state.old)
         try:
             self._destination.adjust_directory(state.path, entry, state.old)
-        except OSError as exc:
-            if exc.errno != errno.ENOENT:
-                self.failures.append((state.path, exc))
+        except (OSError, Rpc25519Error) as exc:
+            is_gone = isinstance(exc, OSError) and exc.errno == errno.ENOENT
+            if not is_gone:
+                self.fail(state.path, exc)
+
+    def fail(self, path: Parts, exc: OSError | Rpc25519Error) -> None:
+        """Note a failure that is told of at the end."""
+        if len(self.failures) < _MAX_FAILURES:
+            self.failures.append((path, exc))

@@ -14,6 +14,7 @@ from rpc25519_tools.errors import (
     LocalFileError,
     RemoteProtocolError,
     Rpc25519Error,
+    UnsafePathError,
 )
 from rpc25519_tools.sync.attributes import Owners, allowed_mode, make_usable
 from rpc25519_tools.sync.destination import Destination
@@ -26,7 +27,7 @@ from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.judge import Action, Entry, Old, attributes, judge
 from rpc25519_tools.sync.observer import Subject
-from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.pending import Pending
 from rpc25519_tools.sync.records import (
     ROOT_NAME,
@@ -41,6 +42,14 @@ from rpc25519_tools.sync.walk import file_sum
 
 #: Files with further names that may be remembered.
 _MAX_LEADERS: Final = 1 << 18
+#: Further names that may wait for their files to be in place.
+_MAX_FOLLOWERS: Final = 1 << 16
+#: Directories that are remembered since something in them is to be deleted; others get
+#: their time before that.
+_MAX_DELETING: Final = 1 << 18
+
+
+_UNLISTED: Final = "listing it is not allowed, so nothing in it is deleted"
 
 
 @dataclass(slots=True)
@@ -68,6 +77,7 @@ class Judging:
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
         is_new: whether the destination had to be made, or in a dry run would have.
+        asked: names that may come into the destination; None: any, and its own.
     """
 
     def __init__(
@@ -79,6 +89,7 @@ class Judging:
         rename: bytes | None,
         privileged: bool,
         is_new: bool = False,
+        asked: frozenset[bytes] | None = None,
     ) -> None:
         self._destination = destination
         self._options = options
@@ -92,9 +103,11 @@ class Judging:
             destination, sets=not options.dry_run, times=options.times
         )
         self._root_is_new = is_new
+        self._asked = asked
         self.directories.listed(0).is_there = not (is_new and options.dry_run)
         self._index = 0
         self._leaders: dict[int, Parts] = {}
+        self._followers = 0
         self._extraneous: IO[bytes] | None = None
         self._deleting: list[DirState] = []
         #: How many things were removed so far, or will be.
@@ -176,8 +189,9 @@ class Judging:
                 state.adjust |= make_usable(directory.fd, os.fstat(directory.fd))
             state.local = LocalNames(self._destination.names(state.path))
         except (OSError, Rpc25519Error) as exc:
-            judged.troubles.append((state.path, why(exc, "list", state.path)))
             state.refused = True
+            state.trouble = why(exc, "list", state.path)[:1000]
+            judged.troubles.append((state.path, state.trouble))
 
     def _end_listing(self, number: int, state: DirState) -> None:
         if self._options.delete and state.local is not None:
@@ -187,6 +201,9 @@ class Judging:
     # One entry.
 
     def _judge(self, state: DirState, entry: Entry, judged: Judged) -> None:
+        is_top = entry.name == ROOT_NAME or state.above is None
+        if self._asked is not None and is_top and entry.name not in self._asked:
+            raise RemoteProtocolError("the sender sent what it was not asked for")
         if entry.name == ROOT_NAME:
             path = state.path
         else:
@@ -199,7 +216,8 @@ class Judging:
             judged.total_bytes += entry.size
         if state.refused:
             self._swallow(state, entry, path)
-            self._tell(judged, entry, path, Verdict.SKIPPED, Change.NONE)
+            verdict = Verdict.FAILED if state.trouble else Verdict.SKIPPED
+            self._tell(judged, entry, path, verdict, Change.NONE, state.trouble)
             return
         try:
             verdict, change = self._decide(state, entry, path, judged)
@@ -217,6 +235,7 @@ class Judging:
         if stat.S_ISDIR(entry.mode) and entry.name != ROOT_NAME:
             below = DirState(path, state)
             below.refused = True
+            below.trouble = state.trouble
             self.directories.add(below)
 
     def _tell(
@@ -306,16 +325,8 @@ class Judging:
                 pass
         is_listed = local.has(entry.name)
         old = self._destination.look(state.path, entry.name)
-        if (
-            old is not None
-            and not is_listed
-            and not self._options.dry_run
-            and entry.name not in self._destination.names(state.path)
-        ):
-            raise LocalFileError(
-                f"{shown((*state.path, entry.name))!r} is the same name as another one "
-                "to this file system"
-            )
+        if old is not None and not is_listed and not self._options.dry_run:
+            self._destination.check_spelling(state.path, entry.name)
         return old
 
     def _compare(self, entry: Entry, old: Old | None, path: Parts) -> None:
@@ -324,6 +335,8 @@ class Judging:
             return
         if old.status.st_size != entry.size:
             return
+        if not self._destination.tree.may("read", path):
+            return  # whether they are equal tells something of them
         try:
             fd, _ = open_source(Place(self._destination.tree, path), path)
         except LocalFileError:
@@ -336,6 +349,8 @@ class Judging:
     def _decide_root(self, state: DirState, entry: Entry) -> tuple[Verdict, int]:
         if not state.is_there:
             return Verdict.DONE, Change.LOCAL | Change.NEW
+        if not self._destination.tree.may("write", ()):
+            return Verdict.SKIPPED, Change.NONE
         state.entry = entry
         if self._root_is_new:
             state.adjust = True
@@ -383,6 +398,8 @@ class Judging:
         """
         if old is None or not stat.S_ISDIR(old.status.st_mode):
             return
+        if not self._destination.tree.may("list", path):
+            raise UnsafePathError(_UNLISTED)
         going: list[bytes] = []
         walks = [(path, self._destination.names(path))]
         while walks:
@@ -441,9 +458,14 @@ class Judging:
             change |= attributes(entry, old.status, self._options)
         pending = self._pending.get(entry.leader)
         if pending is not None:
+            if self._followers >= _MAX_FOLLOWERS:
+                return None
+            self._followers += 1
             state.open += 1
             pending.followers.append((state, entry, old))
             return Verdict.DONE, change
+        if not self._destination.tree.may("read", leader):
+            return None  # another name of it might be one that the peer may read
         there = self._destination.look(leader[:-1], leader[-1])
         if (
             there is not None
@@ -457,9 +479,21 @@ class Judging:
         state.touched = True
         return Verdict.DONE, change
 
+    def drop_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
+        """Give up the further names of a file that failed; return what failed."""
+        failed = []
+        self._followers -= len(pending.followers)
+        for state, entry, _ in pending.followers:
+            path = (*state.path, entry.name)
+            failed.append((path, "the file that it is a link of failed"))
+            self.directories.close(state)
+        pending.followers = []
+        return failed
+
     def link_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
         """Make the further names of a file that is in place; return what failed."""
         failed = []
+        self._followers -= len(pending.followers)
         for state, entry, old in pending.followers:
             path = (*state.path, entry.name)
             try:
@@ -476,15 +510,22 @@ class Judging:
     def _note_extraneous(self, state: DirState, names: Iterator[bytes]) -> None:
         # The root is only compared where its contents were named, as in "src/".
         is_compared = state.above is not None or state.entry is not None
+        may_list = self._destination.tree.may("list", state.path)
         for name in names:
             if not is_compared:
+                continue
+            if not may_list:
+                # What is deleted is told, and so would be what there is.
+                self.directories.fail(state.path, UnsafePathError(_UNLISTED))
+                may_list, is_compared = True, False
                 continue
             path = (*state.path, name)
             if self._destination.is_backup(path):
                 continue
             if self._extraneous is None:
                 self._extraneous = tempfile.TemporaryFile()  # noqa: SIM115  # to the end
-            if not self._deleting or self._deleting[-1] is not state:
+            is_new = not self._deleting or self._deleting[-1] is not state
+            if is_new and len(self._deleting) < _MAX_DELETING:
                 self._deleting.append(state)
                 state.open += 1
             self._extraneous.write(b"/".join(path) + b"\0")
@@ -504,7 +545,10 @@ class Judging:
         """Tell whether the rules keep something from being deleted."""
         if self._options.delete_excluded or not self._options.rules:
             return False
-        return not self._rules.decide(b"/".join(path), is_dir=is_dir)
+        joined = b"/".join(path)
+        return len(joined) > MAX_PATH_LEN or not self._rules.decide(
+            joined, is_dir=is_dir
+        )
 
     def end_deleting(self, touched: set[Parts]) -> None:
         """Finish the directories in which something was to be deleted."""

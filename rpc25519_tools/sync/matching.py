@@ -30,7 +30,7 @@ from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 STEP_LEN: Final = 8 << 20
 _READ_LEN: Final = 1 << 20
 #: Chunks in the tables for one file; bounds what a receiver can make a sender hold.
-MAX_CHUNKS: Final = 1 << 22
+MAX_CHUNKS: Final = 1 << 20
 #: Bases that a file may have.
 MAX_BASES: Final = 16
 #: Bytes of a piece that is sent.
@@ -47,12 +47,18 @@ class _Basis:
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     sums: bytearray = field(default_factory=bytearray)
     end: int = 0
+    is_short: bool = False  # its last chunk is shorter than one in the middle can be
 
 
 class Tables:
-    """The chunks that the receiver has for one file, as far as they have come."""
+    """The chunks that the receiver has for one file, as far as they have come.
 
-    def __init__(self) -> None:
+    Args:
+        sizes: how both sides cut it; nothing else is taken.
+    """
+
+    def __init__(self, sizes: ChunkSizes) -> None:
+        self._sizes = sizes
         self._bases: list[_Basis] = []
         self._known: dict[bytes, tuple[int, int]] = {}
         self._count = 0
@@ -76,6 +82,7 @@ class Tables:
         if self._count > MAX_CHUNKS:
             raise RemoteProtocolError(f"over {MAX_CHUNKS} chunks came for one file")
         basis = self._bases[-1]
+        self._check(basis, lengths)
         first = len(basis.lengths)
         basis.lengths.extend(lengths)
         basis.offsets.extend(
@@ -88,6 +95,16 @@ class Tables:
             begin = at * SHORT_SUM_LEN
             known.setdefault(sums[begin : begin + SHORT_SUM_LEN], (number, first + at))
         self.complete = table.last
+
+    def _check(self, basis: _Basis, lengths: "array[int]") -> None:
+        """See that chunks are of our sizes: others would cost more than they save."""
+        if not lengths:
+            return
+        least = min(lengths[:-1], default=self._sizes.min_len)
+        fits = self._sizes.min_len <= least and max(lengths) <= self._sizes.max_len
+        if basis.is_short or not fits:
+            raise RemoteProtocolError("the receiver has cut a file in a way of its own")
+        basis.is_short = lengths[-1] < self._sizes.min_len
 
     def follow(
         self,

@@ -21,10 +21,10 @@ def sorted_names(directory: Directory) -> Iterator[bytes]:
         OSError: it cannot be read.
     """
     with NameSpool(RUN_LEN) as spool:
-        yield from spool.sort(_names(directory))
+        yield from spool.sort(unsorted_names(directory))
 
 
-def _names(directory: Directory) -> Iterator[bytes]:
+def unsorted_names(directory: Directory) -> Iterator[bytes]:
     """Yield the names in any order; its descriptor is closed after the last one."""
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
     try:

@@ -40,12 +40,16 @@ class Wanted:
         item: the entry.
         tables: what the receiver has; None where it wants the whole file.
         arrived: tables that have come and are not in ``tables`` yet.
+        tabled_len: what all tables that have come cost.
+        is_over: whether it was sent; tables may still come.
     """
 
     index: int
     item: Item
     tables: Tables | None
     arrived: deque[Table] = field(default_factory=deque)
+    tabled_len: int = 0
+    is_over: bool = False
 
     @property
     def is_small(self) -> bool:

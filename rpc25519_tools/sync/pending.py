@@ -30,6 +30,8 @@ class Pending:
         bases: what its chunks may come from.
         partial: the unfinished file; None before anything is written.
         pieces: what is in it.
+        reach: how far its pieces go.
+        is_finished: whether all of it is here, so that it only needs its name.
         spoiled: whether a file that it was made of has become shorter meanwhile.
         retried: whether it was wanted a second time.
         waits: whether it waits for another one that may have the same contents.
@@ -52,6 +54,8 @@ class Pending:
     bases: list[Basis] = field(default_factory=list)
     partial: Partial | None = None
     pieces: Pieces = field(default_factory=Pieces)
+    reach: int = 0
+    is_finished: bool = False
     spoiled: bool = False
     retried: bool = False
     waits: bool = False

@@ -19,12 +19,13 @@ _LENGTH: Final = struct.Struct("<Q")
 
 
 class Pieces:
-    """The pieces of one file, some 40 bytes each."""
+    """The pieces of one file, some 50 bytes each."""
 
-    __slots__ = ("_is_sorted", "_last", "_offsets", "_sums", "covered")
+    __slots__ = ("_is_sorted", "_last", "_lengths", "_offsets", "_sums", "covered")
 
     def __init__(self) -> None:
         self._offsets = array("Q")
+        self._lengths = array("Q")
         self._sums = bytearray()
         self._is_sorted = True
         self._last = -1
@@ -43,6 +44,7 @@ class Pieces:
             self._is_sorted = False
         self._last = offset
         self._offsets.append(offset)
+        self._lengths.append(length)
         self._sums += piece_sum
         self.covered += length
 
@@ -59,17 +61,42 @@ class Pieces:
         if offset <= self._last:
             self._is_sorted = False
         self._offsets.extend(itertools.accumulate(lengths[:-1], initial=offset))
+        self._lengths.extend(iter(lengths))  # of another array, as it were a list
         self._last = self._offsets[-1]
         self._sums += b"".join(piece_sums)
         self.covered += sum(lengths)
 
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def are_whole(self, size: int) -> bool:
+        """Tell whether they are a file of so many bytes: each of them once."""
+        if self.covered != size:
+            return False
+        self._sort()
+        ends = array("Q", itertools.accumulate(self._lengths, initial=0))
+        return ends[:-1] == self._offsets
+
+    def _sort(self) -> None:
+        if self._is_sorted:
+            return
+        order = sorted(range(len(self._offsets)), key=self._offsets.__getitem__)
+        self._offsets = array("Q", (self._offsets[at] for at in order))
+        self._lengths = array("Q", (self._lengths[at] for at in order))
+        view = memoryview(bytes(self._sums))
+        self._sums = bytearray(
+            b"".join(view[at * SUM_LEN : (at + 1) * SUM_LEN] for at in order)
+        )
+        self._is_sorted = True
+        self._last = self._offsets[-1]
+
     def all(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield offset, length and sum of each piece; they have to make up a file."""
         self._sort()
-        ends = itertools.chain(self._offsets[1:], (self.covered,))
-        for at, (offset, end) in enumerate(zip(self._offsets, ends, strict=True)):
+        both = zip(self._offsets, self._lengths, strict=True)
+        for at, (offset, length) in enumerate(both):
             begin = at * SUM_LEN
-            yield offset, end - offset, bytes(self._sums[begin : begin + SUM_LEN])
+            yield offset, length, bytes(self._sums[begin : begin + SUM_LEN])
 
     def root(self) -> bytes:
         """Return the sum of the whole file, 32 bytes."""
@@ -78,14 +105,3 @@ class Pieces:
         digest.update(b"".join(_LENGTH.pack(offset) for offset in self._offsets))
         digest.update(_LENGTH.pack(self.covered))
         return digest.digest()
-
-    def _sort(self) -> None:
-        if not self._is_sorted:
-            order = sorted(range(len(self._offsets)), key=self._offsets.__getitem__)
-            self._offsets = array("Q", (self._offsets[at] for at in order))
-            view = memoryview(bytes(self._sums))
-            self._sums = bytearray(
-                b"".join(view[at * SUM_LEN : (at + 1) * SUM_LEN] for at in order)
-            )
-            self._is_sorted = True
-            self._last = self._offsets[-1]

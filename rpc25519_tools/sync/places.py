@@ -50,6 +50,7 @@ def open_place(
     single: bool,
     privileged: bool,
     area_at_root: bool,
+    owner: bytes = b"",
 ) -> OpenPlace:
     """Open a destination beneath a tree.
 
@@ -60,6 +61,7 @@ def open_place(
         single: whether one thing comes that is no directory.
         privileged: whether the sender may set owners and the like.
         area_at_root: whether the tree's root holds the area, not the destination.
+        owner: who unfinished files belong to; see Destination.
 
     Raises:
         UnsafePathError, LocalFileError: it is not possible, allowed, or there.
@@ -85,6 +87,7 @@ def open_place(
             privileged=privileged,
             # Another attempt may find the destination made, and open it directly.
             below_area=here.at if area_at_root else (),
+            owner=owner,
         )
     except BaseException:
         if area is not None:

@@ -20,7 +20,7 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
 )
 from rpc25519_tools.files.carry_on import is_network_failure
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import finished, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Candidates
@@ -28,6 +28,7 @@ from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
+from rpc25519_tools.sync.matching import MAX_CHUNKS
 from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import Outcome, Pending
@@ -36,6 +37,7 @@ from rpc25519_tools.sync.records import (
     ARG_INDEX,
     KEY_LEN,
     MAX_NOTE_LEN,
+    SHORT_SUM_LEN,
     Acks,
     Hashes,
     Overview,
@@ -50,7 +52,7 @@ from rpc25519_tools.sync.records import (
     told,
 )
 from rpc25519_tools.sync.seeking import Seeking
-from rpc25519_tools.sync.storing import Store
+from rpc25519_tools.sync.storing import StoppedError, Store
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
@@ -61,6 +63,11 @@ _MAX_TABLED: Final = 8 << 20
 _SYNC_AFTER_S: Final = 0.05
 #: What came before a cut is stored for so long, in seconds.
 _SALVAGE_S: Final = 10.0
+#: Bytes of entries that may wait to be judged: a sender of ours keeps to a window.
+_MAX_WAITING_LEN: Final = 32 << 20
+_PART_COST: Final = 1024
+#: Notes and paths in one message.
+_MAX_NOTES: Final = 2048
 
 
 class Receiver:
@@ -75,6 +82,7 @@ class Receiver:
         rename: the only entry gets this name.
         privileged: whether the sender may set owners and the like.
         is_new: whether the destination had to be made, or in a dry run would have.
+        asked: names that may come into the destination; None: any, and its own.
         random_bytes: returns as many random bytes as it is asked for.
     """
 
@@ -89,6 +97,7 @@ class Receiver:
         rename: bytes | None = None,
         privileged: bool,
         is_new: bool = False,
+        asked: frozenset[bytes] | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._channel = channel
@@ -107,6 +116,7 @@ class Receiver:
             rename=rename,
             privileged=privileged,
             is_new=is_new,
+            asked=asked,
         )
         self._seeking = Seeking(destination, options, self._candidates)
         self._store = Store(
@@ -120,7 +130,8 @@ class Receiver:
         self._disk = asyncio.Lock()
         self._arrived: deque[Part] = deque()
         self._contents: list[Part] = []
-        self._overviews: deque[tuple[Overview, list[bytes]]] = deque()
+        self._overviews: deque[bytes] = deque()
+        self._overviews_len = 0
         self._to_table: deque[Pending] = deque()
         self._tabled = 0
         self._all_judged = False
@@ -150,17 +161,22 @@ class Receiver:
                 is kept for another attempt.
         """
         try:
-            await run_together(
-                self._listen(), self._judge(), self._cut(), self._sync_now_and_then()
-            )
-            return await self._end()
+            return await self._channel.while_alive(RsyncStep.ACK, self._take_all())
         except BaseException as exc:
             self.is_ending = True
             await self._salvage(is_cut=is_network_failure(exc))
             raise
 
+    async def _take_all(self) -> Totals:
+        await run_together(
+            self._listen(), self._judge(), self._cut(), self._sync_now_and_then()
+        )
+        return await self._end()
+
     async def _salvage(self, *, is_cut: bool) -> None:
         """Store what has come before the end, and keep what another attempt can use."""
+        if not is_cut:
+            self._store.stop()
         try:
             self._contents += self._arrived
             await self._store_rest(self._channel.take_ready())
@@ -169,7 +185,7 @@ class Receiver:
                 async with asyncio.timeout(_SALVAGE_S):
                     while parts := await self._channel.receive():
                         await self._store_rest(parts)
-        except (OSError, Rpc25519Error):
+        except (OSError, Rpc25519Error, StoppedError):
             pass  # also at the end: the connection's own error, or no more time
         finally:
             self._destination.keep_left()
@@ -222,15 +238,28 @@ class Receiver:
         while self._arrived:
             part = self._arrived.popleft()
             if part.step is RsyncStep.OVERVIEW:
-                self._overviews.append(await in_worker(decode_overview, part.payload))
+                # They wait as they came: a short message can unpack to a long one.
+                self._overviews.append(bytes(part.payload))
+                self._overviews_len += len(part.payload) + _PART_COST
+                self._check_waiting()
             else:
                 self._contents.append(part)
         self._changed.set()
         if self._contents:
             async with self._disk:
                 contents, self._contents = self._contents, []
-                outcome = await in_worker(self._store_parts, contents)
+                outcome = await self._stoppable(contents)
             await self._tell(outcome)
+
+    async def _stoppable(self, contents: Sequence[Part]) -> Outcome:
+        """Store contents; copying much of what is here ends early when cancelled."""
+        work = asyncio.ensure_future(in_worker(self._store_parts, contents))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._store.stop()
+            await finished(work)
+            raise
 
     def _store_parts(self, parts: Sequence[Part]) -> Outcome:
         """Store contents, in a worker thread."""
@@ -254,11 +283,7 @@ class Receiver:
                 outcome.notes.append((path, note))
             self._judging.directories.close(pending.directory)
         for pending, _ in outcome.failed.values():
-            for state, entry, _ in pending.followers:
-                path = (*state.path, entry.name)
-                outcome.notes.append((path, "the file that it is a link of failed"))
-                self._judging.directories.close(state)
-            pending.followers = []
+            outcome.notes += self._judging.drop_followers(pending)
             self._judging.directories.close(pending.directory)
 
     async def _tell(self, outcome: Outcome) -> None:
@@ -289,9 +314,8 @@ class Receiver:
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0
-            verdict = bytes([Verdict.WANT])
-            record = Verdicts(pending.entry.index, verdict)
-            await self._channel.send(RsyncStep.HASHES, encode_records([record]))
+            verdict = Verdicts(pending.entry.index, bytes([Verdict.WANT]))
+            await self._channel.send(RsyncStep.HASHES, encode_records([verdict]))
         self._changed.set()
 
     async def _tell_troubles(self, troubles: Sequence[tuple[Parts, str]]) -> None:
@@ -301,10 +325,9 @@ class Receiver:
         ]
         for path, note in troubles:
             self._observer.failed(path, note)
-        if notes:
-            await self._channel.send(
-                RsyncStep.ACK, encode_records([Removed([], notes)])
-            )
+        for first in range(0, len(notes), _MAX_NOTES):
+            record = Removed([], notes[first : first + _MAX_NOTES])
+            await self._channel.send(RsyncStep.ACK, encode_records([record]))
 
     def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
@@ -344,18 +367,20 @@ class Receiver:
             if not self._overviews or len(self._pending) >= _MAX_PENDING:
                 await self._change()
                 continue
-            overview, names = self._overviews.popleft()
+            payload = self._overviews.popleft()
+            self._overviews_len -= len(payload) + _PART_COST
             async with self._disk:
-                judged = await in_worker(self._judge_one, overview, names)
+                overview, judged = await in_worker(self._judge_one, payload)
             await self._send_verdicts(base, judged)
             base += len(judged.verdicts)
             for path, note in overview.failed:
                 self._observer.failed(tuple(path.split(b"/")), note)
             for path in overview.skipped:
                 self._observer.skipped(tuple(path.split(b"/")) if path else ())
-            if judged.removed:
-                self._observer.removed(judged.removed)
-                record = Removed([told(path) for path in judged.removed])
+            for first in range(0, len(judged.removed), _MAX_NOTES):
+                some = judged.removed[first : first + _MAX_NOTES]
+                self._observer.removed(some)
+                record = Removed([told(path) for path in some])
                 await self._channel.send(RsyncStep.ACK, encode_records([record]))
             await self._tell_troubles(judged.troubles)
             for subject, verdict, change, note in judged.told:
@@ -369,9 +394,22 @@ class Receiver:
             )
         self._all_judged = True
         self._changed.set()
+        self._check_waiting()
 
-    def _judge_one(self, overview: Overview, names: list[bytes]) -> Judged:
+    def _check_waiting(self) -> None:
+        """See that no more entries wait than may.
+
+        Raises:
+            RemoteProtocolError: more do.
+        """
+        if self._overviews_len > _MAX_WAITING_LEN:
+            raise RemoteProtocolError("more entries came than may wait")
+        if self._all_judged and self._overviews:
+            raise RemoteProtocolError("entries came after the last ones")
+
+    def _judge_one(self, payload: bytes) -> tuple[Overview, Judged]:
         """Judge some entries and decide how wanted files shall come, in a worker."""
+        overview, names = decode_overview(payload)
         judged = self._judging.judge_all(overview, names)
         first = self._judging.count - len(judged.verdicts)
         for pending in judged.wanted:
@@ -380,7 +418,7 @@ class Receiver:
                 judged.verdicts[at] = Verdict.WANT_DELTA
         if judged.wanted:
             self._last_path = judged.wanted[-1].path
-        return judged
+        return overview, judged
 
     async def _send_verdicts(self, base: int, judged: Judged) -> None:
         changes = judged.changes if self._report and any(judged.changes) else []
@@ -412,7 +450,16 @@ class Receiver:
                     break
                 small.append(self._to_table.popleft())
             records = await in_worker(self._small_tables, small)
+            self._count_tabled(small)
             await self._channel.send(RsyncStep.HASHES, encode_records(records))
+
+    def _count_tabled(self, files: Sequence[Pending]) -> None:
+        """Count tables of files that have not come meanwhile."""
+        for pending in files:
+            if pending.entry.index in self._pending:
+                count = sum(basis.table_len for basis in pending.bases)
+                self._tabled += count - pending.tabled
+                pending.tabled = count
 
     def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
         records: list[Hashes] = []
@@ -434,17 +481,21 @@ class Receiver:
     async def _cut_large(self, pending: Pending) -> None:
         index, size = pending.entry.index, pending.entry.size
         last = _no_table(index)
+        chunks = 0
         with pending.cutting() as bases:
-            await in_worker(self._seeking.open, pending)
+            async with self._disk:
+                await in_worker(self._seeking.open, pending)
             for number, basis in enumerate(bases):
                 last.basis, last.in_place = number, basis.in_place
                 tables = basis.tables(index, number, self._key, size)
                 while (table := await in_worker(next, tables, None)) is not None:
-                    if index not in self._pending:
-                        break  # it has failed meanwhile
-                    pending.tabled += len(table.sums) + len(table.lengths)
-                    self._tabled += len(table.sums) + len(table.lengths)
+                    chunks += len(table.sums) // SHORT_SUM_LEN
+                    if index not in self._pending or chunks > MAX_CHUNKS:
+                        break  # it has failed meanwhile, or there are too many
+                    self._count_tabled([pending])
                     await self._channel.send(RsyncStep.HASHES, encode_records([table]))
+                if chunks > MAX_CHUNKS:
+                    break
         await self._channel.send(RsyncStep.HASHES, encode_records([last]))
 
     # The end.

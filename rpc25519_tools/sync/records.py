@@ -41,6 +41,9 @@ KIND_DIRECTORY: Final = "directory"
 MAX_BATCH: Final = 8192
 #: Bytes that one message unpacks to.
 MAX_RECORD_LEN: Final = 16 << 20
+#: Records, or members of one, in one message: what costs some bytes of it costs more
+#: in memory, so their number is checked before any of them is made.
+MAX_RECORDS: Final = 1 << 16
 #: Messages from this length on are packed.
 _PACK_FROM: Final = 256
 #: Bytes of a chunk's sum that travel. The sums are keyed by the receiver for each sync,
@@ -66,6 +69,29 @@ _Mode = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 _Seconds = Annotated[int, msgspec.Meta(gt=-(1 << 62), lt=1 << 62)]
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_NOTE_LEN)]
 _Path = Annotated[bytes, msgspec.Meta(max_length=MAX_PATH_LEN)]
+
+_MostBatch = msgspec.Meta(max_length=MAX_BATCH)
+_Most = msgspec.Meta(max_length=MAX_RECORDS)
+_Modes = Annotated[list[_Mode], _MostBatch]
+_Sizes = Annotated[list[_Size], _MostBatch]
+_Ids = Annotated[list[_Id], _MostBatch]
+_Names = Annotated[dict[_Id, _Text], _MostBatch]
+_Notes = Annotated[dict[_Index, _Text], _MostBatch]
+_PathNotes = Annotated[list[tuple[_Path, _Text]], _MostBatch]
+
+#: Kinds of files that an entry may be of, as the bits of ``st_mode`` above 12.
+_KINDS: Final = frozenset(
+    kind >> 12
+    for kind in (
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+    )
+)
 
 #: The name of the entry that stands for the transfer's root itself.
 ROOT_NAME: Final = b"."
@@ -136,23 +162,23 @@ class Overview(msgspec.Struct, array_like=True):
         skipped: what is left out since it is not wanted: the first paths of all.
     """
 
-    segments: list[Segment] = []
+    segments: Annotated[list[Segment], _MostBatch] = []
     names: bytes = b""
-    modes: list[_Mode] = []
-    sizes: list[_Size] = []
-    seconds: list[_Seconds] = []
+    modes: _Modes = []
+    sizes: _Sizes = []
+    seconds: Annotated[list[_Seconds], _MostBatch] = []
     nanos: bytes = b""
-    targets: list[_Path] = []
-    uids: list[_Id] = []
-    gids: list[_Id] = []
-    users: dict[_Id, _Text] = {}
-    groups: dict[_Id, _Text] = {}
-    leaders: dict[int, _Index] = {}
+    targets: Annotated[list[_Path], _MostBatch] = []
+    uids: _Ids = []
+    gids: _Ids = []
+    users: _Names = {}
+    groups: _Names = {}
+    leaders: Annotated[dict[int, _Index], _MostBatch] = {}
     sums: bytes = b""
-    devices: list[_Size] = []
-    failed: list[tuple[_Path, _Text]] = []
+    devices: _Sizes = []
+    failed: _PathNotes = []
     final: bool = False
-    skipped: list[_Path] = []
+    skipped: Annotated[list[_Path], _MostBatch] = []
 
     @property
     def count(self) -> int:
@@ -185,8 +211,8 @@ class Verdicts(msgspec.Struct, tag="v", array_like=True):
 
     base: _Index
     verdicts: Annotated[bytes, msgspec.Meta(max_length=MAX_BATCH)]
-    changes: list[int] = []
-    notes: dict[_Index, _Text] = {}
+    changes: Annotated[list[int], _MostBatch] = []
+    notes: _Notes = {}
     key: Annotated[bytes, msgspec.Meta(max_length=KEY_LEN)] = b""
 
 
@@ -217,8 +243,8 @@ class Removed(msgspec.Struct, tag="r", array_like=True):
     Directories have a slash at the end.
     """
 
-    paths: list[_Path]
-    notes: list[tuple[_Path, _Text]] = []
+    paths: Annotated[list[_Path], _MostBatch]
+    notes: _PathNotes = []
 
 
 class Whole(msgspec.Struct, tag="w", array_like=True):
@@ -233,7 +259,7 @@ class Copies(msgspec.Struct, tag="c", array_like=True):
     """Runs of chunks that the receiver has: basis, first chunk, count, where to."""
 
     index: _Index
-    runs: list[tuple[int, _Index, _Index, _Size]]
+    runs: Annotated[list[tuple[_Index, _Index, _Index, _Size]], _Most]
 
 
 class Data(msgspec.Struct, tag="d", array_like=True):
@@ -287,8 +313,8 @@ class Totals(msgspec.Struct, frozen=True, array_like=True):
 class Acks(msgspec.Struct, tag="a", array_like=True):
     """Which wanted files are in place; step 4."""
 
-    done: list[_Index]
-    failed: dict[_Index, _Text] = {}
+    done: Annotated[list[_Index], _MostBatch]
+    failed: _Notes = {}
     totals: Totals | None = None
 
 
@@ -299,9 +325,9 @@ Fins: TypeAlias = Acks | Removed
 _encoder = msgspec.msgpack.Encoder()
 _request = msgspec.msgpack.Decoder(Request)
 _overview = msgspec.msgpack.Decoder(Overview)
-_hashes = msgspec.msgpack.Decoder(list[Hashes])
-_deltas = msgspec.msgpack.Decoder(list[Deltas])
-_fins = msgspec.msgpack.Decoder(list[Fins])
+_hashes = msgspec.msgpack.Decoder(Annotated[list[Hashes], _Most])
+_deltas = msgspec.msgpack.Decoder(Annotated[list[Deltas], _Most])
+_fins = msgspec.msgpack.Decoder(Annotated[list[Fins], _Most])
 
 
 def _pack(record: object) -> bytes:
@@ -318,9 +344,11 @@ def _unpack(data: Buffer, decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
         body = memoryview(decompress(Codec.ZSTD_01, body, max_len=MAX_RECORD_LEN))
     elif mark != b"\0":
         raise RemoteProtocolError("a sync message has no known form")
+    elif len(body) > MAX_RECORD_LEN:
+        raise RemoteProtocolError(f"a sync message has over {MAX_RECORD_LEN} bytes")
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise RemoteProtocolError(f"a sync message is malformed: {exc}") from exc
 
 
@@ -371,6 +399,8 @@ def decode_overview(data: Buffer) -> tuple[Overview, list[bytes]]:
     if not fits:
         raise RemoteProtocolError("the columns of a list of files do not fit together")
     _check_names(overview, names)
+    if not _KINDS.issuperset(mode >> 12 for mode in overview.modes):
+        raise RemoteProtocolError("an entry of a list of files is of no known kind")
     if any(not target or b"\0" in target for target in overview.targets):
         raise RemoteProtocolError("a symbolic link leads to no possible name")
     return overview, names

@@ -35,6 +35,8 @@ _LEAVING_S: Final = 3.0
 _LOOK_AGAIN_S: Final = 0.02
 #: Files that stay open since they are about to be replaced.
 _MAX_RESCUED: Final = 16
+#: Unfinished files that are carried on with at a time: they stay open.
+_MAX_CARRIED_ON: Final = 4
 _NS: Final = 10**9
 
 
@@ -57,6 +59,7 @@ class Seeking:
         self._waiting: dict[int, list[Pending]] = {}
         self._awaited: dict[Parts, list[Pending]] = {}
         self._rescued = 0
+        self._carried_on: set[int] = set()
         self._lock = threading.Lock()
         #: How many files wait for others that are on their way.
         self.waiting = 0
@@ -113,6 +116,7 @@ class Seeking:
             if self._coming.get(pending.entry.size) is pending:
                 del self._coming[pending.entry.size]
             self._rescued -= pending.rescued
+            self._carried_on.discard(pending.entry.index)
             released = self._waiting.pop(pending.entry.index, [])
             self.waiting -= len(released)
             for one in released:
@@ -178,6 +182,10 @@ class Seeking:
         area = self._destination.area
         if pending.entry.size < PARTIAL_FROM or not area.holds(key):
             return []
+        if pending.partial is not None or pending.is_finished:
+            return []  # contents have come already
+        if len(self._carried_on) >= _MAX_CARRIED_ON:
+            return []
         try:
             partial = self._acquire(key)
         except (OSError, Rpc25519Error):
@@ -185,6 +193,7 @@ class Seeking:
         if partial is None:
             return []
         pending.partial = partial
+        self._carried_on.add(pending.entry.index)
         status = os.fstat(partial.fd)
         if not status.st_size:
             return []

@@ -9,6 +9,7 @@ which there are no more than the window allows, and the tables of a few files.
 """
 
 import asyncio
+import stat
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -60,6 +61,16 @@ from rpc25519_tools.wire.message import NO_ARGS
 #: Entries that may be on their way without a verdict, at first and at most.
 FIRST_WINDOW: Final = 4096
 LAST_WINDOW: Final = 65536
+#: Wanted files that are not in place, beyond which no more entries go out: more than
+#: a receiver of ours ever has.
+_MAX_WANTED: Final = 16384
+#: Bytes of tables that are kept; ``_TABLE_COST`` each counts beside its chunks.
+_MAX_TABLED: Final = 64 << 20
+_TABLE_COST: Final = 256
+#: How often a file may be wanted: once more if it changed while it was read.
+_MAX_TRIES: Final = 2
+#: Runs of chunks in one message.
+_MAX_RUNS: Final = 16384
 #: Bytes of small files in one message, and how many; what a cut takes is lost.
 _BUNDLE_LEN: Final = 128 * 1024
 _BUNDLE_COUNT: Final = 512
@@ -93,6 +104,8 @@ class Sender:
         self._judged = 0
         self._window = FIRST_WINDOW
         self._walked = False
+        self._final_sent = False
+        self._tabled_len = 0
         self._changed = asyncio.Event()
         self._key = b""
         self._ready: deque[Wanted] = deque()
@@ -123,14 +136,17 @@ class Sender:
             Rpc25519Error: the sync as a whole failed; single files that fail are told
                 to the observer.
         """
+        await self._channel.while_alive(RsyncStep.DELTAS, self._send())
+        assert self._totals is not None
+        return self._totals
+
+    async def _send(self) -> None:
         await run_together(
             self._send_overview(),
             self._fill_outbox(),
             self._empty_outbox(),
             self._listen(),
         )
-        assert self._totals is not None
-        return self._totals
 
     # The walk.
 
@@ -138,8 +154,13 @@ class Sender:
         batches = self._walk.batches()
         batch = await in_worker(next, batches, None)
         while batch is not None:
+            if not batch.items:
+                # The receiver has no verdicts on it, so the window does not hold it.
+                while self._judged < self._sent_entries and not batch.overview.final:
+                    await self._change()
             self._remember(batch)
             payload = await in_worker(encode_overview, batch.overview)
+            self._final_sent = batch.overview.final
             await self._channel.send(RsyncStep.OVERVIEW, payload)
             final = batch.overview.final
             for path, note in batch.overview.failed:
@@ -149,11 +170,16 @@ class Sender:
                 if self._walk.stops_deleting:
                     self._observer.warned((), NOTHING_DELETED)
                 break
-            while self._sent_entries - self._judged > self._window:
+            while self._is_too_far_ahead():
                 await self._change()
             batch = await in_worker(next, batches, None)
         self._walked = True
         self._changed.set()
+
+    def _is_too_far_ahead(self) -> bool:
+        """Tell whether the receiver has to deal with what it has first."""
+        ahead = self._sent_entries - self._judged
+        return ahead > self._window or len(self._open) > self._window + _MAX_WANTED
 
     def _remember(self, batch: Batch) -> None:
         self._batches.append(batch)
@@ -187,6 +213,10 @@ class Sender:
                         self._take_fin(fin)
             self._changed.set()
 
+    def _note_judged(self, record: Verdicts) -> None:
+        if self._batches and self._batches[0].base == record.base:
+            self._batches.popleft()
+
     def _take_verdicts(self, record: Verdicts) -> None:
         if record.key:
             if self._key or len(record.key) != KEY_LEN:
@@ -194,6 +224,9 @@ class Sender:
             self._key = record.key
         if record.changes and len(record.changes) != len(record.verdicts):
             raise RemoteProtocolError("the receiver's verdicts do not fit together")
+        if record.base != self._judged:
+            self._take_retry(record)
+            return
         equal = 0
         for at, number in enumerate(record.verdicts):
             index = record.base + at
@@ -216,17 +249,32 @@ class Sender:
             if verdict is Verdict.FAILED:
                 self._observer.failed(item.path, note)
         self._judged += len(record.verdicts)
-        if self._batches and self._batches[0].base == record.base:
-            self._batches.popleft()
+        self._note_judged(record)
         if equal > len(record.verdicts) * 9 // 10:
             self._window = min(2 * self._window, LAST_WINDOW)
+
+    def _take_retry(self, record: Verdicts) -> None:
+        """Send a file once more, whole: what has come of it was not right."""
+        item = self._open.get(record.base)
+        if (
+            item is None
+            or not item.tries
+            or record.base in self._tabled
+            or record.verdicts != bytes([Verdict.WANT])
+        ):
+            raise RemoteProtocolError("the receiver's verdicts came out of order")
+        self._want(record.base, item, with_tables=False)
 
     def _want(self, index: int, item: Item, *, with_tables: bool) -> None:
         if not self._key:
             raise RemoteProtocolError("the receiver wants a file and sent no key")
-        if index in self._tabled:
-            raise RemoteProtocolError("the receiver wants a file twice")
-        wanted = Wanted(index, item, Tables() if with_tables else None)
+        if not stat.S_ISREG(item.mode):
+            raise RemoteProtocolError("the receiver wants what has no contents")
+        if item.tries == _MAX_TRIES:
+            raise RemoteProtocolError("the receiver wants a file again and again")
+        item.tries += 1
+        tables = Tables(chunk_sizes(item.size)) if with_tables else None
+        wanted = Wanted(index, item, tables)
         if with_tables:
             self._tabled[index] = wanted
         else:
@@ -236,13 +284,26 @@ class Sender:
         wanted = self._tabled.get(table.index)
         if wanted is None:
             raise RemoteProtocolError("chunks came for a file that nobody wants")
-        assert wanted.tables is not None
-        is_first = not wanted.arrived and not wanted.tables.begun
-        wanted.arrived.append(table)
         if table.last:
             del self._tabled[table.index]
+        if wanted.is_over:
+            return
+        is_first = not wanted.tabled_len
+        cost = len(table.lengths) + len(table.sums) + _TABLE_COST
+        wanted.tabled_len += cost
+        self._tabled_len += cost
+        if self._tabled_len > _MAX_TABLED:
+            raise RemoteProtocolError("the receiver sent more chunks than can be kept")
+        wanted.arrived.append(table)
         if table.last if wanted.is_small else is_first:
             self._ready.append(wanted)
+
+    def _end_of(self, wanted: Wanted) -> None:
+        """Forget the tables of a file that was sent, or was given up."""
+        wanted.is_over = True
+        wanted.arrived.clear()
+        wanted.tables = None
+        self._tabled_len -= wanted.tabled_len
 
     def _take_fin(self, fin: Acks | Removed) -> None:
         if isinstance(fin, Removed):
@@ -259,6 +320,9 @@ class Sender:
             if item is not None:
                 self._observer.failed(item.path, note)
         if fin.totals is not None:
+            is_through = self._final_sent and self._judged == self._sent_entries
+            if self._open or not is_through:
+                raise RemoteProtocolError("the receiver was done before we were")
             self._totals = fin.totals
 
     # What goes out.
@@ -299,6 +363,8 @@ class Sender:
     async def _send_bundle(self, bundle: list[Wanted]) -> None:
         small = SmallFiles(self._key)
         records = await in_worker(small.records, bundle)
+        for wanted in bundle:
+            self._end_of(wanted)
         payload = encode_plain(records)
         await self._outbox.put(_Message(payload, {}))
         self.literal += small.literal
@@ -311,6 +377,12 @@ class Sender:
         await self._outbox.put(_Message(encode_records(records), {}))
 
     async def _send_large(self, wanted: Wanted) -> None:
+        try:
+            await self._send_opened(wanted)
+        finally:
+            self._end_of(wanted)
+
+    async def _send_opened(self, wanted: Wanted) -> None:
         try:
             source = await in_worker(OpenSource, wanted)
         except (OSError, Rpc25519Error) as exc:
@@ -407,8 +479,9 @@ class Sender:
         wanted = source.wanted
         matched = matcher.matched
         runs, missing = matcher.settle()
-        if runs:
-            await self._records(Copies(wanted.index, runs))
-            self._observer.moved(matcher.matched - matched)
+        for first in range(0, len(runs), _MAX_RUNS):
+            some = runs[first : first + _MAX_RUNS]
+            await self._records(Copies(wanted.index, some))
+        self._observer.moved(matcher.matched - matched)
         for at, length in missing:
             await self._send_part(source, reader, matcher.pieces, at, at + length)

@@ -49,8 +49,9 @@ from rpc25519_tools.wire.message import NO_ARGS
 
 #: Argument of a pull's first part: the source is one thing that is no directory.
 ARG_SINGLE: Final = "single"
-#: Descriptors of one sync.
-_PER_SYNC: Final = KEPT_DIRS + 12
+#: Descriptors of one sync: beside the directories files that others are made of, begun,
+#: carried on with, and finished without a name.
+_PER_SYNC: Final = KEPT_DIRS + 26
 
 
 def add_sync_services(
@@ -223,7 +224,8 @@ class SendingService:
             if request.start_at is not None:
                 start_at = split_path(request.start_at)
             observer = _Counting(record)
-            walk = Walk(source, request.options, start_at=start_at)
+            # Rules can take a while to make ready.
+            walk = await in_worker(Walk, source, request.options, start_at=start_at)
             await channel.send(
                 RsyncStep.OVERVIEW,
                 encode_overview(Overview()),
@@ -288,6 +290,9 @@ class ReceivingService:
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
             self._check_clobber(request.options)
+            owner = b""
+            if context.access is not None and context.peer is not None:
+                owner = context.peer.public_key
             permit = _permit(context)
 
             connection = context.client
@@ -297,9 +302,10 @@ class ReceivingService:
             )
 
             async def receive() -> None:
-                place = await in_worker(self._open, request, permit)
+                place = await in_worker(self._open, request, permit, owner)
                 try:
-                    receiver = Receiver(
+                    receiver = await in_worker(
+                        Receiver,
                         channel,
                         place.destination,
                         request.options,
@@ -325,7 +331,7 @@ class ReceivingService:
             "--ignore-existing, and without --delete"
         )
 
-    def _open(self, request: Request, permit: Permit | None) -> OpenPlace:
+    def _open(self, request: Request, permit: Permit | None, owner: bytes) -> OpenPlace:
         tree = Tree.served(self._root, permit)
         parts = split_path(request.dest)
         if parts and not tree.may("write", parts):
@@ -337,6 +343,7 @@ class ReceivingService:
             single=request.single,
             privileged=self._privileged,
             area_at_root=True,
+            owner=owner,
         )
 
 

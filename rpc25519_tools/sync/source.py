@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
-from rpc25519_tools.files.jail import READ_FLAGS, file_error, is_partial_name
+from rpc25519_tools.files.jail import (
+    READ_FLAGS,
+    file_error,
+    is_partial_name,
+    unsafe,
+)
 from rpc25519_tools.sync.names import sorted_names
 from rpc25519_tools.sync.tree import Parts, Tree, shown, split_path, why
 
@@ -30,6 +35,11 @@ class Selection(dict[bytes, "Selection | None"]):
     flat = False
 
 
+#: Directories that chosen paths may lie in, and how deep.
+_MAX_CHOSEN: Final = 1 << 18
+_MAX_CHOSEN_DEPTH: Final = 512
+#: Directories of a server that are merged at a time: the names of all are in memory.
+_MAX_MERGED: Final = 64
 #: Names of a directory that are looked up one after the other without a list.
 _FEW: Final = 256
 
@@ -211,11 +221,15 @@ def selection(paths: Sequence[bytes]) -> Selection:
     end means what lies in the directory.
 
     Raises:
-        UnsafePathError: a path has an impossible component.
+        UnsafePathError: a path has an impossible component, or too many of them.
+        LocalFileError: there are too many of them.
     """
     top = Selection()
+    room = _MAX_CHOSEN
     for path in paths:
         parts = _without_dots(path)
+        if len(parts) > _MAX_CHOSEN_DEPTH:
+            raise unsafe(path, f"the path has over {_MAX_CHOSEN_DEPTH} components")
         here = top
         for depth, part in enumerate(parts, 1):
             is_leaf = depth == len(parts)
@@ -227,6 +241,9 @@ def selection(paths: Sequence[bytes]) -> Selection:
                 here[part] = None
                 break
             if below is None:
+                room -= 1
+                if not room:
+                    raise LocalFileError("the chosen paths have too many directories")
                 below = here[part] = Selection()
             below.flat |= is_leaf
             here = below
@@ -328,6 +345,7 @@ def served_source(
     root = None
     single = len(paths) == 1 and only is None
     missing: list[tuple[bytes, LocalFileError]] = []
+    seen: set[Parts] = set()
     for path in paths:
         parts = split_path(path)
         tree.check(parts)
@@ -336,6 +354,12 @@ def served_source(
             if only is not None or not parts or path.endswith((b"/", b"/.")):
                 single = False
                 directory = tree.directory(parts)
+                if parts in seen:
+                    continue
+                seen.add(parts)
+                if len(seen) > _MAX_MERGED:
+                    text = f"over {_MAX_MERGED} directories cannot be merged"
+                    raise LocalFileError(text)
                 top.places.append(Place(tree, parts))
                 if root is None and only is None:
                     root = os.stat(".", dir_fd=directory.fd)

@@ -36,12 +36,28 @@ from rpc25519_tools.wire.greenpack import Buffer
 #: Files, and bytes of them, that are synced together.
 _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
+#: Large files among them: each is open.
+_SYNC_OPEN: Final = 8
+#: Files that may be half written at a time; a sender of ours has one.
+_MAX_BEGUN: Final = 4
+#: Files that were given up while their contents still come.
+_MAX_GIVEN_UP: Final = 4096
+#: Pieces of unfinished files together, some 50 bytes each.
+_MAX_PIECES: Final = 1 << 21
+#: Where no file system has a file.
+_MAX_OFFSET: Final = (1 << 63) - 1
+#: Bytes that are copied before a look at whether that is still wanted.
+_COPY_STEP: Final = 64 << 20
 #: To close replaced files from this length on may take a while: the receiver does that
 #: when nobody waits.
 _LONG_TO_FREE: Final = 16 << 20
 #: Zeros that are left out as a hole, if they are wanted to be.
 _HOLE_LEN: Final = 32 * 1024
 _ZEROS: Final = bytes(_HOLE_LEN)
+
+
+class StoppedError(Exception):
+    """The sync has ended while something was copied for it."""
 
 
 class Store:
@@ -72,8 +88,12 @@ class Store:
         self._pending = pending
         self._candidates = candidates
         self._given_up: set[int] = set()
+        self._begun: set[int] = set()
+        self._pieces = 0
+        self._stopped = False
         self._unsynced: list[Pending] = []
         self._unsynced_len = 0
+        self._unsynced_open = 0
         self.literal = 0
         self.matched = 0
 
@@ -83,14 +103,20 @@ class Store:
         """Deal with records in their order."""
         for record in records:
             pending = self._find(record.index)
+            is_end = isinstance(record, Whole | End)
             if pending is None:
+                if is_end:
+                    self._given_up.discard(record.index)
+                continue
+            if self._stopped and isinstance(record, Copies):
                 continue
             try:
                 self._take(pending, record, outcome)
             except (OSError, Rpc25519Error) as exc:
                 if isinstance(exc, RemoteProtocolError):
                     raise
-                self._fail(pending, why(exc, "write", pending.path), outcome)
+                note = why(exc, "write", pending.path)
+                self._fail(pending, note, outcome, more_comes=not is_end)
 
     def take_piece(self, index: int, at: int, data: Buffer, outcome: Outcome) -> None:
         """Deal with a message that is nothing but bytes of a file."""
@@ -100,8 +126,15 @@ class Store:
         try:
             self._write(pending, at, data)
             outcome.moved += len(data)
-        except OSError as exc:
-            self._fail(pending, why(exc, "write", pending.path), outcome)
+        except (OSError, Rpc25519Error) as exc:
+            if isinstance(exc, RemoteProtocolError):
+                raise
+            note = why(exc, "write", pending.path)
+            self._fail(pending, note, outcome, more_comes=True)
+
+    def stop(self) -> None:
+        """Let a step that takes long end early; to be called from any thread."""
+        self._stopped = True
 
     def _find(self, index: int) -> Pending | None:
         """Return a wanted file; None for one that was given up meanwhile.
@@ -112,19 +145,33 @@ class Store:
         if index in self._given_up:
             return None  # what else has come of it counts no more
         pending = self._pending.get(index)
-        if pending is None:
+        if pending is None or pending.is_finished:
             raise RemoteProtocolError("contents came for a file that nobody wants")
         return pending
+
+    def _expect(self, pending: Pending, at: int, length: int, count: int = 1) -> None:
+        """See that pieces may belong to a file: each byte comes once.
+
+        Raises:
+            RemoteProtocolError: they may not.
+        """
+        pending.reach = max(pending.reach, at + length)
+        if pending.reach > _MAX_OFFSET:
+            raise RemoteProtocolError("contents came for no possible place of a file")
+        if pending.pieces.covered + length > pending.reach:
+            raise RemoteProtocolError("the pieces of a file overlap")
+        self._pieces += count
+        if self._pieces > _MAX_PIECES:
+            raise RemoteProtocolError("the sender cuts files into too many pieces")
 
     def _take(self, pending: Pending, record: Deltas, outcome: Outcome) -> None:
         match record:
             case Whole():
                 if blake3(record.data, key=self._key).digest() != record.sum:
                     raise ChecksumError("it does not match its blake3 sum")
-                self._open(pending)
-                assert pending.partial is not None
-                if pending.in_place:
+                if pending.in_place or pending.reach:
                     raise RemoteProtocolError("a whole file came for half of one")
+                self._open(pending)
                 self._write_all(pending, 0, record.data)
                 pending.literal += len(record.data)
                 outcome.moved += len(record.data)
@@ -136,6 +183,9 @@ class Store:
                 for run in record.runs:
                     outcome.moved += self._copy(pending, *run)
             case Zeros():
+                if not record.length:
+                    return
+                self._expect(pending, record.at, record.length)
                 self._open(pending)
                 self._leave_out(pending, record.at, record.length)
                 pending.pieces.add(record.at, record.length, HOLE_SUM)
@@ -145,6 +195,9 @@ class Store:
 
     def _open(self, pending: Pending) -> None:
         """Have an unfinished file to write to."""
+        self._begun.add(pending.entry.index)
+        if len(self._begun) > _MAX_BEGUN:
+            raise RemoteProtocolError("too many files came at the same time")
         if pending.partial is None:
             area = self._destination.area
             if pending.entry.size >= PARTIAL_FROM:
@@ -155,6 +208,8 @@ class Store:
                 pending.partial = area.scratch(self._destination.key(pending.path))
 
     def _write(self, pending: Pending, at: int, data: Buffer) -> None:
+        if data:
+            self._expect(pending, at, len(data))
         self._open(pending)
         if not data:
             return
@@ -197,17 +252,18 @@ class Store:
         self, pending: Pending, number: int, first: int, count: int, at: int
     ) -> int:
         """Put a run of chunks where they belong; return how many bytes they have."""
-        self._open(pending)
-        assert pending.partial is not None
         if number >= len(pending.bases) or not count:
             raise RemoteProtocolError("the sender refers to a file that we have not")
         basis = pending.bases[number]
-        if first + count > len(basis.lengths):
+        # Another thread may be cutting it; the sums are what it notes last.
+        if first + count > len(basis.sums) // SUM_LEN:
             raise RemoteProtocolError("the sender refers to a chunk that we have not")
         start = basis.offsets[first]
         end = basis.offsets[first + count - 1] + basis.lengths[first + count - 1]
         if basis.in_place and start != at:
             raise RemoteProtocolError("the sender moves what is in place")
+        self._expect(pending, at, end - start, count)
+        self._open(pending)
         last = first + count
         sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
         pending.pieces.extend(at, basis.lengths[first:last], (sums,))
@@ -231,30 +287,42 @@ class Store:
         if start == at == 0 and end == basis.status.st_size and clone(source_fd, fd):
             return
         if not has_holes(basis.status):
-            copy_range(source_fd, fd, start, end - start, at)
+            self._copy_range(source_fd, fd, start, end - start, at)
             return
         for begin, length, is_data in stretches(source_fd, start, end):
             target = at + begin - start
             if is_data:
-                copy_range(source_fd, fd, begin, length, target)
+                self._copy_range(source_fd, fd, begin, length, target)
             else:
                 self._leave_out(pending, target, length)
+
+    def _copy_range(
+        self, source_fd: int, target_fd: int, start: int, length: int, at: int
+    ) -> None:
+        """Copy in steps, between which it may be stopped."""
+        for done in range(0, length, _COPY_STEP):
+            if self._stopped:
+                raise StoppedError
+            count = min(length - done, _COPY_STEP)
+            copy_range(source_fd, target_fd, start + done, count, at + done)
 
     # The end of a file.
 
     def _end(self, pending: Pending, record: End, outcome: Outcome) -> None:
         if record.failure:
-            self._fail(pending, record.failure, outcome)
+            self._fail(pending, record.failure, outcome, more_comes=False)
             return
         self._open(pending)
         assert pending.partial is not None
         right = (
             not pending.spoiled
-            and pending.pieces.covered == record.size
+            and pending.pieces.are_whole(record.size)
             and pending.pieces.root() == record.root
             and self._is_as_noted(pending)
         )
         if not right:
+            if self._stopped:
+                return  # copies were left out; what is there serves the next attempt
             if pending.retried:
                 raise ChecksumError("its contents do not match their blake3 sum")
             self._want_again(pending, outcome)
@@ -283,14 +351,20 @@ class Store:
 
     def _want_again(self, pending: Pending, outcome: Outcome) -> None:
         """Ask for a file once more, from nothing."""
+        self._forget_pieces(pending)
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()
         pending.partial = None
-        pending.pieces = Pieces()
         pending.spoiled = False
         pending.retried = True
         outcome.again.append(pending)
+
+    def _forget_pieces(self, pending: Pending) -> None:
+        self._begun.discard(pending.entry.index)
+        self._pieces -= len(pending.pieces)
+        pending.pieces = Pieces()
+        pending.reach = 0
 
     def _finish(self, pending: Pending, size: int, outcome: Outcome) -> None:
         """Give the file its attributes, and its name as soon as it is safe."""
@@ -302,16 +376,20 @@ class Store:
             self._candidates.learn(useful=any(guesses))
         if size < _LONG_TO_FREE:
             pending.close_bases()
+        self._forget_pieces(pending)
+        pending.is_finished = True
         self.literal += pending.literal
         self.matched += pending.matched
         if not partial.keyed:
             partial.close_fd()
+        self._unsynced_open += partial.keyed
         self._unsynced.append(pending)
         self._unsynced_len += size
         if (
             not self._options.fsync
             or len(self._unsynced) >= _SYNC_COUNT
             or self._unsynced_len >= _SYNC_LEN
+            or self._unsynced_open >= _SYNC_OPEN
         ):
             self.flush(outcome)
 
@@ -322,7 +400,8 @@ class Store:
 
     def flush(self, outcome: Outcome) -> None:
         """Sync what is finished and give it its names."""
-        unsynced, self._unsynced, self._unsynced_len = self._unsynced, [], 0
+        unsynced, self._unsynced = self._unsynced, []
+        self._unsynced_len = self._unsynced_open = 0
         if not unsynced:
             return
         if self._options.fsync:
@@ -331,13 +410,14 @@ class Store:
             except OSError as exc:
                 for pending in unsynced:
                     note = why(exc, "write", pending.path)
-                    self._fail(pending, note, outcome)
+                    self._fail(pending, note, outcome, more_comes=False)
                 return
         for pending in unsynced:
             try:
                 self._publish(pending)
             except (OSError, Rpc25519Error) as exc:
-                self._fail(pending, why(exc, "write", pending.path), outcome)
+                note = why(exc, "write", pending.path)
+                self._fail(pending, note, outcome, more_comes=False)
             else:
                 outcome.done.append(pending)
         if self._options.fsync:
@@ -373,8 +453,14 @@ class Store:
         pending.directory.touched = True
         self._candidates.add(pending.path, entry.size, entry.mtime_ns)
 
-    def _fail(self, pending: Pending, note: str, outcome: Outcome) -> None:
-        self._given_up.add(pending.entry.index)
+    def _fail(
+        self, pending: Pending, note: str, outcome: Outcome, *, more_comes: bool
+    ) -> None:
+        if more_comes:
+            self._given_up.add(pending.entry.index)
+            if len(self._given_up) > _MAX_GIVEN_UP:
+                raise RemoteProtocolError("too many files came at the same time")
+        self._forget_pieces(pending)
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()

@@ -14,7 +14,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,14 @@ from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.files.jail import MAX_NAME_BYTES
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
-from rpc25519_tools.sync.records import ROOT_NAME, Overview, Segment, pack_nanos, told
+from rpc25519_tools.sync.records import (
+    MAX_NOTE_LEN,
+    ROOT_NAME,
+    Overview,
+    Segment,
+    pack_nanos,
+    told,
+)
 from rpc25519_tools.sync.source import (
     Found,
     Place,
@@ -38,7 +45,9 @@ from rpc25519_tools.sync.tree import Parts, why
 #: Entries of a batch; and bytes of names.
 BATCH_LEN: Final = 2048
 _NAMES_LEN: Final = 256 * 1024
-#: Directories that may wait for their turn; each takes some 250 bytes on both sides.
+#: Directories that may wait for their turn; each takes some 250 bytes on both sides,
+#: and more the deeper it lies: their paths have so many components together at most.
+MAX_WAITING_PARTS: Final = 1 << 22
 MAX_WAITING_DIRS: Final = 1 << 18
 #: Hard links that are remembered until their last name has passed.
 _MAX_LINKS: Final = 1 << 18
@@ -51,7 +60,10 @@ MAX_SKIPPED: Final = 1000
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One entry, as the sender remembers it until the receiver is done with it."""
+    """One entry, as the sender remembers it until the receiver is done with it.
+
+    ``tries`` counts how often its contents were wanted.
+    """
 
     place: Place
     directory: SourceDir
@@ -61,6 +73,7 @@ class Item:
     mtime_ns: int
     holes: bool
     target: bytes = b""
+    tries: int = 0
 
     @property
     def path(self) -> Parts:
@@ -148,6 +161,7 @@ class Walk:
             skips_top = True
         self._next_index = 0
         self._next_dir = 1
+        self._waiting_parts = 0
         self._links = _Links()
         self._users: set[int] = set()
         self._groups: set[int] = set()
@@ -180,6 +194,7 @@ class Walk:
         waiting = [(0, self._source.top)]
         while waiting:
             number, directory = waiting.pop()
+            self._waiting_parts -= len(directory.path)
             subdirs: list[tuple[int, SourceDir]] = []
             yield from self._list(number, directory, subdirs)
             waiting.extend(reversed(subdirs))
@@ -194,45 +209,74 @@ class Walk:
         self, number: int, directory: SourceDir, subdirs: list[tuple[int, SourceDir]]
     ) -> Iterator[Batch]:
         count = 0
+        whole = True
         if number == 0 and self._source.root is not None:
             self._add_root(directory, self._source.root)
             count += 1
         for group in directory.entries():
-            found = group[0]
-            mode = found.status.st_mode
-            if not self._takes_part(directory, found):
-                continue
-            target = b""
-            if stat.S_ISLNK(mode):
-                target = self._target_of(found, directory)
-                if not target:
-                    continue
-            self._add(directory, found, target)
-            count += 1
-            if stat.S_ISDIR(mode):
-                below = directory.below(group)
-                if self._options.recursive or below.is_chosen:
-                    subdirs.append((self._next_dir, below))
-                self._next_dir += 1
-            if count == BATCH_LEN or self._names_len > _NAMES_LEN:
+            if self._takes_part(directory, group[0]):
+                count += self._take(directory, group, subdirs)
+            if self._is_full(count, directory):
+                whole &= self._take_failures(directory)
                 self._segment(number, directory, count, ends=False)
                 count = 0
                 yield self._finish_batch()
-        whole = not directory.failed
+        whole &= self._take_failures(directory)
         self.stops_deleting |= self._options.delete and not whole
-        for path, text in directory.failed:
-            self._batch.overview.failed.append((told(b"/".join(path)), text))
         self._segment(number, directory, count, ends=True, whole=whole)
-        size = len(self._batch.items)
-        if size >= BATCH_LEN // 2 or len(self._batch.overview.segments) >= BATCH_LEN:
+        overview = self._batch.overview
+        size = max(len(self._batch.items), len(overview.failed))
+        if size >= BATCH_LEN // 2 or len(overview.segments) >= BATCH_LEN:
             yield self._finish_batch()
+
+    def _take(
+        self,
+        directory: SourceDir,
+        group: Sequence[Found],
+        subdirs: list[tuple[int, SourceDir]],
+    ) -> int:
+        """Note one entry; return how many that are: none if it vanished."""
+        found = group[0]
+        mode = found.status.st_mode
+        target = b""
+        if stat.S_ISLNK(mode):
+            target = self._target_of(found, directory)
+            if not target:
+                return 0
+        self._add(directory, found, target)
+        if stat.S_ISDIR(mode):
+            below = directory.below(group)
+            if self._options.recursive or below.is_chosen:
+                subdirs.append((self._next_dir, below))
+                self._waiting_parts += len(below.path)
+            self._next_dir += 1
+        return 1
+
+    def _is_full(self, count: int, directory: SourceDir) -> bool:
+        if self._waiting_parts > MAX_WAITING_PARTS:
+            raise LocalFileError("too many directories lie side by side, and too deep")
+        many = max(count, len(directory.failed)) >= BATCH_LEN
+        return many or self._names_len > _NAMES_LEN
+
+    def _take_failures(self, directory: SourceDir) -> bool:
+        """Tell the receiver what could not be read; return whether there is nothing."""
+        failed, directory.failed = directory.failed, []
+        for path, text in failed:
+            note = text[:MAX_NOTE_LEN]
+            self._batch.overview.failed.append((told(b"/".join(path)), note))
+        return not failed
 
     def _takes_part(self, directory: SourceDir, found: Found) -> bool:
         mode, options = found.status.st_mode, self._options
         is_dir = stat.S_ISDIR(mode)
         path = (*directory.path, found.name)
-        if options.rules and not self._rules.decide(b"/".join(path), is_dir=is_dir):
-            return False
+        if options.rules:
+            joined = b"/".join(path)
+            if len(joined) > MAX_PATH_LEN:  # what rules cost grows with it
+                directory.failed.append((path, "its path is too long for rules"))
+                return False
+            if not self._rules.decide(joined, is_dir=is_dir):
+                return False
         if not options.takes(mode):
             # Its name goes out all the same: nothing that has it may be deleted.
             self._skip(path)
@@ -355,7 +399,8 @@ class Walk:
     ) -> None:
         batch = self._batch
         if not batch.overview.segments:
-            first = self._names[0] if count else _LAST_NAME
+            # Without entries it is only their end, or a list of failures.
+            first = self._names[0] if count else (_LAST_NAME if ends else b"")
             batch.start = directory.path
             if first != ROOT_NAME:
                 batch.start = (*directory.path, first)

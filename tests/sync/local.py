@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
-from rpc25519_tools.sync.channel import Channel, run_together
+from rpc25519_tools.sync.channel import Channel, Pace, run_together
 from rpc25519_tools.sync.itemize import itemized
 from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.options import SyncOptions
@@ -33,6 +33,8 @@ class MemoryChannel(Channel):
     """
 
     def __init__(self) -> None:
+        self._pace = Pace()
+        self._lock = asyncio.Lock()
         self._parts: deque[Part] = deque()
         self._arrived = asyncio.Event()
         self._numbers = 0

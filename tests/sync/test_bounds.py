@@ -12,6 +12,8 @@ from rpc25519_tools.sync.walk import Batch, Walk
 
 from .local import LocalSync, sync
 
+pytestmark = pytest.mark.usefixtures("no_leaked_fds")
+
 ALL = SyncOptions(recursive=True, links=True, perms=True, times=True, fsync=False)
 FSYNC = SyncOptions(recursive=True, links=True, perms=True, times=True)
 

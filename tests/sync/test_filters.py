@@ -405,7 +405,7 @@ LONGEST = filters.MAX_PATTERN_LEN
             b"a" * LONGEST,
             "more than 1048576 bytes",
         ),
-        ([b"a" * 4092 + b"*xx"] * 8, b"12345678*", "wildcards of more than 32768"),
+        ([b"a" * 4092 + b"*xx"] * 2, b"12345678*", "wildcards of more than 8192"),
         ([b"a" * LONGEST], b"a" * LONGEST + b"a", "of 4096 bytes; at most 4095"),
         ([b"a"], b"", "without a pattern"),
         ([b"a"], b"\0", "NUL"),
@@ -426,7 +426,7 @@ def test_rules_beyond_a_limit_are_refused(
 
 def test_large_expressions_do_not_stay_in_the_cache_of_re() -> None:
     re.compile("a pattern that this test knows to be cached")
-    FilterRules([Rule(False, b"%d" % number + b"*a" * 2000) for number in range(8)])
+    FilterRules([Rule(False, b"%d" % number + b"*a" * 2000) for number in range(2)])
     longest = max(
         (len(key[1]) for key in getattr(re, "_cache", {})), default=0
     )  # its name is private: without it, the test says nothing

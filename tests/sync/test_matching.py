@@ -17,6 +17,10 @@ from rpc25519_tools.sync.matching import Matcher, Run, Tables
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, pack_lengths
 
+#: Lengths of chunks do not matter here.
+ANY = ChunkSizes(1, 1, 1 << 32)
+
+
 KEY = bytes(range(32))
 #: The smallest that the library allows.
 SIZES = ChunkSizes(64, 256, 1024)
@@ -130,7 +134,7 @@ def transfer(
 ) -> Receiver:
     """Go through a file while tables arrive; check what the other side makes of it."""
     receiver = Receiver(folder, bases)
-    tables = Tables()
+    tables = Tables(ANY)
     coming = list(receiver.tables(part_len))
     path = folder / "new"
     path.write_bytes(new)
@@ -269,7 +273,7 @@ def test_file_that_becomes_shorter_is_given_up(folder: Path) -> None:
     path.write_bytes(bytes(5000))
     fd = os.open(path, os.O_RDONLY)
     try:
-        tables = Tables()
+        tables = Tables(ANY)
         tables.add(Table(0, 0, False, b"", b"", True))
         matcher = Matcher(fd, 6000, KEY, SIZES, tables)
         with pytest.raises(FileChangedError):
@@ -289,7 +293,7 @@ def table(
 
 
 def test_tables_know_where_chunks_are() -> None:
-    tables = Tables()
+    tables = Tables(ANY)
     tables.add(table(lengths=(5, 6)))
     tables.add(table(1, lengths=(7, 5), last=True))
     assert tables.find(b"%06d" % 5, 5, 100) == (0, 0)
@@ -312,7 +316,7 @@ def test_tables_know_where_chunks_are() -> None:
 def test_tables_that_make_no_sense_are_refused(
     first: Table, second: Table | None, why: str
 ) -> None:
-    tables = Tables()
+    tables = Tables(ANY)
     if second is not None:
         tables.add(first)
     with pytest.raises(RemoteProtocolError, match=why):
@@ -321,14 +325,14 @@ def test_tables_that_make_no_sense_are_refused(
 
 def test_too_many_chunks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "MAX_CHUNKS", 3)
-    tables = Tables()
+    tables = Tables(ANY)
     tables.add(table(lengths=(1, 2, 3)))
     with pytest.raises(RemoteProtocolError, match="over 3 chunks"):
         tables.add(table(lengths=(4,)))
 
 
 def test_too_many_bases_are_refused() -> None:
-    tables = Tables()
+    tables = Tables(ANY)
     for number in range(matching.MAX_BASES):
         tables.add(table(number))
     with pytest.raises(RemoteProtocolError, match="out of order"):

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import fcntl
+import gc
 import os
 import random
 import resource
@@ -22,6 +23,8 @@ from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import End, decode_deltas
 
 from .local import LocalSync, sync
+
+pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
 ALL = SyncOptions(
     recursive=True, links=True, perms=True, times=True, specials=True, fsync=False
@@ -549,6 +552,7 @@ def test_source_that_vanishes_while_the_basis_is_cut(
     asyncio.run(one.run())
     assert [path for path, _ in one.at_receiver.failures] == [(b"a",)]
     assert (destination / "a").read_bytes() == some_bytes(2_000_000)
+    gc.collect()  # tracebacks of what failed hold what was open
 
 
 def test_unreadable_basis_does_not_matter(
