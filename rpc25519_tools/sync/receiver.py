@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from rpc25519_tools.errors import (
+    DeadlineError,
     IncompleteTransferError,
     RemoteProtocolError,
     Rpc25519Error,
@@ -164,7 +165,9 @@ class Receiver:
             return await self._channel.while_alive(RsyncStep.ACK, self._take_all())
         except BaseException as exc:
             self.is_ending = True
-            await self._salvage(is_cut=is_network_failure(exc))
+            # Who is only silent may be so for ever.
+            is_cut = is_network_failure(exc) and not isinstance(exc, DeadlineError)
+            await self._salvage(is_cut=is_cut)
             raise
 
     async def _take_all(self) -> Totals:
