@@ -10,6 +10,7 @@ from rpc25519_tools.errors import (
     IncompleteTransferError,
     NoSuchServiceError,
     Rpc25519Error,
+    UnsafePathError,
 )
 from rpc25519_tools.files.carry_on import OnRetry, Progressed, with_retries
 from rpc25519_tools.files.parts import naming_service, within
@@ -260,7 +261,11 @@ def _asked_for(
         return frozenset(selection(only))
     names = set()
     for path in paths or (b"",):
-        if path.endswith((b"/", b"/.")) or not (parts := split_path(path)):
+        try:
+            parts = split_path(path)
+        except UnsafePathError:
+            continue  # the server will say so; nothing of that name may come
+        if path.endswith((b"/", b"/.")) or not parts:
             return None
         names.add(parts[-1])
     return frozenset(names)

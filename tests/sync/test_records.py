@@ -358,7 +358,7 @@ def test_anything_else_is_refused(
     else:
         # Lists of no records, and an overview of nothing, are fine.
         assert mark == b"\0"
-        assert msgspec.msgpack.decode(data) == []
+        assert not any(msgspec.msgpack.decode(data))
 
 
 def test_message_that_unpacks_to_too_much_is_refused(
