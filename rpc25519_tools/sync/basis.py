@@ -152,6 +152,12 @@ class Basis:
         return Table(index, number, self.in_place, packed, short, last=False)
 
     @property
+    def cut_len(self) -> int:
+        """How many bytes of it have been cut."""
+        count = len(self.sums) // SUM_LEN
+        return self.offsets[count - 1] + self.lengths[count - 1] if count else 0
+
+    @property
     def table_len(self) -> int:
         """Bytes of what the sender has been told of it, about."""
         return len(self.sums) // SUM_LEN * (SHORT_SUM_LEN + 4)

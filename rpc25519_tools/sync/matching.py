@@ -146,6 +146,45 @@ class Tables:
             chunk += 1
         return same, full
 
+    def between(
+        self, first: tuple[int, int], after: tuple[int, int] | None, length: int
+    ) -> tuple[int, int, int] | None:
+        """Return the chunks of a basis between two of them.
+
+        Args:
+            first: basis and chunk that they begin with.
+            after: the one behind the last one; None where nothing is known of it.
+            length: how many bytes they stand for, about.
+
+        Returns:
+            Basis, first chunk and count; None where they are none, or far too many.
+        """
+        number, chunk = first
+        basis = self._bases[number]
+        end = len(basis.lengths)
+        if after is not None:
+            if after[0] != number:
+                return None
+            end = after[1]
+        most = basis.offsets[chunk] + 2 * length if chunk < end else 0
+        if after is None:
+            while end > chunk and basis.offsets[end - 1] >= most:
+                end -= 1
+        elif end > chunk and basis.offsets[end - 1] >= most:
+            return None
+        return (number, chunk, end - chunk) if end > chunk else None
+
+    def extent(self, chunks: tuple[int, int, int]) -> tuple[int, int]:
+        """Return where some chunks begin in their basis, and how long they are."""
+        number, first, count = chunks
+        basis, last = self._bases[number], first + count - 1
+        begin = basis.offsets[first]
+        return begin, basis.offsets[last] + basis.lengths[last] - begin
+
+    def is_in_place(self, number: int) -> bool:
+        """Tell whether a basis is the unfinished file itself."""
+        return self._bases[number].in_place
+
     def has_chunk(self, found: tuple[int, int]) -> bool:
         """Tell whether a chunk has come."""
         return found[1] < len(self._bases[found[0]].lengths)
@@ -201,6 +240,11 @@ class Matcher:
         self._at = 0  # how far the file has been looked at
         self._expect: tuple[int, int] | None = (0, 0)
         self._later: list[tuple[int, int, bytes]] = []
+        # Where something was put off: what was expected there, and what came after it.
+        self._failed: dict[int, tuple[int, int]] = {}
+        self._resumed: dict[int, tuple[int, int]] = {}
+        #: Bytes that were put off.
+        self.later_len = 0
         self.pieces = Pieces()
         #: Bytes that the receiver has.
         self.matched = 0
@@ -269,6 +313,7 @@ class Matcher:
                     continue
                 if self._follow(view[begin : self._filled], runs):
                     continue
+                self._failed[self._at] = self._expect
                 self._expect = None
             stop = min(begin + longest, self._filled)
             length = next(iter(self._chunker.cut_buf(view[begin:stop]))).length
@@ -279,6 +324,7 @@ class Matcher:
             else:
                 self._later.append((self._at, length, digest))
                 self._at += length
+                self.later_len += length
 
     def _follow(self, view: memoryview, runs: "Runs") -> bool:
         """Take the chunks that are there as expected; tell whether there were any."""
@@ -298,6 +344,8 @@ class Matcher:
     def _found(
         self, found: tuple[int, int], length: int, digest: bytes, runs: "Runs"
     ) -> None:
+        if self._later and sum(self._later[-1][:2]) == self._at:
+            self._resumed[self._at] = found
         runs.add(found, self._at, length)
         self.pieces.add(self._at, length, digest)
         self.matched += length
@@ -319,6 +367,7 @@ class Matcher:
         runs = Runs()
         missing: list[tuple[int, int]] = []
         later, self._later = self._later, []
+        self.later_len = 0
         for at, length, digest in later:
             found = self._tables.find(digest[:SHORT_SUM_LEN], length, at)
             if found is not None:
@@ -333,6 +382,21 @@ class Matcher:
                     continue
             missing.append((at, length))
         return runs.runs, missing
+
+    def chunks_for(self, at: int, length: int) -> tuple[int, int, int] | None:
+        """Return the chunks of a basis that stand where something is missing.
+
+        Args:
+            at: where a stretch begins that was put off and not found.
+            length: of it.
+
+        Returns:
+            Basis, first chunk and count; None where nothing speaks for any.
+        """
+        first = self._failed.get(at)
+        if first is None:
+            return None
+        return self._tables.between(first, self._resumed.get(at + length), length)
 
 
 class Runs:

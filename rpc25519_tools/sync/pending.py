@@ -12,6 +12,7 @@ from rpc25519_tools.sync.basis import Basis
 from rpc25519_tools.sync.directories import DirState
 from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.pieces import Pieces
+from rpc25519_tools.sync.records import Blocks
 from rpc25519_tools.sync.tree import Parts
 
 #: Files from this length on are carried on with after a cut.
@@ -44,6 +45,7 @@ class Pending:
         followers: further names of it, with what is there under them.
         candidates: files to make it of, and whether each is only a guess.
         tabled: bytes of tables that went out for it.
+        refined: bytes of local files that blocks were summed up of.
         literal, matched: bytes that came, and that were here.
     """
 
@@ -68,6 +70,7 @@ class Pending:
     followers: "list[tuple[DirState, Entry, Old | None]]" = field(default_factory=list)
     candidates: list[tuple[Parts, bool]] = field(default_factory=list)
     tabled: int = 0
+    refined: int = 0
     literal: int = 0
     matched: int = 0
 
@@ -122,6 +125,7 @@ class Outcome:
         failed: entry -> why it is not.
         again: entries that have to come once more, whole.
         notes: what else went wrong: paths, and why.
+        blocks: answers for the sender.
         moved: bytes that were dealt with.
     """
 
@@ -130,4 +134,5 @@ class Outcome:
         self.failed: dict[int, tuple[Pending, str]] = {}
         self.again: list[Pending] = []
         self.notes: list[tuple[Parts, str]] = []
+        self.blocks: list[Blocks] = []
         self.moved = 0

@@ -314,6 +314,8 @@ class Receiver:
             closing = loop.run_in_executor(None, _close_bases, outcome.done)
             self._closings.add(closing)
             closing.add_done_callback(self._closings.discard)
+        for blocks in outcome.blocks:
+            await self._channel.send(RsyncStep.HASHES, encode_records([blocks]))
         for pending in outcome.again:
             self._tabled -= pending.tabled
             pending.tabled = 0

@@ -237,6 +237,18 @@ class Table(msgspec.Struct, tag="t", array_like=True):
     last: bool
 
 
+class Blocks(msgspec.Struct, tag="b", array_like=True):
+    """The answer to a Refine: sums of blocks, of all ranges in their order; step 2.
+
+    Attributes:
+        index: of the entry.
+        sums: the first six bytes of the keyed BLAKE3 of each.
+    """
+
+    index: _Index
+    sums: bytes
+
+
 class Removed(msgspec.Struct, tag="r", array_like=True):
     """What was removed, or would be: paths below the transfer's root; step 4.
 
@@ -276,6 +288,27 @@ class Zeros(msgspec.Struct, tag="z", array_like=True):
     index: _Index
     at: _Size
     length: _Size
+
+
+class Refine(msgspec.Struct, tag="f", array_like=True):
+    """A question for the blocks of some chunks, before what is missing is sent.
+
+    Attributes:
+        index: of the entry.
+        ranges: basis, first chunk and count, each.
+    """
+
+    index: _Index
+    ranges: Annotated[list[tuple[int, _Index, _Index]], msgspec.Meta(max_length=4096)]
+
+
+class Patches(msgspec.Struct, tag="p", array_like=True):
+    """Stretches that the receiver has: basis, offset there, length, where to."""
+
+    index: _Index
+    patches: Annotated[
+        list[tuple[int, _Size, _Size, _Size]], msgspec.Meta(max_length=65536)
+    ]
 
 
 class End(msgspec.Struct, tag="e", array_like=True):
@@ -318,8 +351,8 @@ class Acks(msgspec.Struct, tag="a", array_like=True):
     totals: Totals | None = None
 
 
-Hashes: TypeAlias = Verdicts | Table
-Deltas: TypeAlias = Whole | Copies | Data | Zeros | End
+Hashes: TypeAlias = Verdicts | Table | Blocks
+Deltas: TypeAlias = Whole | Copies | Data | Zeros | Refine | Patches | End
 Fins: TypeAlias = Acks | Removed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -22,7 +22,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
-from rpc25519_tools.sync.chunking import chunk_sizes
+from rpc25519_tools.sync.chunking import REFINED_ABOVE, chunk_sizes
 from rpc25519_tools.sync.matching import PIECE_LEN, Matcher, Tables
 from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
 from rpc25519_tools.sync.outgoing import (
@@ -39,9 +39,12 @@ from rpc25519_tools.sync.records import (
     ARG_INDEX,
     KEY_LEN,
     Acks,
+    Blocks,
     Copies,
     Deltas,
     End,
+    Patches,
+    Refine,
     Removed,
     Table,
     Totals,
@@ -53,6 +56,7 @@ from rpc25519_tools.sync.records import (
     encode_plain,
     encode_records,
 )
+from rpc25519_tools.sync.refining import MAX_MISSING, Refining
 from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Batch, Item, Walk
 from rpc25519_tools.wire.greenpack import Buffer
@@ -112,6 +116,8 @@ class Sender:
         self._tabled: dict[int, Wanted] = {}
         self._outbox: asyncio.Queue[_Message | None] = asyncio.Queue(_AHEAD)
         self._totals: Totals | None = None
+        self._asked_for: int | None = None
+        self._blocks: bytes | None = None
         self._last_path: Parts | None = None
         #: Bytes of contents that went out.
         self.literal = 0
@@ -206,6 +212,8 @@ class Sender:
                     for record in decode_hashes(part.payload):
                         if isinstance(record, Table):
                             self._take_table(record)
+                        elif isinstance(record, Blocks):
+                            self._take_blocks(record)
                         else:
                             self._take_verdicts(record)
                 elif part.step is RsyncStep.ACK:
@@ -297,6 +305,11 @@ class Sender:
         wanted.arrived.append(table)
         if table.last if wanted.is_small else is_first:
             self._ready.append(wanted)
+
+    def _take_blocks(self, record: Blocks) -> None:
+        if record.index != self._asked_for:
+            raise RemoteProtocolError("sums of blocks came that nobody asked for")
+        self._asked_for, self._blocks = None, record.sums
 
     def _end_of(self, wanted: Wanted) -> None:
         """Forget the tables of a file that was sent, or was given up."""
@@ -456,13 +469,15 @@ class Sender:
             wanted.take_tables()
             return matcher.step()
 
+        refines = wanted.item.size > REFINED_ABOVE
         while not matcher.is_through:
             before = matcher.at
             matched = matcher.matched
             if runs := await in_worker(step):
                 await self._records(Copies(wanted.index, runs))
             self._observer.moved(matcher.matched - matched)
-            if matcher.can_settle:
+            refines &= matcher.later_len <= MAX_MISSING
+            if matcher.can_settle and not refines:
                 await self._settle(matcher, reader, source)
             if matcher.at == before and not wanted.arrived:
                 await self._change()  # the next part of a table is awaited
@@ -470,12 +485,18 @@ class Sender:
             while not wanted.arrived:
                 await self._change()
             wanted.take_tables()
-        await self._settle(matcher, reader, source)
+        await self._settle(matcher, reader, source, refines=refines)
         return matcher.pieces
 
     async def _settle(
-        self, matcher: Matcher, reader: PieceReader, source: OpenSource
+        self,
+        matcher: Matcher,
+        reader: PieceReader,
+        source: OpenSource,
+        *,
+        refines: bool = False,
     ) -> None:
+        """Send what was put off; of long chunks only the blocks that differ."""
         wanted = source.wanted
         matched = matcher.matched
         runs, missing = matcher.settle()
@@ -483,5 +504,33 @@ class Sender:
             some = runs[first : first + _MAX_RUNS]
             await self._records(Copies(wanted.index, some))
         self._observer.moved(matcher.matched - matched)
+        if refines and missing:
+            missing = await self._refine(matcher, source, missing)
         for at, length in missing:
             await self._send_part(source, reader, matcher.pieces, at, at + length)
+
+    def _answer(self) -> bytes | None:
+        return self._blocks
+
+    async def _refine(
+        self, matcher: Matcher, source: OpenSource, missing: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Ask for blocks of what is missing; return what is missing then."""
+        wanted = source.wanted
+        assert wanted.tables is not None
+        refining = Refining(missing, matcher, wanted.tables, self._key)
+        if not refining.ranges:
+            return missing
+        self._asked_for, self._blocks = wanted.index, None
+        await self._records(Refine(wanted.index, refining.ranges))
+        while (sums := self._answer()) is None:
+            if wanted.index not in self._open:
+                self._asked_for = None
+                return missing  # the receiver has given it up
+            await self._change()
+        patches = await in_worker(refining.take, sums, source)
+        for first in range(0, len(patches), _MAX_RUNS):
+            some = patches[first : first + _MAX_RUNS]
+            await self._records(Patches(wanted.index, some))
+        self._observer.moved(refining.matched)
+        return refining.missing

@@ -29,7 +29,24 @@ from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
 from rpc25519_tools.sync.pending import PARTIAL_FROM, Outcome, Pending
 from rpc25519_tools.sync.pieces import Pieces
-from rpc25519_tools.sync.records import SUM_LEN, Copies, Data, Deltas, End, Whole, Zeros
+from rpc25519_tools.sync.records import (
+    SUM_LEN,
+    Blocks,
+    Copies,
+    Data,
+    Deltas,
+    End,
+    Patches,
+    Refine,
+    Whole,
+    Zeros,
+)
+from rpc25519_tools.sync.refining import (
+    MAX_RANGE,
+    MAX_REFINED,
+    MAX_STRETCH,
+    block_sums,
+)
 from rpc25519_tools.sync.tree import Parts, why
 from rpc25519_tools.wire.greenpack import Buffer
 
@@ -108,7 +125,7 @@ class Store:
                 if is_end:
                     self._given_up.discard(record.index)
                 continue
-            if self._stopped and isinstance(record, Copies):
+            if self._stopped and isinstance(record, Copies | Refine | Patches):
                 continue
             try:
                 self._take(pending, record, outcome)
@@ -167,15 +184,7 @@ class Store:
     def _take(self, pending: Pending, record: Deltas, outcome: Outcome) -> None:
         match record:
             case Whole():
-                if blake3(record.data, key=self._key).digest() != record.sum:
-                    raise ChecksumError("it does not match its blake3 sum")
-                if pending.in_place or pending.reach:
-                    raise RemoteProtocolError("a whole file came for half of one")
-                self._open(pending)
-                self._write_all(pending, 0, record.data)
-                pending.literal += len(record.data)
-                outcome.moved += len(record.data)
-                self._finish(pending, len(record.data), outcome)
+                self._take_whole(pending, record, outcome)
             case Data():
                 self._write(pending, record.at, record.data)
                 outcome.moved += len(record.data)
@@ -183,15 +192,34 @@ class Store:
                 for run in record.runs:
                     outcome.moved += self._copy(pending, *run)
             case Zeros():
-                if not record.length:
-                    return
-                self._expect(pending, record.at, record.length)
-                self._open(pending)
-                self._leave_out(pending, record.at, record.length)
-                pending.pieces.add(record.at, record.length, HOLE_SUM)
-                outcome.moved += record.length
+                self._take_hole(pending, record, outcome)
+            case Refine():
+                outcome.blocks.append(self._refine(pending, record))
+            case Patches():
+                for patch in record.patches:
+                    outcome.moved += self._patch(pending, *patch)
             case End():
                 self._end(pending, record, outcome)
+
+    def _take_whole(self, pending: Pending, record: Whole, outcome: Outcome) -> None:
+        if blake3(record.data, key=self._key).digest() != record.sum:
+            raise ChecksumError("it does not match its blake3 sum")
+        if pending.in_place or pending.reach:
+            raise RemoteProtocolError("a whole file came for half of one")
+        self._open(pending)
+        self._write_all(pending, 0, record.data)
+        pending.literal += len(record.data)
+        outcome.moved += len(record.data)
+        self._finish(pending, len(record.data), outcome)
+
+    def _take_hole(self, pending: Pending, record: Zeros, outcome: Outcome) -> None:
+        if not record.length:
+            return
+        self._expect(pending, record.at, record.length)
+        self._open(pending)
+        self._leave_out(pending, record.at, record.length)
+        pending.pieces.add(record.at, record.length, HOLE_SUM)
+        outcome.moved += record.length
 
     def _open(self, pending: Pending) -> None:
         """Have an unfinished file to write to."""
@@ -252,14 +280,7 @@ class Store:
         self, pending: Pending, number: int, first: int, count: int, at: int
     ) -> int:
         """Put a run of chunks where they belong; return how many bytes they have."""
-        if number >= len(pending.bases) or not count:
-            raise RemoteProtocolError("the sender refers to a file that we have not")
-        basis = pending.bases[number]
-        # Another thread may be cutting it; the sums are what it notes last.
-        if first + count > len(basis.sums) // SUM_LEN:
-            raise RemoteProtocolError("the sender refers to a chunk that we have not")
-        start = basis.offsets[first]
-        end = basis.offsets[first + count - 1] + basis.lengths[first + count - 1]
+        basis, start, end = _extent(pending, number, first, count)
         if basis.in_place and start != at:
             raise RemoteProtocolError("the sender moves what is in place")
         self._expect(pending, at, end - start, count)
@@ -276,6 +297,58 @@ class Store:
             except FileChangedError:
                 pending.spoiled = True  # what else comes of it has to be let pass
         return end - start
+
+    def _refine(self, pending: Pending, record: Refine) -> Blocks:
+        """Return the sums of the blocks of some chunks that are here."""
+        sums = []
+        for number, first, count in record.ranges:
+            basis, start, end = _extent(pending, number, first, count)
+            pending.refined += end - start
+            if end - start > MAX_RANGE or pending.refined > MAX_REFINED:
+                raise RemoteProtocolError("the sender asks for too many blocks")
+            data = self._read_here(pending, basis, start, end - start)
+            sums.append(block_sums(data, self._key))
+        return Blocks(record.index, b"".join(sums))
+
+    def _patch(
+        self, pending: Pending, number: int, offset: int, length: int, at: int
+    ) -> int:
+        """Put a stretch that is here where it belongs; return its length."""
+        if not 0 < length <= MAX_STRETCH:
+            raise RemoteProtocolError("the sender refers to a stretch of no length")
+        if not 0 <= number < len(pending.bases):
+            raise RemoteProtocolError("the sender refers to a file that we have not")
+        basis = pending.bases[number]
+        if offset + length > basis.cut_len:
+            raise RemoteProtocolError("the sender refers to what we have not")
+        if basis.in_place and offset != at:
+            raise RemoteProtocolError("the sender moves what is in place")
+        self._expect(pending, at, length)
+        self._open(pending)
+        data = self._read_here(pending, basis, offset, length)
+        pending.pieces.add(at, length, blake3(data, key=self._key).digest())
+        basis.used = True
+        pending.matched += length
+        if not basis.in_place:
+            self._write_all(pending, at, data)
+        return length
+
+    def _read_here(
+        self, pending: Pending, basis: Basis, start: int, length: int
+    ) -> bytes:
+        """Return bytes of a local file; where it has changed, other ones."""
+        try:
+            if not basis.in_place:
+                basis.begin_copying(self._destination.tree)
+                fd = basis.copy_fd
+            else:
+                assert pending.partial is not None
+                fd = pending.partial.fd
+            data = os.pread(fd, length, start)
+        except FileChangedError:
+            data = b""
+        pending.spoiled |= len(data) != length
+        return data + bytes(length - len(data))
 
     def _copy_from(
         self, basis: Basis, pending: Pending, start: int, end: int, at: int
@@ -481,3 +554,21 @@ class Store:
                     partial.keep()
                 else:
                     partial.discard()
+
+
+def _extent(
+    pending: Pending, number: int, first: int, count: int
+) -> tuple[Basis, int, int]:
+    """Return the file that the sender's chunks lie in, and from where to where.
+
+    Raises:
+        RemoteProtocolError: there are none.
+    """
+    if not 0 <= number < len(pending.bases) or not count:
+        raise RemoteProtocolError("the sender refers to a file that we have not")
+    basis = pending.bases[number]
+    # Another thread may be cutting it; the sums are what it notes last.
+    if first + count > len(basis.sums) // SUM_LEN:
+        raise RemoteProtocolError("the sender refers to a chunk that we have not")
+    last = first + count - 1
+    return basis, basis.offsets[first], basis.offsets[last] + basis.lengths[last]
