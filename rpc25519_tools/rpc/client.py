@@ -535,7 +535,9 @@ class Client:
         call_id = self._core.new_call_id()
         incoming = None
         if kind.receives_parts:
-            incoming = IncomingStream(self._driver, keeps_parts=kind.keeps_parts)
+            incoming = IncomingStream(
+                self._driver, keeps_parts=kind.keeps_parts, has_steps=kind.has_steps
+            )
         reply: asyncio.Future[Message] = self._loop.create_future()
         # A stream may be left without anybody asking for its reply.
         reply.add_done_callback(lambda f: f.cancelled() or f.exception())

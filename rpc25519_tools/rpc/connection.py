@@ -313,7 +313,10 @@ class Connection:
         incoming = None
         if call.kind.sends_parts:
             incoming = IncomingStream(
-                self.driver, self._change_held, keeps_parts=call.kind.keeps_parts
+                self.driver,
+                self._change_held,
+                keeps_parts=call.kind.keeps_parts,
+                has_steps=call.kind.has_steps,
             )
             incoming.feed(Part.of(opening, last=False))
         until_s = None

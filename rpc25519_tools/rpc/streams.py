@@ -21,9 +21,9 @@ from rpc25519_tools.wire.message import NO_ARGS, Message
 #: The connection stops reading while a stream holds more than this for its reader,
 #: and goes on when it holds less than half of it.
 _HIGH_WATER_LEN: Final = 6 << 20
-#: The same of a stream whose parts are kept: what is not stored yet when the process is
-#: killed has come in vain.
-_KEPT_HIGH_WATER_LEN: Final = 2 << 20
+#: The same of an rsync call: what is not stored yet when the process is killed has come
+#: in vain.
+_STEPS_HIGH_WATER_LEN: Final = 2 << 20
 
 #: What a part takes beside its payload and arguments.
 _PART_COST: Final = 1024
@@ -72,6 +72,7 @@ class IncomingStream:
         change_held: learns how much more, or less, the stream holds.
         keeps_parts: whether the reader gets the parts that are here before any error,
             whatever it is.
+        has_steps: whether it is of an rsync call.
     """
 
     def __init__(
@@ -80,11 +81,12 @@ class IncomingStream:
         change_held: Callable[[int], None] | None = None,
         *,
         keeps_parts: bool = False,
+        has_steps: bool = False,
     ) -> None:
         self._driver = driver
         self._change_held = driver.change_held if change_held is None else change_held
         self._keeps_parts = keeps_parts
-        self._high_water_len = _KEPT_HIGH_WATER_LEN if keeps_parts else _HIGH_WATER_LEN
+        self._high_water_len = _STEPS_HIGH_WATER_LEN if has_steps else _HIGH_WATER_LEN
         self._parts: deque[Part] = deque()
         self._len = 0
         self._holding = False
