@@ -260,7 +260,9 @@ class Connection:
             if running.incoming is not None:
                 running.incoming.end(reason)
             running.cancellation.set()
-            running.its_task.cancel(str(reason))
+            # Of a task that has yet to notice, only the last reason counts: that of a
+            # client which cancels its call and leaves has to be the first.
+            running.its_task.cancel(running.stopped or str(reason))
         self._owner.forget(self, reason)
 
     def _send_keepalive(self) -> None:
@@ -300,8 +302,9 @@ class Connection:
         if call.kind.has_steps and running.incoming is not None:
             running.incoming.end(error)
         running.cancellation.set()
+        running.stopped = running.stopped or reason
         if running.begun:
-            running.its_task.cancel(reason)
+            running.its_task.cancel(running.stopped)
 
     def _expire(self, call: OpenCall) -> None:
         if self._running[call].answering:

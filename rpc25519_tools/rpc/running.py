@@ -24,8 +24,9 @@ class RunningCall:
     answers the call; ``begun`` tells. ``answering`` tells that the handler has returned
     and only its answer is on the way. ``cost`` is what the message that began it takes,
     in bytes; ``kept_len`` is as much for a stream, and 0 for others. ``refusal`` is why
-    it must not run. ``sending`` counts the parts that are about to be sent, and
-    ``turn`` is taken by those who wait until they may make some.
+    it must not run, ``stopped`` why it was stopped. ``sending`` counts the parts that
+    are about to be sent, and ``turn`` is taken by those who wait until they may make
+    some.
     """
 
     incoming: IncomingStream | None
@@ -39,6 +40,7 @@ class RunningCall:
     turn: Turn | None = None
     kept_len: int = 0
     refusal: str = ""
+    stopped: str = ""
 
     @property
     def its_task(self) -> asyncio.Task[Any]:

@@ -327,7 +327,9 @@ def test_hostile_server_of_an_upload(
 ) -> None:
     (home / "f").write_bytes(BIG)
     with HostileServer(script, None) as server:
-        line = cli(server.address, "-sendfile", "f", "-tcp").error(code)
+        # It never says what it has of the file: that is waited for, but not for long.
+        words = ("-sendfile", "f", "-tcp", "-wait", "1s")
+        line = cli(server.address, *words).error(code)
     assert line.startswith(text)
 
 
