@@ -25,11 +25,11 @@ min    avg   level mean length cutting MB/s table     literal total   remarks
 4096   4096  1     6136        4930         1.40 MB   0.95 MB 2.35 MB more chunks
 ====== ===== ===== =========== ============ ========= ======= ======= ==============
 
-So it is up to half a GiB, where the shape of the row that is marked is kept and the mean
-length follows the size of the file. Above that, chunks of 64 KiB cost both sides half the
-time, in hashing as in the interpreter: a push of such a file took 0.9 s instead of 1.3.
-What they lose in precision `refining.py` makes good for one round trip more: 0.47 MB
-went over the wire.
+So it is up to half a GiB, where the shape of the row that is marked is kept and the
+mean length follows the size of the file. Above that, chunks of 64 KiB cost both sides
+half the time, in hashing as in the interpreter: a push of such a file took 0.9 s
+instead of 1.3. What they lose in precision `refining.py` makes good for one round trip
+more: 0.47 MB went over the wire.
 
 Literal bytes are means of 1000 edits and 20 insertions and deletions; with just 100 and
 2, three files came to 2.77 to 2.87 MB in all. The bytes below the smallest length are
