@@ -300,6 +300,8 @@ class Store:
 
     def _refine(self, pending: Pending, record: Refine) -> Blocks:
         """Return the sums of the blocks of some chunks that are here."""
+        if pending.refined:
+            raise RemoteProtocolError("the sender asks for blocks of a file twice")
         sums = []
         for number, first, count in record.ranges:
             basis, start, end = _extent(pending, number, first, count)
@@ -329,7 +331,11 @@ class Store:
         pending.pieces.add(at, length, blake3(data, key=self._key).digest())
         basis.used = True
         pending.matched += length
-        if not basis.in_place:
+        if basis.in_place:
+            return length
+        if self._options.sparse or has_holes(basis.status):
+            self._write_sparse(pending, at, data)
+        else:
             self._write_all(pending, at, data)
         return length
 
