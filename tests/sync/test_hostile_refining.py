@@ -15,7 +15,7 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
 )
 from rpc25519_tools.rpc.calls import RsyncStep
-from rpc25519_tools.sync import refining, sender, storing
+from rpc25519_tools.sync import refining, reusing, sender
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import (
@@ -139,8 +139,8 @@ async def test_blocks_that_are_summed_up_are_bounded(
         summed += len(data)
         return refining.block_sums(data, key)
 
-    monkeypatch.setattr(storing, "block_sums", noted)
-    monkeypatch.setattr(storing, name, limit)
+    monkeypatch.setattr(reusing, "block_sums", noted)
+    monkeypatch.setattr(reusing, name, limit)
     await _refused(served, Refine(0, ranges), match="too many blocks")
     assert summed <= limit
 

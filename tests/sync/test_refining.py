@@ -21,6 +21,7 @@ from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import Outcome, Pending
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Blocks, Refine
 from rpc25519_tools.sync.refining import Refining, block_sums
+from rpc25519_tools.sync.reusing import Reusing
 from rpc25519_tools.sync.storing import Store
 
 from .local import LocalSync, sync
@@ -253,13 +254,13 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
 def refined(monkeypatch: pytest.MonkeyPatch) -> list[Refine]:
     """What was asked for."""
     asked: list[Refine] = []
-    refine = Store._refine
+    refine = Reusing.refine
 
-    def noted(self: Store, pending: Pending, record: Refine) -> Blocks:
+    def noted(self: Reusing, pending: Pending, record: Refine) -> Blocks:
         asked.append(record)
         return refine(self, pending, record)
 
-    monkeypatch.setattr(Store, "_refine", noted)
+    monkeypatch.setattr(Reusing, "refine", noted)
     return asked
 
 
@@ -348,12 +349,12 @@ def test_disk_that_is_full_while_blocks_are_awaited(
     def full(*_: object) -> Blocks:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Store, "_refine", full)
+    monkeypatch.setattr(Reusing, "refine", full)
     _fails_alone(trees)
 
 
 @pytest.mark.usefixtures("no_leaked_fds")
-@pytest.mark.parametrize("name", ["_copy_from", "_patch"])
+@pytest.mark.parametrize("name", ["_copy_from", "patch"])
 def test_disk_that_is_full_before_and_after_that(
     trees: tuple[Path, Path],
     refined: list[Refine],
@@ -363,9 +364,9 @@ def test_disk_that_is_full_before_and_after_that(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Store, name, full)
+    monkeypatch.setattr(Reusing, name, full)
     _fails_alone(trees)
-    assert len(refined) == (name == "_patch")
+    assert len(refined) == (name == "patch")
 
 
 def _fails_alone(trees: tuple[Path, Path]) -> None:
@@ -409,13 +410,13 @@ def test_basis_that_changes_before_its_blocks_are_asked_for(
     change: Callable[[Path], None],
 ) -> None:
     data = edited_file(trees)
-    refine = Store._refine
+    refine = Reusing.refine
 
-    def late(self: Store, pending: Pending, record: Refine) -> Blocks:
+    def late(self: Reusing, pending: Pending, record: Refine) -> Blocks:
         change(trees[1] / "a")
         return refine(self, pending, record)
 
-    monkeypatch.setattr(Store, "_refine", late)
+    monkeypatch.setattr(Reusing, "refine", late)
     one = push(trees)
     assert (trees[1] / "a").read_bytes() == data
     # A file that was opened stays what it was.
@@ -430,13 +431,13 @@ def test_basis_that_changes_before_it_is_patched_from(
     change: Callable[[Path], None],
 ) -> None:
     data = edited_file(trees)
-    patch = Store._patch
+    patch = Reusing.patch
 
-    def late(self: Store, *args: object) -> int:
+    def late(self: Reusing, *args: object) -> int:
         change(trees[1] / "a")
         return patch(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Store, "_patch", late)
+    monkeypatch.setattr(Reusing, "patch", late)
     one = push(trees)
     assert (trees[1] / "a").read_bytes() == data
     assert one.totals.literal_bytes >= LARGE
@@ -448,13 +449,13 @@ def test_source_that_becomes_shorter_while_blocks_are_awaited(
 ) -> None:
     edited_file(trees)
     before = (trees[1] / "a").read_bytes()
-    refine = Store._refine
+    refine = Reusing.refine
 
-    def late(self: Store, pending: Pending, record: Refine) -> Blocks:
+    def late(self: Reusing, pending: Pending, record: Refine) -> Blocks:
         os.truncate(trees[0] / "a", 10)
         return refine(self, pending, record)
 
-    monkeypatch.setattr(Store, "_refine", late)
+    monkeypatch.setattr(Reusing, "refine", late)
     one = sync([f"{trees[0]}/"], trees[1], ALL)
     ((path, note),) = one.at_receiver.failures
     assert path == (b"a",)
@@ -514,13 +515,13 @@ def test_blocks_of_a_file_are_taken_where_it_lies(
         moved[at] ^= 255
     (trees[0] / "a").write_bytes(moved)
     in_place: list[bool] = []
-    patch = Store._patch
+    patch = Reusing.patch
 
-    def noted(self: Store, pending: Pending, number: int, *rest: int) -> int:
+    def noted(self: Reusing, pending: Pending, number: int, *rest: int) -> int:
         in_place.append(pending.bases[number].in_place)
         return patch(self, pending, number, *rest)
 
-    monkeypatch.setattr(Store, "_patch", noted)
+    monkeypatch.setattr(Reusing, "patch", noted)
     one = push(trees)
     assert (trees[1] / "a").read_bytes() == moved
     assert in_place
