@@ -15,7 +15,7 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
 )
 from rpc25519_tools.rpc.calls import RsyncStep
-from rpc25519_tools.sync import refining, reusing, sender
+from rpc25519_tools.sync import contents, refining, reusing
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import (
@@ -254,7 +254,7 @@ async def test_what_is_in_place_is_not_moved(tmp_path: Path) -> None:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with one large file, which is compared by blocks."""
-    monkeypatch.setattr(sender, "REFINED_ABOVE", 0)
+    monkeypatch.setattr(contents, "REFINED_ABOVE", 0)
     top = tmp_path / "source"
     top.mkdir()
     (top / "f").write_bytes(random.Random(1).randbytes(1 << 20))

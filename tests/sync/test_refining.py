@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import ConnectionLostError, RemoteProtocolError
+from rpc25519_tools.sync import contents, refining
 from rpc25519_tools.sync import receiver as receiver_module
-from rpc25519_tools.sync import refining, sender
 from rpc25519_tools.sync.chunking import ChunkSizes
 from rpc25519_tools.sync.matching import Matcher, Tables
 from rpc25519_tools.sync.options import SyncOptions
@@ -40,7 +40,7 @@ def short_blocks() -> Iterator[None]:
     """Have short blocks, and all but small files compared by them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refining, "BLOCK_LEN", BLOCK_LEN)
-        patch.setattr(sender, "REFINED_ABOVE", 0)
+        patch.setattr(contents, "REFINED_ABOVE", 0)
         yield
 
 
@@ -306,7 +306,7 @@ def test_file_that_did_not_change_is_not_asked_about(
 def test_file_not_above_the_limit_is_not_asked_about(
     trees: tuple[Path, Path], refined: list[Refine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "REFINED_ABOVE", LARGE)
+    monkeypatch.setattr(contents, "REFINED_ABOVE", LARGE)
     data = edited_file(trees)
     assert push(trees).totals.literal_bytes > 3 * BLOCK_LEN
     assert (trees[1] / "a").read_bytes() == data
@@ -316,7 +316,7 @@ def test_file_not_above_the_limit_is_not_asked_about(
 def test_file_of_which_much_is_missing_is_not_asked_about(
     trees: tuple[Path, Path], refined: list[Refine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "MAX_MISSING", 1000)
+    monkeypatch.setattr(contents, "MAX_MISSING", 1000)
     data = edited_file(trees)
     push(trees)
     assert (trees[1] / "a").read_bytes() == data
