@@ -8,7 +8,11 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rpc25519_tools.errors import RemoteProtocolError, Rpc25519Error
+from rpc25519_tools.errors import (
+    IncompleteTransferError,
+    RemoteProtocolError,
+    Rpc25519Error,
+)
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.sync.chunking import REFINED_ABOVE, chunk_sizes
 from rpc25519_tools.sync.matching import PIECE_LEN, Matcher
@@ -117,7 +121,13 @@ class LargeFiles:
                 raise
             await self._records(failed_end(wanted, exc))
         finally:
+            self._asked_for = None
             await in_worker(source.close)
+
+    def _check(self, wanted: Wanted) -> None:
+        """See that the receiver has not given a file up: it needs no more of it."""
+        if wanted.index not in self._open:
+            raise IncompleteTransferError("the receiver has given it up")
 
     async def _change(self) -> None:
         """Wait until something has come from the receiver."""
@@ -156,6 +166,7 @@ class LargeFiles:
     ) -> None:
         end = at + length
         while at < end:
+            self._check(wanted)
             count = min(PIECE_LEN, end - at)
             payload = await in_worker(reader.read, at, count)
             args = {ARG_INDEX: str(wanted.index), ARG_AT: str(at)}
@@ -179,6 +190,7 @@ class LargeFiles:
 
         refines = wanted.item.size > REFINED_ABOVE
         while not matcher.is_through:
+            self._check(wanted)
             before = matcher.at
             matched = matcher.matched
             if runs := await in_worker(step):
@@ -232,9 +244,7 @@ class LargeFiles:
         self._asked_for, self._blocks = wanted.index, None
         await self._records(Refine(wanted.index, refining.ranges))
         while (sums := self._answer()) is None:
-            if wanted.index not in self._open:
-                self._asked_for = None
-                return missing  # the receiver has given it up
+            self._check(wanted)
             await self._change()
         patches = await in_worker(refining.take, sums, source)
         for first in range(0, len(patches), _MAX_RUNS):

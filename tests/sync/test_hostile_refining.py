@@ -30,6 +30,7 @@ from rpc25519_tools.sync.records import (
     Patches,
     Refine,
     Table,
+    Totals,
     Verdict,
     Verdicts,
     decode_deltas,
@@ -384,6 +385,35 @@ async def test_blocks_of_a_file_that_was_given_up_are_refused(source: Path) -> N
         await one.parts(RsyncStep.ACK)
 
     await _thrown_out(source, script, "nobody asked for")
+
+
+async def test_little_more_comes_of_a_file_that_was_given_up(source: Path) -> None:
+    size = 128 << 20
+    with (source / "f").open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    got = 0
+    ends: list[End] = []
+
+    async def script(one: HostileReceiver) -> None:
+        nonlocal got
+        await one.parts(RsyncStep.OVERVIEW)
+        verdicts = bytes([Verdict.EQUAL, Verdict.WANT])
+        await one.hashes(Verdicts(0, verdicts, key=KEY))
+        while not ends:
+            for part in await one.channel.receive():
+                if part.args:
+                    if not got:
+                        await one.fins(Acks([], {1: "disk full"}))
+                    got += len(part.payload)
+                elif part.step is RsyncStep.DELTAS and part.payload:
+                    (record,) = decode_deltas(part.payload)
+                    assert isinstance(record, End)
+                    ends.append(record)
+        await one.fins(Acks([], {}, Totals()))
+
+    await attack_sender(source, script)
+    assert 0 < got < size // 2
+    assert "given it up" in ends[0].failure
 
 
 @pytest.mark.parametrize("ranges", [[_ONE] * MAX_RANGES, [(0, 1, 2)]])
