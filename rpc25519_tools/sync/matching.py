@@ -14,6 +14,7 @@ writes it where it belongs.
 All of this blocks, and uses one thread.
 """
 
+import bisect
 import itertools
 import os
 from array import array
@@ -166,13 +167,13 @@ class Tables:
             if after[0] != number:
                 return None
             end = after[1]
-        most = basis.offsets[chunk] + 2 * length if chunk < end else 0
-        if after is None:
-            while end > chunk and basis.offsets[end - 1] >= most:
-                end -= 1
-        elif end > chunk and basis.offsets[end - 1] >= most:
+        if end <= chunk:
             return None
-        return (number, chunk, end - chunk) if end > chunk else None
+        most = basis.offsets[chunk] + 2 * length
+        near = bisect.bisect_left(basis.offsets, most, chunk, end)
+        if after is not None and near < end:
+            return None
+        return number, chunk, near - chunk
 
     def extent(self, chunks: tuple[int, int, int]) -> tuple[int, int]:
         """Return where some chunks begin in their basis, and how long they are."""
@@ -240,9 +241,12 @@ class Matcher:
         self._at = 0  # how far the file has been looked at
         self._expect: tuple[int, int] | None = (0, 0)
         self._later: list[tuple[int, int, bytes]] = []
-        # Where something was put off: what was expected there, and what came after it.
+        # Where something is put off: what was expected there, and what came after it;
+        # and the same of what was decided last.
         self._failed: dict[int, tuple[int, int]] = {}
         self._resumed: dict[int, tuple[int, int]] = {}
+        self._missed: dict[int, tuple[int, int]] = {}
+        self._behind: dict[int, tuple[int, int]] = {}
         #: Bytes that were put off.
         self.later_len = 0
         self.pieces = Pieces()
@@ -303,6 +307,7 @@ class Matcher:
             if end - self._at < longest and not at_end:
                 return
             begin = self._at - self._start
+            failed: tuple[int, int] | None = None
             if self._expect is not None:
                 if not tables.begun or not tables.has_chunk(self._expect):
                     if not tables.complete and (
@@ -313,8 +318,7 @@ class Matcher:
                     continue
                 if self._follow(view[begin : self._filled], runs):
                     continue
-                self._failed[self._at] = self._expect
-                self._expect = None
+                failed, self._expect = self._expect, None
             stop = min(begin + longest, self._filled)
             length = next(iter(self._chunker.cut_buf(view[begin:stop]))).length
             digest = self._sums.of_one(view[begin : begin + length])
@@ -322,6 +326,8 @@ class Matcher:
             if found is not None:
                 self._found(found, length, digest, runs)
             else:
+                if failed is not None:
+                    self._failed[self._at] = failed
                 self._later.append((self._at, length, digest))
                 self._at += length
                 self.later_len += length
@@ -367,6 +373,8 @@ class Matcher:
         runs = Runs()
         missing: list[tuple[int, int]] = []
         later, self._later = self._later, []
+        self._missed, self._failed = self._failed, {}
+        self._behind, self._resumed = self._resumed, {}
         self.later_len = 0
         for at, length, digest in later:
             found = self._tables.find(digest[:SHORT_SUM_LEN], length, at)
@@ -387,16 +395,16 @@ class Matcher:
         """Return the chunks of a basis that stand where something is missing.
 
         Args:
-            at: where a stretch begins that was put off and not found.
+            at: where a stretch begins that has just been settled to be missing.
             length: of it.
 
         Returns:
             Basis, first chunk and count; None where nothing speaks for any.
         """
-        first = self._failed.get(at)
+        first = self._missed.get(at)
         if first is None:
             return None
-        return self._tables.between(first, self._resumed.get(at + length), length)
+        return self._tables.between(first, self._behind.get(at + length), length)
 
 
 class Runs:

@@ -52,8 +52,9 @@ from rpc25519_tools.sync.records import (
     encode_records,
     told,
 )
+from rpc25519_tools.sync.reusing import StoppedError
 from rpc25519_tools.sync.seeking import Seeking
-from rpc25519_tools.sync.storing import StoppedError, Store
+from rpc25519_tools.sync.storing import Store
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.

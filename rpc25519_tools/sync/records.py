@@ -44,6 +44,8 @@ MAX_RECORD_LEN: Final = 16 << 20
 #: Records, or members of one, in one message: what costs some bytes of it costs more
 #: in memory, so their number is checked before any of them is made.
 MAX_RECORDS: Final = 1 << 16
+#: Ranges in one Refine.
+MAX_RANGES: Final = 4096
 #: Messages from this length on are packed.
 _PACK_FROM: Final = 256
 #: Bytes of a chunk's sum that travel. The sums are keyed by the receiver for each sync,
@@ -293,22 +295,25 @@ class Zeros(msgspec.Struct, tag="z", array_like=True):
 class Refine(msgspec.Struct, tag="f", array_like=True):
     """A question for the blocks of some chunks, before what is missing is sent.
 
+    It comes once for a file at most.
+
     Attributes:
         index: of the entry.
         ranges: basis, first chunk and count, each.
     """
 
     index: _Index
-    ranges: Annotated[list[tuple[int, _Index, _Index]], msgspec.Meta(max_length=4096)]
+    ranges: Annotated[
+        list[tuple[_Index, _Index, _Index]],
+        msgspec.Meta(min_length=1, max_length=MAX_RANGES),
+    ]
 
 
 class Patches(msgspec.Struct, tag="p", array_like=True):
     """Stretches that the receiver has: basis, offset there, length, where to."""
 
     index: _Index
-    patches: Annotated[
-        list[tuple[int, _Size, _Size, _Size]], msgspec.Meta(max_length=65536)
-    ]
+    patches: Annotated[list[tuple[_Index, _Size, _Size, _Size]], _Most]
 
 
 class End(msgspec.Struct, tag="e", array_like=True):

@@ -21,7 +21,7 @@ from rpc25519_tools.errors import RemoteProtocolError
 from rpc25519_tools.sync.chunking import ChunkDigest
 from rpc25519_tools.sync.matching import Matcher, Tables
 from rpc25519_tools.sync.outgoing import OpenSource
-from rpc25519_tools.sync.records import SHORT_SUM_LEN
+from rpc25519_tools.sync.records import MAX_RANGES, SHORT_SUM_LEN
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: Bytes of a block.
@@ -33,8 +33,6 @@ MAX_REFINED: Final = 4 * MAX_MISSING
 #: Bytes of a stretch that is compared, and of what stands there at the receiver.
 MAX_STRETCH: Final = 4 << 20
 MAX_RANGE: Final = 16 << 20
-#: Stretches that are compared.
-_MAX_STRETCHES: Final = 4096
 
 #: Basis, offset there, length, where to.
 Patch = tuple[int, int, int, int]
@@ -92,15 +90,16 @@ class Refining:
         asked = 0
         for at, length in _joined(missing):
             chunks = matcher.chunks_for(at, length)
-            too_much = length > MAX_STRETCH or len(self._stretches) >= _MAX_STRETCHES
+            too_much = length > MAX_STRETCH or len(self._stretches) >= MAX_RANGES
             if chunks is None or too_much:
                 self.missing.append((at, length))
                 continue
             stretch = _Stretch(at, length, chunks, *tables.extent(chunks))
-            asked += stretch.old_length
-            if stretch.old_length > MAX_RANGE or asked > MAX_REFINED:
+            room = min(MAX_RANGE, MAX_REFINED - asked)
+            if stretch.old_length > room:
                 self.missing.append((at, length))
                 continue
+            asked += stretch.old_length
             self._stretches.append(stretch)
         #: Bytes that were found.
         self.matched = 0
@@ -141,11 +140,10 @@ class Refining:
     ) -> None:
         data = bytearray(stretch.length)
         source.read_into(memoryview(data), stretch.at)
-        found = _matching_blocks(stretch, sums, memoryview(data), self._key)
         number = stretch.chunks[0]
-        if self._tables.is_in_place(number):
-            shift = stretch.at - stretch.begin
-            found = [one for one in found if one[0] == one[1] + shift]
+        # What is in place cannot be moved.
+        only = stretch.begin - stretch.at if self._tables.is_in_place(number) else None
+        found = _matching_blocks(stretch, sums, memoryview(data), self._key, only)
         done = 0
         for old, new, count in found:
             if new > done:
@@ -172,9 +170,17 @@ def _joined(missing: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _matching_blocks(
-    stretch: _Stretch, sums: bytes, data: memoryview, key: bytes
+    stretch: _Stretch, sums: bytes, data: memoryview, key: bytes, only: int | None
 ) -> list[tuple[int, int, int]]:
-    """Return old place, new place and length of what both have, in order."""
+    """Return old place, new place and length of what both have, in order.
+
+    Args:
+        stretch: what is missing, and what stands there.
+        sums: of the blocks that stand there.
+        data: what is missing.
+        key: of the sums.
+        only: how far all blocks have moved; None: that is not known.
+    """
     digest = ChunkDigest(key)
     shift = stretch.length - stretch.old_length
 
@@ -189,8 +195,9 @@ def _matching_blocks(
         return digest.of_one(data[new : new + length]).startswith(wanted)
 
     count = stretch.blocks
-    if not shift:
-        return _runs([(at, 0) for at in range(count) if is_same(at, 0)], stretch)
+    if only is not None or not shift:
+        by = only or 0
+        return _runs([(at, by) for at in range(count) if is_same(at, by)], stretch)
     front = list(itertools.takewhile(lambda at: is_same(at, 0), range(count)))
     limit = min(len(front) * BLOCK_LEN, stretch.old_length)
     back = itertools.takewhile(

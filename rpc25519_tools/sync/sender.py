@@ -11,40 +11,27 @@ which there are no more than the window allows, and the tables of a few files.
 import asyncio
 import stat
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from rpc25519_tools.errors import (
     IncompleteTransferError,
     RemoteProtocolError,
-    Rpc25519Error,
 )
 from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
-from rpc25519_tools.sync.chunking import REFINED_ABOVE, chunk_sizes
-from rpc25519_tools.sync.matching import PIECE_LEN, Matcher, Tables
+from rpc25519_tools.sync.chunking import chunk_sizes
+from rpc25519_tools.sync.contents import LargeFiles, Message
+from rpc25519_tools.sync.matching import Tables
 from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
 from rpc25519_tools.sync.outgoing import (
-    OpenSource,
-    PieceReader,
     SmallFiles,
     Wanted,
-    failed_end,
-    hole_record,
 )
-from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import (
-    ARG_AT,
-    ARG_INDEX,
     KEY_LEN,
     Acks,
     Blocks,
-    Copies,
-    Deltas,
-    End,
-    Patches,
-    Refine,
     Removed,
     Table,
     Totals,
@@ -54,12 +41,9 @@ from rpc25519_tools.sync.records import (
     decode_hashes,
     encode_overview,
     encode_plain,
-    encode_records,
 )
-from rpc25519_tools.sync.refining import MAX_MISSING, Refining
 from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Batch, Item, Walk
-from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
 #: Entries that may be on their way without a verdict, at first and at most.
@@ -73,19 +57,11 @@ _MAX_TABLED: Final = 64 << 20
 _TABLE_COST: Final = 256
 #: How often a file may be wanted: once more if it changed while it was read.
 _MAX_TRIES: Final = 2
-#: Runs of chunks in one message.
-_MAX_RUNS: Final = 16384
 #: Bytes of small files in one message, and how many; what a cut takes is lost.
 _BUNDLE_LEN: Final = 128 * 1024
 _BUNDLE_COUNT: Final = 512
 #: Messages that are ready before their turn.
 _AHEAD: Final = 2
-
-
-@dataclass(slots=True)
-class _Message:
-    payload: Buffer
-    args: dict[str, str]
 
 
 class Sender:
@@ -114,13 +90,16 @@ class Sender:
         self._key = b""
         self._ready: deque[Wanted] = deque()
         self._tabled: dict[int, Wanted] = {}
-        self._outbox: asyncio.Queue[_Message | None] = asyncio.Queue(_AHEAD)
+        self._outbox: asyncio.Queue[Message | None] = asyncio.Queue(_AHEAD)
         self._totals: Totals | None = None
-        self._asked_for: int | None = None
-        self._blocks: bytes | None = None
         self._last_path: Parts | None = None
-        #: Bytes of contents that went out.
-        self.literal = 0
+        self._small_literal = 0
+        self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
+
+    @property
+    def literal(self) -> int:
+        """Bytes of contents that went out."""
+        return self._small_literal + self._large.literal
 
     @property
     def frontier(self) -> Parts | None:
@@ -213,7 +192,7 @@ class Sender:
                         if isinstance(record, Table):
                             self._take_table(record)
                         elif isinstance(record, Blocks):
-                            self._take_blocks(record)
+                            self._large.take_blocks(record)
                         else:
                             self._take_verdicts(record)
                 elif part.step is RsyncStep.ACK:
@@ -306,11 +285,6 @@ class Sender:
         if table.last if wanted.is_small else is_first:
             self._ready.append(wanted)
 
-    def _take_blocks(self, record: Blocks) -> None:
-        if record.index != self._asked_for:
-            raise RemoteProtocolError("sums of blocks came that nobody asked for")
-        self._asked_for, self._blocks = None, record.sums
-
     def _end_of(self, wanted: Wanted) -> None:
         """Forget the tables of a file that was sent, or was given up."""
         wanted.is_over = True
@@ -343,7 +317,7 @@ class Sender:
     async def _empty_outbox(self) -> None:
         while (message := await self._outbox.get()) is not None:
             await self._channel.send(
-                RsyncStep.DELTAS, message.payload, args=message.args or NO_ARGS
+                RsyncStep.DELTAS, message.payload, args=message.args
             )
 
     async def _fill_outbox(self) -> None:
@@ -379,158 +353,15 @@ class Sender:
         for wanted in bundle:
             self._end_of(wanted)
         payload = encode_plain(records)
-        await self._outbox.put(_Message(payload, {}))
-        self.literal += small.literal
+        await self._outbox.put(Message(payload, NO_ARGS))
+        self._small_literal += small.literal
         for wanted in bundle:
             self._observer.moved(wanted.item.size)
         for item in small.changed:
             self._observer.warned(item.path, "it changed while it was read")
 
-    async def _records(self, *records: Deltas) -> None:
-        await self._outbox.put(_Message(encode_records(records), {}))
-
     async def _send_large(self, wanted: Wanted) -> None:
         try:
-            await self._send_opened(wanted)
+            await self._large.send(wanted, self._key)
         finally:
             self._end_of(wanted)
-
-    async def _send_opened(self, wanted: Wanted) -> None:
-        try:
-            source = await in_worker(OpenSource, wanted)
-        except (OSError, Rpc25519Error) as exc:
-            await self._records(failed_end(wanted, exc))
-            return
-        try:
-            if wanted.tables is None:
-                pieces = await self._send_pieces(source)
-            else:
-                pieces = await self._send_delta(source)
-            changed = await in_worker(source.has_changed)
-            end = End(wanted.index, source.size, await in_worker(pieces.root))
-            await self._records(end)
-            if changed:
-                note = "it changed while it was read"
-                self._observer.warned(wanted.item.path, note)
-        except (OSError, Rpc25519Error) as exc:
-            if isinstance(exc, RemoteProtocolError):
-                raise
-            await self._records(failed_end(wanted, exc))
-        finally:
-            await in_worker(source.close)
-
-    async def _send_pieces(self, source: OpenSource) -> Pieces:
-        """Send a file whole; holes as such."""
-        pieces = Pieces()
-        reader = PieceReader(source, self._key, pieces)
-        await self._send_part(source, reader, pieces, 0, source.size)
-        return pieces
-
-    async def _send_part(
-        self,
-        source: OpenSource,
-        reader: PieceReader,
-        pieces: Pieces,
-        start: int,
-        end: int,
-    ) -> None:
-        """Send what lies between two places; holes as such."""
-        wanted = source.wanted
-        for at, length, is_data in source.stretches(start, end):
-            if is_data:
-                await self._send_stretch(reader, wanted, at, length)
-                continue
-            await self._records(hole_record(wanted.index, at, length, pieces))
-            self._observer.moved(length)
-
-    async def _send_stretch(
-        self, reader: PieceReader, wanted: Wanted, at: int, length: int
-    ) -> None:
-        end = at + length
-        while at < end:
-            count = min(PIECE_LEN, end - at)
-            payload = await in_worker(reader.read, at, count)
-            args = {ARG_INDEX: str(wanted.index), ARG_AT: str(at)}
-            await self._outbox.put(_Message(payload, args))
-            del payload  # its memory may be used again as soon as it has left
-            self.literal += count
-            self._observer.moved(count)
-            at += count
-
-    async def _send_delta(self, source: OpenSource) -> Pieces:
-        """Send what the receiver does not have of a file."""
-        wanted = source.wanted
-        assert wanted.tables is not None
-        sizes = chunk_sizes(wanted.item.size)
-        matcher = Matcher(source.fd, source.size, self._key, sizes, wanted.tables)
-        reader = PieceReader(source, self._key, matcher.pieces)
-
-        def step() -> list[tuple[int, int, int, int]]:
-            wanted.take_tables()
-            return matcher.step()
-
-        refines = wanted.item.size > REFINED_ABOVE
-        while not matcher.is_through:
-            before = matcher.at
-            matched = matcher.matched
-            if runs := await in_worker(step):
-                await self._records(Copies(wanted.index, runs))
-            self._observer.moved(matcher.matched - matched)
-            refines &= matcher.later_len <= MAX_MISSING
-            if matcher.can_settle and not refines:
-                await self._settle(matcher, reader, source)
-            if matcher.at == before and not wanted.arrived:
-                await self._change()  # the next part of a table is awaited
-        while not wanted.tables.complete:
-            while not wanted.arrived:
-                await self._change()
-            wanted.take_tables()
-        await self._settle(matcher, reader, source, refines=refines)
-        return matcher.pieces
-
-    async def _settle(
-        self,
-        matcher: Matcher,
-        reader: PieceReader,
-        source: OpenSource,
-        *,
-        refines: bool = False,
-    ) -> None:
-        """Send what was put off; of long chunks only the blocks that differ."""
-        wanted = source.wanted
-        matched = matcher.matched
-        runs, missing = matcher.settle()
-        for first in range(0, len(runs), _MAX_RUNS):
-            some = runs[first : first + _MAX_RUNS]
-            await self._records(Copies(wanted.index, some))
-        self._observer.moved(matcher.matched - matched)
-        if refines and missing:
-            missing = await self._refine(matcher, source, missing)
-        for at, length in missing:
-            await self._send_part(source, reader, matcher.pieces, at, at + length)
-
-    def _answer(self) -> bytes | None:
-        return self._blocks
-
-    async def _refine(
-        self, matcher: Matcher, source: OpenSource, missing: list[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
-        """Ask for blocks of what is missing; return what is missing then."""
-        wanted = source.wanted
-        assert wanted.tables is not None
-        refining = Refining(missing, matcher, wanted.tables, self._key)
-        if not refining.ranges:
-            return missing
-        self._asked_for, self._blocks = wanted.index, None
-        await self._records(Refine(wanted.index, refining.ranges))
-        while (sums := self._answer()) is None:
-            if wanted.index not in self._open:
-                self._asked_for = None
-                return missing  # the receiver has given it up
-            await self._change()
-        patches = await in_worker(refining.take, sums, source)
-        for first in range(0, len(patches), _MAX_RUNS):
-            some = patches[first : first + _MAX_RUNS]
-            await self._records(Patches(wanted.index, some))
-        self._observer.moved(refining.matched)
-        return refining.missing

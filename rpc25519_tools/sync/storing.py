@@ -16,22 +16,17 @@ from blake3 import blake3
 
 from rpc25519_tools.errors import (
     ChecksumError,
-    FileChangedError,
     RemoteProtocolError,
     Rpc25519Error,
 )
-from rpc25519_tools.sync.basis import Basis, Candidates
-from rpc25519_tools.sync.copying import clone, copy_range, sync_file_system
+from rpc25519_tools.sync.basis import Candidates
+from rpc25519_tools.sync.copying import sync_file_system
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.durable import FEW
-from rpc25519_tools.sync.holes import has_holes, stretches
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.outgoing import HOLE_SUM
-from rpc25519_tools.sync.pending import PARTIAL_FROM, Outcome, Pending
-from rpc25519_tools.sync.pieces import Pieces
+from rpc25519_tools.sync.pending import Outcome, Pending
 from rpc25519_tools.sync.records import (
-    SUM_LEN,
-    Blocks,
     Copies,
     Data,
     Deltas,
@@ -41,13 +36,9 @@ from rpc25519_tools.sync.records import (
     Whole,
     Zeros,
 )
-from rpc25519_tools.sync.refining import (
-    MAX_RANGE,
-    MAX_REFINED,
-    MAX_STRETCH,
-    block_sums,
-)
+from rpc25519_tools.sync.reusing import Reusing
 from rpc25519_tools.sync.tree import Parts, why
+from rpc25519_tools.sync.writing import Writing
 from rpc25519_tools.wire.greenpack import Buffer
 
 #: Files, and bytes of them, that are synced together.
@@ -55,26 +46,11 @@ _SYNC_COUNT: Final = 1024
 _SYNC_LEN: Final = 64 << 20
 #: Large files among them: each is open.
 _SYNC_OPEN: Final = 8
-#: Files that may be half written at a time; a sender of ours has one.
-_MAX_BEGUN: Final = 4
 #: Files that were given up while their contents still come.
 _MAX_GIVEN_UP: Final = 4096
-#: Pieces of unfinished files together, some 50 bytes each.
-_MAX_PIECES: Final = 1 << 21
-#: Where no file system has a file.
-_MAX_OFFSET: Final = (1 << 63) - 1
-#: Bytes that are copied before a look at whether that is still wanted.
-_COPY_STEP: Final = 64 << 20
 #: To close replaced files from this length on may take a while: the receiver does that
 #: when nobody waits.
 _LONG_TO_FREE: Final = 16 << 20
-#: Zeros that are left out as a hole, if they are wanted to be.
-_HOLE_LEN: Final = 32 * 1024
-_ZEROS: Final = bytes(_HOLE_LEN)
-
-
-class StoppedError(Exception):
-    """The sync has ended while something was copied for it."""
 
 
 class Store:
@@ -105,9 +81,8 @@ class Store:
         self._pending = pending
         self._candidates = candidates
         self._given_up: set[int] = set()
-        self._begun: set[int] = set()
-        self._pieces = 0
-        self._stopped = False
+        self._writing = Writing(destination, key, sparse=options.sparse)
+        self._reusing = Reusing(destination.tree, self._writing, key)
         self._unsynced: list[Pending] = []
         self._unsynced_len = 0
         self._unsynced_open = 0
@@ -125,7 +100,7 @@ class Store:
                 if is_end:
                     self._given_up.discard(record.index)
                 continue
-            if self._stopped and isinstance(record, Copies | Refine | Patches):
+            if self._reusing.stopped and isinstance(record, Copies | Refine | Patches):
                 continue
             try:
                 self._take(pending, record, outcome)
@@ -141,7 +116,7 @@ class Store:
         if pending is None:
             return
         try:
-            self._write(pending, at, data)
+            self._writing.take(pending, at, data)
             outcome.moved += len(data)
         except (OSError, Rpc25519Error) as exc:
             if isinstance(exc, RemoteProtocolError):
@@ -151,7 +126,7 @@ class Store:
 
     def stop(self) -> None:
         """Let a step that takes long end early; to be called from any thread."""
-        self._stopped = True
+        self._reusing.stopped = True
 
     def _find(self, index: int) -> Pending | None:
         """Return a wanted file; None for one that was given up meanwhile.
@@ -166,38 +141,24 @@ class Store:
             raise RemoteProtocolError("contents came for a file that nobody wants")
         return pending
 
-    def _expect(self, pending: Pending, at: int, length: int, count: int = 1) -> None:
-        """See that pieces may belong to a file: each byte comes once.
-
-        Raises:
-            RemoteProtocolError: they may not.
-        """
-        pending.reach = max(pending.reach, at + length)
-        if pending.reach > _MAX_OFFSET:
-            raise RemoteProtocolError("contents came for no possible place of a file")
-        if pending.pieces.covered + length > pending.reach:
-            raise RemoteProtocolError("the pieces of a file overlap")
-        self._pieces += count
-        if self._pieces > _MAX_PIECES:
-            raise RemoteProtocolError("the sender cuts files into too many pieces")
-
     def _take(self, pending: Pending, record: Deltas, outcome: Outcome) -> None:
         match record:
             case Whole():
                 self._take_whole(pending, record, outcome)
             case Data():
-                self._write(pending, record.at, record.data)
+                self._writing.take(pending, record.at, record.data)
                 outcome.moved += len(record.data)
             case Copies():
                 for run in record.runs:
-                    outcome.moved += self._copy(pending, *run)
+                    outcome.moved += self._reusing.copy(pending, *run)
             case Zeros():
-                self._take_hole(pending, record, outcome)
+                self._writing.take_hole(pending, record.at, record.length)
+                outcome.moved += record.length
             case Refine():
-                outcome.blocks.append(self._refine(pending, record))
+                outcome.blocks.append(self._reusing.refine(pending, record))
             case Patches():
                 for patch in record.patches:
-                    outcome.moved += self._patch(pending, *patch)
+                    outcome.moved += self._reusing.patch(pending, *patch)
             case End():
                 self._end(pending, record, outcome)
 
@@ -206,178 +167,11 @@ class Store:
             raise ChecksumError("it does not match its blake3 sum")
         if pending.in_place or pending.reach:
             raise RemoteProtocolError("a whole file came for half of one")
-        self._open(pending)
-        self._write_all(pending, 0, record.data)
+        self._writing.open(pending)
+        self._writing.write_all(pending, 0, record.data)
         pending.literal += len(record.data)
         outcome.moved += len(record.data)
         self._finish(pending, len(record.data), outcome)
-
-    def _take_hole(self, pending: Pending, record: Zeros, outcome: Outcome) -> None:
-        if not record.length:
-            return
-        self._expect(pending, record.at, record.length)
-        self._open(pending)
-        self._leave_out(pending, record.at, record.length)
-        pending.pieces.add(record.at, record.length, HOLE_SUM)
-        outcome.moved += record.length
-
-    def _open(self, pending: Pending) -> None:
-        """Have an unfinished file to write to."""
-        self._begun.add(pending.entry.index)
-        if len(self._begun) > _MAX_BEGUN:
-            raise RemoteProtocolError("too many files came at the same time")
-        if pending.partial is None:
-            area = self._destination.area
-            if pending.entry.size >= PARTIAL_FROM:
-                pending.partial = area.acquire(self._destination.key(pending.path))
-                if pending.partial is not None:
-                    os.ftruncate(pending.partial.fd, 0)
-            if pending.partial is None:
-                pending.partial = area.scratch(self._destination.key(pending.path))
-
-    def _write(self, pending: Pending, at: int, data: Buffer) -> None:
-        if data:
-            self._expect(pending, at, len(data))
-        self._open(pending)
-        if not data:
-            return
-        pending.pieces.add(at, len(data), blake3(data, key=self._key).digest())
-        pending.literal += len(data)
-        if self._options.sparse:
-            self._write_sparse(pending, at, data)
-        else:
-            self._write_all(pending, at, data)
-
-    def _write_all(self, pending: Pending, at: int, data: Buffer) -> None:
-        assert pending.partial is not None
-        with memoryview(data) as view:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(pending.partial.fd, view[done:], at + done)
-
-    def _write_sparse(self, pending: Pending, at: int, data: Buffer) -> None:
-        view = memoryview(data)
-        for begin in range(0, len(view), _HOLE_LEN):
-            block = view[begin : begin + _HOLE_LEN]
-            if block == _ZEROS[: len(block)]:
-                self._leave_out(pending, at + begin, len(block))
-            else:
-                self._write_all(pending, at + begin, block)
-
-    def _leave_out(self, pending: Pending, at: int, length: int) -> None:
-        """Have zeros somewhere, as a hole where nothing was written before."""
-        assert pending.partial is not None
-        size = os.fstat(pending.partial.fd).st_size
-        for begin in range(at, min(at + length, size), _HOLE_LEN):
-            count = min(_HOLE_LEN, at + length - begin, size - begin)
-            self._write_all(pending, begin, _ZEROS[:count])
-        if at + length > size:
-            os.ftruncate(pending.partial.fd, at + length)
-
-    # Chunks that are here.
-
-    def _copy(
-        self, pending: Pending, number: int, first: int, count: int, at: int
-    ) -> int:
-        """Put a run of chunks where they belong; return how many bytes they have."""
-        basis, start, end = _extent(pending, number, first, count)
-        if basis.in_place and start != at:
-            raise RemoteProtocolError("the sender moves what is in place")
-        self._expect(pending, at, end - start, count)
-        self._open(pending)
-        last = first + count
-        sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
-        pending.pieces.extend(at, basis.lengths[first:last], (sums,))
-        basis.used = True
-        pending.matched += end - start
-        if not basis.in_place:
-            try:
-                basis.begin_copying(self._destination.tree)
-                self._copy_from(basis, pending, start, end, at)
-            except FileChangedError:
-                pending.spoiled = True  # what else comes of it has to be let pass
-        return end - start
-
-    def _refine(self, pending: Pending, record: Refine) -> Blocks:
-        """Return the sums of the blocks of some chunks that are here."""
-        sums = []
-        for number, first, count in record.ranges:
-            basis, start, end = _extent(pending, number, first, count)
-            pending.refined += end - start
-            if end - start > MAX_RANGE or pending.refined > MAX_REFINED:
-                raise RemoteProtocolError("the sender asks for too many blocks")
-            data = self._read_here(pending, basis, start, end - start)
-            sums.append(block_sums(data, self._key))
-        return Blocks(record.index, b"".join(sums))
-
-    def _patch(
-        self, pending: Pending, number: int, offset: int, length: int, at: int
-    ) -> int:
-        """Put a stretch that is here where it belongs; return its length."""
-        if not 0 < length <= MAX_STRETCH:
-            raise RemoteProtocolError("the sender refers to a stretch of no length")
-        if not 0 <= number < len(pending.bases):
-            raise RemoteProtocolError("the sender refers to a file that we have not")
-        basis = pending.bases[number]
-        if offset + length > basis.cut_len:
-            raise RemoteProtocolError("the sender refers to what we have not")
-        if basis.in_place and offset != at:
-            raise RemoteProtocolError("the sender moves what is in place")
-        self._expect(pending, at, length)
-        self._open(pending)
-        data = self._read_here(pending, basis, offset, length)
-        pending.pieces.add(at, length, blake3(data, key=self._key).digest())
-        basis.used = True
-        pending.matched += length
-        if not basis.in_place:
-            self._write_all(pending, at, data)
-        return length
-
-    def _read_here(
-        self, pending: Pending, basis: Basis, start: int, length: int
-    ) -> bytes:
-        """Return bytes of a local file; where it has changed, other ones."""
-        try:
-            if not basis.in_place:
-                basis.begin_copying(self._destination.tree)
-                fd = basis.copy_fd
-            else:
-                assert pending.partial is not None
-                fd = pending.partial.fd
-            data = os.pread(fd, length, start)
-        except FileChangedError:
-            data = b""
-        pending.spoiled |= len(data) != length
-        return data + bytes(length - len(data))
-
-    def _copy_from(
-        self, basis: Basis, pending: Pending, start: int, end: int, at: int
-    ) -> None:
-        """Copy within this machine; share blocks where the file system can."""
-        assert pending.partial is not None
-        fd = pending.partial.fd
-        source_fd = basis.copy_fd
-        if start == at == 0 and end == basis.status.st_size and clone(source_fd, fd):
-            return
-        if not has_holes(basis.status):
-            self._copy_range(source_fd, fd, start, end - start, at)
-            return
-        for begin, length, is_data in stretches(source_fd, start, end):
-            target = at + begin - start
-            if is_data:
-                self._copy_range(source_fd, fd, begin, length, target)
-            else:
-                self._leave_out(pending, target, length)
-
-    def _copy_range(
-        self, source_fd: int, target_fd: int, start: int, length: int, at: int
-    ) -> None:
-        """Copy in steps, between which it may be stopped."""
-        for done in range(0, length, _COPY_STEP):
-            if self._stopped:
-                raise StoppedError
-            count = min(length - done, _COPY_STEP)
-            copy_range(source_fd, target_fd, start + done, count, at + done)
 
     # The end of a file.
 
@@ -385,7 +179,7 @@ class Store:
         if record.failure:
             self._fail(pending, record.failure, outcome, more_comes=False)
             return
-        self._open(pending)
+        self._writing.open(pending)
         assert pending.partial is not None
         right = (
             not pending.spoiled
@@ -394,7 +188,7 @@ class Store:
             and self._is_as_noted(pending)
         )
         if not right:
-            if self._stopped:
+            if self._reusing.stopped:
                 return  # copies were left out; what is there serves the next attempt
             if pending.retried:
                 raise ChecksumError("its contents do not match their blake3 sum")
@@ -424,7 +218,7 @@ class Store:
 
     def _want_again(self, pending: Pending, outcome: Outcome) -> None:
         """Ask for a file once more, from nothing."""
-        self._forget_pieces(pending)
+        self._writing.forget(pending)
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()
@@ -432,12 +226,6 @@ class Store:
         pending.spoiled = False
         pending.retried = True
         outcome.again.append(pending)
-
-    def _forget_pieces(self, pending: Pending) -> None:
-        self._begun.discard(pending.entry.index)
-        self._pieces -= len(pending.pieces)
-        pending.pieces = Pieces()
-        pending.reach = 0
 
     def _finish(self, pending: Pending, size: int, outcome: Outcome) -> None:
         """Give the file its attributes, and its name as soon as it is safe."""
@@ -449,7 +237,7 @@ class Store:
             self._candidates.learn(useful=any(guesses))
         if size < _LONG_TO_FREE:
             pending.close_bases()
-        self._forget_pieces(pending)
+        self._writing.forget(pending)
         pending.is_finished = True
         self.literal += pending.literal
         self.matched += pending.matched
@@ -533,7 +321,7 @@ class Store:
             self._given_up.add(pending.entry.index)
             if len(self._given_up) > _MAX_GIVEN_UP:
                 raise RemoteProtocolError("too many files came at the same time")
-        self._forget_pieces(pending)
+        self._writing.forget(pending)
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()
@@ -554,21 +342,3 @@ class Store:
                     partial.keep()
                 else:
                     partial.discard()
-
-
-def _extent(
-    pending: Pending, number: int, first: int, count: int
-) -> tuple[Basis, int, int]:
-    """Return the file that the sender's chunks lie in, and from where to where.
-
-    Raises:
-        RemoteProtocolError: there are none.
-    """
-    if not 0 <= number < len(pending.bases) or not count:
-        raise RemoteProtocolError("the sender refers to a file that we have not")
-    basis = pending.bases[number]
-    # Another thread may be cutting it; the sums are what it notes last.
-    if first + count > len(basis.sums) // SUM_LEN:
-        raise RemoteProtocolError("the sender refers to a chunk that we have not")
-    last = first + count - 1
-    return basis, basis.offsets[first], basis.offsets[last] + basis.lengths[last]

@@ -13,10 +13,13 @@ from rpc25519_tools.sync.records import (
     SHORT_SUM_LEN,
     VERSION,
     Acks,
+    Blocks,
     Copies,
     Data,
     End,
     Overview,
+    Patches,
+    Refine,
     Removed,
     Request,
     Segment,
@@ -87,6 +90,10 @@ def sync_deltas(data: bytes) -> None:
         assert record.index >= 0
         if isinstance(record, Copies):
             assert all(number >= 0 for run in record.runs for number in run)
+        elif isinstance(record, Refine):
+            assert all(number >= 0 for one in record.ranges for number in one)
+        elif isinstance(record, Patches):
+            assert all(number >= 0 for one in record.patches for number in one)
         elif isinstance(record, Data | Zeros):
             assert record.at >= 0
 
@@ -150,6 +157,7 @@ SEEDS: dict[str, list[bytes]] = {
                     last=False,
                 ),
                 Table(3, 1, True, pack_lengths([5]), bytes(SHORT_SUM_LEN), last=True),
+                Blocks(3, bytes(3 * SHORT_SUM_LEN)),
             ]
         )
     ],
@@ -158,6 +166,8 @@ SEEDS: dict[str, list[bytes]] = {
             [
                 Whole(0, b"data", _SUM),
                 Copies(1, [(0, 0, 2, 0), (1, 0, 1, 1700)]),
+                Refine(1, [(0, 2, 1), (1, 1, 300)]),
+                Patches(1, [(0, 1700, 1024, 2724), (1, 70_000, 5, 0)]),
                 Data(1, 1705, b"more"),
                 Zeros(1, 1709, 1 << 20),
                 End(1, 5, _SUM),

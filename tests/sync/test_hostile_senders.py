@@ -398,7 +398,7 @@ async def test_many_files_begun_are_refused(served: Served) -> None:
 async def test_crumbs_without_end_are_refused(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpc25519_tools.sync.storing._MAX_PIECES", 1000)
+    monkeypatch.setattr("rpc25519_tools.sync.writing._MAX_PIECES", 1000)
 
     async def script(sender: HostileSender) -> None:
         await sender.entries(overview((b"f", FILE)))

@@ -642,6 +642,8 @@ def test_dry_run_changes_nothing_at_all(trees: Trees) -> None:
     (destination / "swap").write_bytes(b"file")
     (destination / "closed").mkdir(mode=0o500)
     (source / "closed").mkdir(mode=0o500)
+    for top in trees:
+        os.utime(top / "closed", (1, 1))
     before = [snapshot(one, with_ctime=True) for one in trees]
     options = with_options(dry_run=True, delete=True, backup_dir=b"old")
     one = sync([f"{source}/"], destination, options)

@@ -16,6 +16,7 @@ from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.records import (
     VERSION,
     Acks,
+    Blocks,
     Copies,
     Data,
     Deltas,
@@ -23,6 +24,8 @@ from rpc25519_tools.sync.records import (
     Fins,
     Hashes,
     Overview,
+    Patches,
+    Refine,
     Removed,
     Request,
     Segment,
@@ -158,6 +161,18 @@ GOLDEN: list[tuple[Callable[[], bytes], str]] = [
         "009294a164054dc405627974657394a17a0552cf0000000200000000",
     ),
     (
+        lambda: encode_records([Refine(4, [(0, 1, 2), (15, 300, 1)])]),
+        "009193a166049293000102930fcd012c01",
+    ),
+    (
+        lambda: encode_records([Blocks(4, b"sixsixsixsix")]),
+        "009193a16204c40c736978736978736978736978",
+    ),
+    (
+        lambda: encode_records([Patches(4, [(0, 1024, 99, 2048), (1, 1 << 33, 1, 0)])]),
+        "009193a17004929400cd040063cd08009401cf00000002000000000100",
+    ),
+    (
         lambda: encode_records([End(6, 99, SUM), End(7, 0, b"", "gone")]),
         (
             "009295a1650663c420000102030405060708090a0b0c0d0e0f101112131415161718191a"
@@ -224,8 +239,19 @@ deltas = st.one_of(
     ),
     st.builds(Data, indexes, indexes, st.binary(max_size=300)),
     st.builds(Zeros, indexes, indexes, indexes),
+    st.builds(
+        Refine,
+        indexes,
+        st.lists(st.tuples(indexes, indexes, indexes), min_size=1, max_size=50),
+    ),
+    st.builds(
+        Patches,
+        indexes,
+        st.lists(st.tuples(indexes, indexes, indexes, indexes), max_size=50),
+    ),
     st.builds(End, indexes, indexes, st.sampled_from([b"", SUM]), texts),
 )
+blocks = st.builds(Blocks, indexes, st.binary(max_size=300))
 totals = st.builds(Totals, indexes, indexes, indexes, indexes)
 fins = st.one_of(
     st.builds(
@@ -261,7 +287,9 @@ requests = st.builds(
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(verdicts | tables, max_size=4), st.lists(deltas), st.lists(fins))
+@given(
+    st.lists(verdicts | tables | blocks, max_size=4), st.lists(deltas), st.lists(fins)
+)
 def test_records_come_back(
     one: list[Hashes], two: list[Deltas], three: list[Fins]
 ) -> None:

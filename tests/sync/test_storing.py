@@ -15,7 +15,7 @@ import pytest
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync import basis as basis_module
-from rpc25519_tools.sync import copying, storing
+from rpc25519_tools.sync import copying, reusing, storing
 from rpc25519_tools.sync import receiver as receiver_module
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import Outcome, Pending
@@ -432,7 +432,7 @@ def interfering(
         copied.append(length)
         copy_range(source, target, start, length, at)
 
-    monkeypatch.setattr(storing, "copy_range", copy)
+    monkeypatch.setattr(reusing, "copy_range", copy)
     return copied
 
 
