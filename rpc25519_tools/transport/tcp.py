@@ -162,7 +162,11 @@ class TcpTransport(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Wake whoever waits to write."""
         self._over_high_water = False
-        if self._receiver is not None:
+        # Not from here: asyncio reports the end twice if writing fails meanwhile.
+        asyncio.get_running_loop().call_soon(self._wake_writers)
+
+    def _wake_writers(self) -> None:
+        if not self._gone and self._receiver is not None:
             self._receiver.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:

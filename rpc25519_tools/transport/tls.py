@@ -324,9 +324,15 @@ class TlsTransport(TcpTransport):
     def resume_writing(self) -> None:
         """Encrypt and send more."""
         self._over_high_water = False
-        was_over = self._unsent_len > WRITE_HIGH_WATER_LEN
+        # Not from here: asyncio reports the end twice if writing fails meanwhile.
+        asyncio.get_running_loop().call_soon(self._send_more)
+
+    def _send_more(self) -> None:
+        transport = self._socket_transport
+        if transport is None or transport.is_closing():
+            return
         self._flush()
-        if was_over and self._unsent_len <= WRITE_HIGH_WATER_LEN and self._receiver:
+        if self._unsent_len <= WRITE_HIGH_WATER_LEN and self._receiver:
             self._receiver.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
