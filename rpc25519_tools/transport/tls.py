@@ -234,6 +234,7 @@ class TlsTransport(TcpTransport):
         self._scratch = memoryview(scratch_buffer("tls"))
         self._unsent: deque[memoryview] = deque()
         self._unsent_len = 0
+        self._was_over = False  # the high water mark, so that somebody may wait
         if side == "client":
             self._ssl.set_tlsext_host_name(SERVER_NAME.encode())
             self._ssl.set_connect_state()
@@ -324,6 +325,7 @@ class TlsTransport(TcpTransport):
     def resume_writing(self) -> None:
         """Encrypt and send more."""
         self._over_high_water = False
+        self._was_over |= self._unsent_len > WRITE_HIGH_WATER_LEN
         # Not from here: asyncio reports the end twice if writing fails meanwhile.
         asyncio.get_running_loop().call_soon(self._send_more)
 
@@ -332,8 +334,10 @@ class TlsTransport(TcpTransport):
         if transport is None or transport.is_closing():
             return
         self._flush()
-        if self._unsent_len <= WRITE_HIGH_WATER_LEN and self._receiver:
-            self._receiver.writable()
+        if self._was_over and self._unsent_len <= WRITE_HIGH_WATER_LEN:
+            self._was_over = False
+            if self._receiver is not None:
+                self._receiver.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on, or report that the handshake never finished."""
