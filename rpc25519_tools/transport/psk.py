@@ -21,6 +21,7 @@ from typing import Final
 from rpc25519_tools.errors import (
     ConnectionLostError,
     DecryptionError,
+    HandshakeCutError,
     HandshakeError,
     LocalProtocolError,
     ProtocolError,
@@ -447,7 +448,7 @@ class PskTransport:
     def _lost_in_handshake(self, error: Exception | None) -> Exception:
         if isinstance(error, SecurityError):
             return error
-        lost = HandshakeError(
+        lost = HandshakeCutError(
             f"the {self._other()} closed the connection during the pre-shared-key "
             "handshake: perhaps it does not use -psk, refuses our certificate, or "
             "refuses connections for now"
