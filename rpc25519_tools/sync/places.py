@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
-from rpc25519_tools.files.jail import display_name, file_error
+from rpc25519_tools.files.jail import describe_kind, display_name, file_error
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.tree import Parts, Tree, check_component, shown, split_path
@@ -118,6 +118,8 @@ def open_local_place(dest: bytes, options: SyncOptions, *, single: bool) -> Open
             raise LocalFileError(
                 f"cannot write into {display_name(base)}: it is no directory"
             )
+        if not missing:
+            _refuse_special(base)
         base, name = os.path.split(base)
         if name in (b"..", b"."):
             raise LocalFileError(f"no such directory: {display_name(dest)}")
@@ -171,3 +173,19 @@ def _reach(tree: Tree, parts: Parts, options: SyncOptions) -> tuple[Tree, bool]:
                 f"cannot write into {display_name(shown(here))}: it is no directory"
             )
     return tree.beneath(parts), is_new
+
+
+def _refuse_special(path: bytes) -> None:
+    """Keep ``/dev/null`` and the like from being replaced by a file.
+
+    Raises:
+        LocalFileError: the path is of a device, FIFO or socket.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # it is missing, or will be told of by the next step
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise LocalFileError(
+            f"cannot write {display_name(path)}: it is {describe_kind(mode)}"
+        )

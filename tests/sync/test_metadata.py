@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from rpc25519_tools.errors import LocalFileError
 from rpc25519_tools.sync import attributes, durable, storing, walk
 from rpc25519_tools.sync.filters import Rule
 from rpc25519_tools.sync.options import SyncOptions
@@ -810,3 +812,17 @@ def test_sender_without_privilege_sets_no_owners_and_makes_no_devices(
     assert (destination / "dir").stat().st_uid == os.getuid()
     assert attributes.allowed_mode(0o106755, privileged=False) == 0o100755
     assert attributes.allowed_mode(0o106755, privileged=True) == 0o106755
+
+
+def test_special_file_that_is_named_as_the_destination_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    """Who writes to /dev/null as root wants to keep it."""
+    (tmp_path / "file").write_bytes(b"contents")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(LocalFileError, match="it is a FIFO"):
+        sync([tmp_path / "file"], tmp_path / "fifo", ALL)
+    with pytest.raises(LocalFileError, match="it is a device"):
+        sync([tmp_path / "file"], "/dev/null", structs.replace(ALL, dry_run=True))
+    assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
+    assert stat.S_ISCHR(os.lstat("/dev/null").st_mode)
