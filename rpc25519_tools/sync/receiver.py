@@ -207,7 +207,8 @@ class Receiver:
 
     @property
     def _is_through(self) -> bool:
-        return self._all_judged and not self._pending
+        # The rest of what failed is on its way: who left it unread would block both.
+        return self._all_judged and not self._pending and not self._store.is_owed_more
 
     # What comes.
 

@@ -255,6 +255,11 @@ class Store:
             self.flush(outcome)
 
     @property
+    def is_owed_more(self) -> bool:
+        """Whether the rest of a file that was given up is still to come."""
+        return bool(self._given_up)
+
+    @property
     def unsynced(self) -> int:
         """How many finished files wait for their names."""
         return len(self._unsynced)

@@ -234,3 +234,25 @@ def test_what_cannot_be_read_is_told(desk: Desk) -> None:
     assert done.code == 7
     assert "permission denied" in done.stderr
     assert stat.S_ISREG((desk.there / "tree" / "b").stat().st_mode)
+
+
+def test_a_large_file_that_cannot_be_stored_is_told_at_once(desk: Desk) -> None:
+    """Its rest is on the way then, and nobody waits for it in vain."""
+    size = 30 << 20
+    with (desk.there / "big").open("wb") as file:
+        file.write(os.urandom(1 << 20) * (size >> 20))
+    command = (
+        f"ulimit -f 5000; exec {program_path('cli')} -s {desk.address} "
+        f"-certs {desk.certs} -pull {desk.name}/big -o back/ --retry-for 0"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=desk.here,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert "cli: cannot write 'big': file too large" in done.stderr
+    assert not (desk.here / "back" / "big").exists()
