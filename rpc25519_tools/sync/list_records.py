@@ -147,8 +147,9 @@ def encode_entries(entries: Sequence[ListEntry]) -> bytes:
 
 def encoded_len_of(entry: ListEntry) -> int:
     """Return about how many bytes an entry takes in a part, or somewhat more."""
-    texts = len(entry.name) + len(entry.link_target or b"")
-    return 80 + texts + len(entry.owner) + len(entry.group) + 4 * len(entry.problem)
+    names = len(entry.name) + len(entry.link_target or b"")
+    characters = len(entry.owner) + len(entry.group) + len(entry.problem)
+    return 80 + names + 4 * characters
 
 
 class EntryReader:
