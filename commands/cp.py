@@ -156,6 +156,7 @@ def _task(sources: "Sequence[Place]", dest: Place) -> _Task:
     return _Task(
         direction="push" if address is None else "pull",
         address=where,
-        paths=tuple(place.path for place in sources),
+        # HOST: alone is the top of what is served.
+        paths=tuple(place.path or "." for place in sources),
         dest=dest.path,
     )

@@ -199,3 +199,9 @@ def test_what_is_refused(desk: Desk) -> None:
         assert done.code == code, done
         assert len(done.stderr.splitlines()) == 1
         assert why in done.stderr
+
+
+def test_host_alone_is_the_top_of_what_is_served(desk: Desk) -> None:
+    (desk.there / "file").write_text("contents")
+    done = desk.cp("-r", "--dry-run", f"{desk.address}:", "copy").succeed()
+    assert f">f+++++++++ {desk.name}/file" in done.stdout.splitlines()
