@@ -356,8 +356,9 @@ async def test_a_lost_connection_leaves_no_wrong_file(
             }
             with pytest.raises(ConnectionLostError):
                 await transfers[way]()
-        # A server keeps what came for another attempt; elsewhere it is no landing.
-        left = [AREA_NAME.decode(), "f"] if way == "up" else ["f"]
+        # A server keeps what came for another attempt, if anything did; elsewhere it
+        # is no landing.
+        left = [["f"], [AREA_NAME.decode(), "f"]] if way == "up" else [["f"]]
         await until(lambda: place.records, what="the end")
-        await until(lambda: place.names() == left, what="partial files to go")
-    assert place.names() == left
+        await until(lambda: place.names() in left, what="partial files to go")
+    assert place.names() in left
