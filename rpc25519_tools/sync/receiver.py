@@ -68,6 +68,8 @@ _SALVAGE_S: Final = 10.0
 #: Bytes of entries that may wait to be judged: a sender of ours keeps to a window.
 _MAX_WAITING_LEN: Final = 32 << 20
 _PART_COST: Final = 1024
+#: How many bytes more have to be stored before the sender is told of these alone.
+_TOLD_LEN: Final = 64 * 1024
 #: Notes and paths in one message.
 _MAX_NOTES: Final = 2048
 
@@ -143,6 +145,8 @@ class Receiver:
         self._last_path: Parts | None = None
         #: Whether it has failed and stores what can be kept.
         self.is_ending = False
+        #: Bytes of contents that are stored, and of these what the sender knows of.
+        self._stored = self._told_stored = 0
         self._closings: set[asyncio.Future[None]] = set()
 
     @property
@@ -254,6 +258,7 @@ class Receiver:
             async with self._disk:
                 contents, self._contents = self._contents, []
                 outcome = await self._stoppable(contents)
+            self._stored += sum(len(part.payload) for part in contents)
             await self._tell(outcome)
 
     async def _stoppable(self, contents: Sequence[Part]) -> Outcome:
@@ -303,11 +308,12 @@ class Receiver:
             self._forget(pending, placed=False)
             failed[index] = note
             self._observer.failed(self._told(pending.path), note)
-        if outcome.done or failed:
+        news = self._stored - self._told_stored
+        if outcome.done or failed or news >= _TOLD_LEN:
+            self._told_stored = self._stored
             done = [pending.entry.index for pending in outcome.done]
-            await self._channel.send(
-                RsyncStep.ACK, encode_records([Acks(done, failed)])
-            )
+            acks = Acks(done, failed, stored=self._stored)
+            await self._channel.send(RsyncStep.ACK, encode_records([acks]))
         await self._tell_troubles(outcome.notes)
         if any(pending.bases for pending in outcome.done):
             # Nobody waits for it: the replaced file may be freed by that, and a large

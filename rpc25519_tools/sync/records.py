@@ -349,11 +349,16 @@ class Totals(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Acks(msgspec.Struct, tag="a", array_like=True):
-    """Which wanted files are in place; step 4."""
+    """Which wanted files are in place, and what is stored; step 4.
+
+    ``stored`` counts the bytes of all messages of step 3 that have been dealt with: a
+    receiver that is killed needs no more of them.
+    """
 
     done: Annotated[list[_Index], _MostBatch]
     failed: _Notes = {}
     totals: Totals | None = None
+    stored: _Size = 0
 
 
 Hashes: TypeAlias = Verdicts | Table | Blocks

@@ -44,6 +44,7 @@ from rpc25519_tools.sync.records import (
 )
 from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Batch, Item, Walk
+from rpc25519_tools.sync.window import StoreWindow
 from rpc25519_tools.wire.message import NO_ARGS
 
 #: Entries that may be on their way without a verdict, at first and at most.
@@ -94,6 +95,7 @@ class Sender:
         self._totals: Totals | None = None
         self._last_path: Parts | None = None
         self._small_literal = 0
+        self._store_window = StoreWindow()
         self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
 
     @property
@@ -298,6 +300,7 @@ class Sender:
             for path, note in fin.notes:
                 self._observer.failed(tuple(path.split(b"/")), note)
             return
+        self._store_window.note_stored(fin.stored, self._now())
         for index in fin.done:
             item = self._open.pop(index, None)
             if item is not None:
@@ -316,9 +319,16 @@ class Sender:
 
     async def _empty_outbox(self) -> None:
         while (message := await self._outbox.get()) is not None:
+            while not self._store_window.has_room:
+                await self._change()
+            self._store_window.note_sent(len(message.payload), self._now())
             await self._channel.send(
                 RsyncStep.DELTAS, message.payload, args=message.args
             )
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _fill_outbox(self) -> None:
         while not self._is_over():

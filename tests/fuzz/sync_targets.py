@@ -177,7 +177,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "fins": [
         encode_records([Acks([0, 1], {2: "no"}), Removed([b"a/b/"], [(b"c", "no")])]),
-        encode_records([Acks([], {}, Totals(1, 2, 3, 4))]),
+        encode_records([Acks([], {}, Totals(1, 2, 3, 4), 5)]),
     ],
     "pieces": [bytes([0, 3, 4, 3]), bytes([4, 3, 0, 3])],
 }

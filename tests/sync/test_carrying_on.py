@@ -28,7 +28,7 @@ BUFFER_LEN = 64 * 1024
 #: A part of a large file that has not come whole, a connection, the entries.
 COST_OF_A_CUT = MIB + 512 * 1024
 #: A killed receiver takes along what it and its kernel had not stored yet.
-COST_OF_A_KILL = 6 * MIB
+COST_OF_A_KILL = 3 * MIB
 
 
 class Server:

@@ -32,6 +32,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import Place, SourceDir, selection, served_source
 from rpc25519_tools.sync.tree import Tree
 from rpc25519_tools.sync.walk import Batch, Item, Walk
+from rpc25519_tools.sync.window import FIRST_LEN
 from tests.sync.attackers import (
     ALL,
     END,
@@ -278,6 +279,33 @@ class _Silent(_Stalled):
 
     async def send(self, payload: object, **how: object) -> None:
         pass
+
+
+@pytest.mark.parametrize("stored", [0, 1 << 20])
+async def test_no_more_contents_go_than_are_stored_and_a_window(
+    tmp_path: Path, stored: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryChannel, "_stall_s", 0.4)
+    for number in range(100):
+        (tmp_path / f"{number}").write_bytes(bytes(64 * 1024))
+
+    async def script(receiver: HostileReceiver) -> None:
+        await receiver.parts(RsyncStep.OVERVIEW)
+        await receiver.hashes(_verdicts(_EQUAL, *[_W] * 100))
+        if stored:
+            await receiver.parts(RsyncStep.DELTAS, FIRST_LEN // (128 * 1024))
+            await receiver.fins(Acks([], {}, stored=stored))
+        arrived.append(receiver)
+        await asyncio.Event().wait()  # silent from here on
+
+    arrived: list[HostileReceiver] = []
+    with pytest.raises(DeadlineError, match="stood still"):
+        await attack_sender(tmp_path, script)
+    peer = arrived[0].channel.peer
+    assert peer is not None
+    sent = sum(count for step, count in peer.sent if step is RsyncStep.DELTAS)
+    most = stored + (2 if stored else 1) * FIRST_LEN  # it was stored at once
+    assert stored + FIRST_LEN - 128 * 1024 <= sent <= most + 256 * 1024
 
 
 async def test_silent_receiver_ends_the_sync(source: Path) -> None:

@@ -180,8 +180,8 @@ GOLDEN: list[tuple[Callable[[], bytes], str]] = [
         ),
     ),
     (
-        lambda: encode_records([Acks([1, 2], {3: "full"}, Totals(1, 2, 3, 4))]),
-        "009194a1619201028103a466756c6c9401020304",
+        lambda: encode_records([Acks([1, 2], {3: "full"}, Totals(1, 2, 3, 4), 5)]),
+        "009195a1619201028103a466756c6c940102030405",
     ),
 ]
 
