@@ -203,6 +203,7 @@ class _Job:
         Raises:
             TransferError, LocalFileError: several things are to go into what is no
                 directory.
+            PartlyDoneError: a directory alone, and not ``-r``: nothing can be copied.
         """
         from rpc25519_tools.files.workers import in_worker
 
@@ -212,9 +213,12 @@ class _Job:
         sending = choices.direction == "push"
         recursive = bool(choices.values["recursive"])
         alone = len(paths) == 1
+        is_tree = sending and alone and await in_worker(os.path.isdir, paths[0])
+        if is_tree and not recursive:
+            raise PartlyDoneError(f"{paths[0]}: {_NEEDS_R}")
         if not sending:
             is_new = not await in_worker(os.path.isdir, dest)
-        elif not alone or (recursive and await in_worker(os.path.isdir, paths[0])):
+        elif not alone or is_tree:
             is_new = not await self._is_directory(dest)
         else:
             is_new = False

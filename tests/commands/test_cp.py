@@ -119,6 +119,12 @@ def test_directories_need_r(desk: Desk) -> None:
         "rpc25519 cp: 1 file or directory was not transferred",
     ]
     assert content_of(desk.there) == {"f": b"2"}
+    done = desk.cp("tree", desk.remote("new/x"))
+    assert done.code == 7
+    assert done.stderr.splitlines() == [
+        "rpc25519 cp: tree: no regular file (directories need -r)"
+    ]
+    assert content_of(desk.there) == {"f": b"2"}
     make_tree(desk.there, {"tree/a": "1"})
     done = desk.cp(desk.remote("tree"), desk.remote("f"), "back")
     assert done.code == 7
