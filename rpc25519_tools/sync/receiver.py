@@ -29,7 +29,6 @@ from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.judging import Judged, Judging
-from rpc25519_tools.sync.matching import MAX_CHUNKS
 from rpc25519_tools.sync.observer import NOTHING_DELETED, SyncObserver
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import Outcome, Pending
@@ -38,12 +37,9 @@ from rpc25519_tools.sync.records import (
     ARG_INDEX,
     KEY_LEN,
     MAX_NOTE_LEN,
-    SHORT_SUM_LEN,
     Acks,
-    Hashes,
     Overview,
     Removed,
-    Table,
     Totals,
     Verdict,
     Verdicts,
@@ -55,12 +51,11 @@ from rpc25519_tools.sync.records import (
 from rpc25519_tools.sync.reusing import StoppedError
 from rpc25519_tools.sync.seeking import Seeking
 from rpc25519_tools.sync.storing import Store
+from rpc25519_tools.sync.tabling import Tabling
 from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
 _MAX_PENDING: Final = 2048
-#: Bytes of tables that may be out for files that have not come.
-_MAX_TABLED: Final = 8 << 20
 #: Finished files wait for so long for more to be synced with them, in seconds.
 _SYNC_AFTER_S: Final = 0.05
 #: What came before a cut is stored for so long, in seconds.
@@ -132,12 +127,13 @@ class Receiver:
             self._seeking.rescue,
         )
         self._disk = asyncio.Lock()
+        self._tabling = Tabling(
+            channel, self._seeking, self._key, self._pending, self._disk
+        )
         self._arrived: deque[Part] = deque()
         self._contents: list[Part] = []
         self._overviews: deque[bytes] = deque()
         self._overviews_len = 0
-        self._to_table: deque[Pending] = deque()
-        self._tabled = 0
         self._all_judged = False
         self._changed = asyncio.Event()
         self._files = 0
@@ -325,8 +321,7 @@ class Receiver:
         for blocks in outcome.blocks:
             await self._channel.send(RsyncStep.HASHES, encode_records([blocks]))
         for pending in outcome.again:
-            self._tabled -= pending.tabled
-            pending.tabled = 0
+            self._tabling.forget(pending)
             verdict = Verdicts(pending.entry.index, bytes([Verdict.WANT]))
             await self._channel.send(RsyncStep.HASHES, encode_records([verdict]))
         self._changed.set()
@@ -344,9 +339,10 @@ class Receiver:
 
     def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
-        self._tabled -= pending.tabled
-        released = self._seeking.end(pending, placed=placed)
-        self._to_table.extend(one for one in released if one.told)
+        self._tabling.forget(pending)
+        for released in self._seeking.end(pending, placed=placed):
+            if released.told:
+                self._tabling.add(released)
 
     async def _sync_now_and_then(self) -> None:
         """Give finished files their names when nothing more comes for a moment."""
@@ -445,71 +441,16 @@ class Receiver:
             at = pending.entry.index - base
             pending.told = True
             if judged.verdicts[at] == Verdict.WANT_DELTA and not pending.waits:
-                self._to_table.append(pending)
+                self._tabling.add(pending)
         self._changed.set()
 
     async def _cut(self) -> None:
         """Send tables of local files, one after the other."""
         while not self._is_through:
-            if not self._to_table or self._tabled > _MAX_TABLED:
+            if self._tabling.has_work:
+                await self._tabling.step()
+            else:
                 await self._change()
-                continue
-            if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
-                await self._cut_large(self._to_table.popleft())
-                continue
-            small: list[Pending] = []
-            while self._to_table and len(small) < _SMALL_TABLES:
-                if self._to_table[0].entry.size > _SMALL_TABLE_LEN:
-                    break
-                small.append(self._to_table.popleft())
-            records = await in_worker(self._small_tables, small)
-            self._count_tabled(small)
-            await self._channel.send(RsyncStep.HASHES, encode_records(records))
-
-    def _count_tabled(self, files: Sequence[Pending]) -> None:
-        """Count tables of files that have not come meanwhile."""
-        for pending in files:
-            if pending.entry.index in self._pending:
-                count = sum(basis.table_len for basis in pending.bases)
-                self._tabled += count - pending.tabled
-                pending.tabled = count
-
-    def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
-        records: list[Hashes] = []
-        for pending in files:
-            index, size = pending.entry.index, pending.entry.size
-            with pending.cutting() as bases:
-                self._seeking.open(pending)
-                tables = [
-                    table
-                    for number, basis in enumerate(bases)
-                    for table in basis.tables(index, number, self._key, size)
-                ]
-            if not tables:
-                tables = [_no_table(index)]
-            tables[-1].last = True
-            records += tables
-        return records
-
-    async def _cut_large(self, pending: Pending) -> None:
-        index, size = pending.entry.index, pending.entry.size
-        last = _no_table(index)
-        chunks = 0
-        with pending.cutting() as bases:
-            async with self._disk:
-                await in_worker(self._seeking.open, pending)
-            for number, basis in enumerate(bases):
-                last.basis, last.in_place = number, basis.in_place
-                tables = basis.tables(index, number, self._key, size)
-                while (table := await in_worker(next, tables, None)) is not None:
-                    chunks += len(table.sums) // SHORT_SUM_LEN
-                    if index not in self._pending or chunks > MAX_CHUNKS:
-                        break  # it has failed meanwhile, or there are too many
-                    self._count_tabled([pending])
-                    await self._channel.send(RsyncStep.HASHES, encode_records([table]))
-                if chunks > MAX_CHUNKS:
-                    break
-        await self._channel.send(RsyncStep.HASHES, encode_records([last]))
 
     # The end.
 
@@ -549,18 +490,9 @@ class Receiver:
         return totals
 
 
-#: Tables of files up to this length travel together, and those of so many.
-_SMALL_TABLE_LEN: Final = 1 << 20
-_SMALL_TABLES: Final = 256
-
-
 def _close_bases(files: Sequence[Pending]) -> None:
     for pending in files:
         pending.close_bases()
-
-
-def _no_table(index: int) -> Table:
-    return Table(index, 0, in_place=False, lengths=b"", sums=b"", last=True)
 
 
 def _number(text: str) -> int:

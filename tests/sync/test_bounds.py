@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc25519_tools.sync import names, receiver, seeking, sender, walk
+from rpc25519_tools.sync import names, receiver, seeking, sender, tabling, walk
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.walk import Batch, Walk
 
@@ -26,9 +26,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "LAST_WINDOW", 100)
     monkeypatch.setattr(sender, "_BUNDLE_COUNT", 3)
     monkeypatch.setattr(receiver, "_MAX_PENDING", 4)
-    monkeypatch.setattr(receiver, "_MAX_TABLED", 1)
-    monkeypatch.setattr(receiver, "_SMALL_TABLE_LEN", 100_000)
-    monkeypatch.setattr(receiver, "_SMALL_TABLES", 3)
+    monkeypatch.setattr(tabling, "_MAX_TABLED", 1)
+    monkeypatch.setattr(tabling, "_SMALL_LEN", 100_000)
+    monkeypatch.setattr(tabling, "_SMALL_COUNT", 3)
     monkeypatch.setattr(seeking, "_MAX_RESCUED", 1)
 
 
