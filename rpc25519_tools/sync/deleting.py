@@ -10,7 +10,7 @@ from typing import Final
 
 from rpc25519_tools.errors import Rpc25519Error, UnsafePathError
 from rpc25519_tools.sync.destination import Destination
-from rpc25519_tools.sync.judging import Judging
+from rpc25519_tools.sync.extraneous import UNLISTED, Extraneous
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.tree import Parts, why
 
@@ -22,7 +22,7 @@ _NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
 class Deleting:
-    """Removes what Judging has found to be too much.
+    """Removes what was noted.
 
     Attributes:
         removed: since they were taken last: paths, directories with a slash.
@@ -31,10 +31,10 @@ class Deleting:
     """
 
     def __init__(
-        self, destination: Destination, judging: Judging, options: SyncOptions
+        self, destination: Destination, extraneous: Extraneous, options: SyncOptions
     ) -> None:
         self._destination = destination
-        self._judging = judging
+        self._extraneous = extraneous
         self._options = options
         self._touched: set[Parts] = set()
         self._steps: Iterator[bool] | None = None
@@ -53,16 +53,16 @@ class Deleting:
         return all(next(steps, None) is not None for _ in range(BATCH_LEN))
 
     def _run(self) -> Iterator[bool]:
-        for path in self._judging.extraneous():
+        for path in self._extraneous.paths():
             yield from self._remove(path)
-        self._judging.end_deleting(self._touched)
+        self._extraneous.end(self._touched)
 
     def _remove(self, top: Parts) -> Iterator[bool]:
         """Remove one thing and all beneath it, the deepest first."""
         if not self._is_directory(top):
             yield self._remove_one(top, is_dir=False)
             return
-        if self._judging.is_protected(top, is_dir=True):
+        if self._extraneous.is_protected(top, is_dir=True):
             return
         walks = [(top, self._names(top))]
         while walks:
@@ -77,14 +77,13 @@ class Deleting:
                 continue
             if not self._is_directory(below):
                 yield self._remove_one(below, is_dir=False)
-            elif not self._judging.is_protected(below, is_dir=True):
+            elif not self._extraneous.is_protected(below, is_dir=True):
                 walks.append((below, self._names(below)))
 
     def _names(self, path: Parts) -> Iterator[bytes]:
         try:
             if not self._destination.tree.may("list", path):
-                text = "listing it is not allowed, so nothing in it is deleted"
-                raise UnsafePathError(text)
+                raise UnsafePathError(UNLISTED)
             if not self._options.dry_run:
                 self._destination.open_up(path)
             yield from self._destination.names(path)
@@ -99,13 +98,13 @@ class Deleting:
         return old is not None and stat.S_ISDIR(old.status.st_mode)
 
     def _remove_one(self, path: Parts, *, is_dir: bool) -> bool:
-        if not is_dir and self._judging.is_protected(path, is_dir=False):
+        if not is_dir and self._extraneous.is_protected(path, is_dir=False):
             return True
-        if self._judging.may_not_remove(1):
+        if self._extraneous.may_not_remove(1):
             self.left += 1
             return True
         try:
-            self._destination.check(path)
+            self._destination.tree.check_writing(path)
             if not self._options.dry_run:
                 self._destination.remove(path[:-1], path[-1], is_dir=is_dir)
             elif is_dir and self._keeps_something(path):
@@ -117,7 +116,7 @@ class Deleting:
             if not (is_dir and stays):
                 self._fail(path, exc)
             return True
-        self._judging.removed += 1
+        self._extraneous.removed += 1
         if len(self._touched) < _MAX_TOUCHED:
             self._touched.add(path[:-1])
         self.removed.append(b"/".join(path) + (b"/" if is_dir else b""))
@@ -133,7 +132,7 @@ class Deleting:
             for name in self._destination.names(here):
                 below = (*here, name)
                 is_dir = self._is_directory(below)
-                if self._judging.is_protected(below, is_dir=is_dir):
+                if self._extraneous.is_protected(below, is_dir=is_dir):
                     return True
                 if is_dir:
                     walks.append(below)

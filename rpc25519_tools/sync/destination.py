@@ -15,9 +15,10 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
+from rpc25519_tools.errors import LocalFileError, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import is_partial_name
+from rpc25519_tools.sync.across import move_across
 from rpc25519_tools.sync.attributes import (
     allowed_mode,
     final_mode,
@@ -26,6 +27,7 @@ from rpc25519_tools.sync.attributes import (
     set_owner,
     set_time,
 )
+from rpc25519_tools.sync.backups import Backups
 from rpc25519_tools.sync.durable import Changes
 from rpc25519_tools.sync.judge import Entry, Old
 from rpc25519_tools.sync.names import sorted_names, unsorted_names
@@ -35,13 +37,8 @@ from rpc25519_tools.sync.tree import Directory, Parts, Tree, shown, split_path
 #: How the names of things begin that another file system forces us to make beside
 #: their final name; they are reserved for unfinished files (see ``files/jail.py``).
 _BESIDE: Final = b".rpc25519-part-sync-"
-_COPY_LEN: Final = 1 << 20
 #: Names of a directory that are searched for one that has just come into being.
 _MAX_SPELLINGS: Final = 1 << 16
-#: Where a file system has no hard links, or not of this thing.
-_NO_LINKS: Final = frozenset(
-    {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
-)
 
 
 class Destination:
@@ -72,18 +69,19 @@ class Destination:
         self._options = options
         self._privileged = privileged
         self._owner = owner
-        self._backup: Parts | None = None
-        if options.backup_dir is not None:
-            self._backup = split_path(options.backup_dir)
-            if not self._backup:
-                raise LocalFileError("the directory for backups is the root itself")
         self._beside = 0
+        backup = None
+        if options.backup_dir is not None:
+            backup = split_path(options.backup_dir)
+            if not backup:
+                raise LocalFileError("the directory for backups is the root itself")
         self._spellings: dict[Parts, frozenset[bytes]] = {}
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         #: To sync the file system by.
         self.sync_fd = os.open(".", flags, dir_fd=tree.top.fd)
         #: What has to be synced.
         self.changes = Changes(tree, self.sync_fd)
+        self._backups = None if backup is None else Backups(tree, self.changes, backup)
         #: What the root itself shall be, once it is done, and what it was.
         self.root_entry: tuple[Entry, Old | None] | None = None
 
@@ -135,16 +133,6 @@ class Destination:
                 old.target = os.readlink(name, dir_fd=directory.fd)
         self.tree.check_found(status, (*parent, name))
         return old
-
-    def check(self, path: Parts) -> None:
-        """Check that the sender may write to a path.
-
-        Raises:
-            UnsafePathError: the path is kept back, or not allowed to the peer.
-        """
-        self.tree.check(path)
-        if not self.tree.may("write", path):
-            raise UnsafePathError(f"writing {shown(path)!r} is not allowed")
 
     # Making what has no contents.
 
@@ -271,14 +259,17 @@ class Destination:
         else:
             if stat.S_ISDIR(old.status.st_mode):
                 self.clear(parent, name)
-            elif self._backup is not None:
-                self._keep(parent, name, stays=True)
+            elif self._backups is not None:
+                self._backups.keep(parent, name, self._drop_tree, stays=True)
         try:
             os.rename(temporary, name, src_dir_fd=from_fd, dst_dir_fd=directory.fd)
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            self._place_across(from_fd, temporary, directory, name)
+            self._beside += 1
+            beside = _BESIDE + b"%d-%d" % (os.getpid(), self._beside)
+            where = (directory.fd, beside, name)
+            move_across(from_fd, temporary, *where, fsync=self._options.fsync)
 
     def _check_free(self, directory: Directory, parent: Parts, name: bytes) -> None:
         """See that a new name does not stand for another one.
@@ -309,38 +300,6 @@ class Destination:
                 f"{shown((*parent, name))!r} is the same name as another one to this "
                 "file system"
             )
-
-    def _place_across(
-        self, from_fd: int, temporary: bytes, directory: Directory, name: bytes
-    ) -> None:
-        """Do the same into another file system: copy beside the name, then rename."""
-        self._beside += 1
-        beside = _BESIDE + b"%d-%d" % (os.getpid(), self._beside)
-        status = os.stat(temporary, dir_fd=from_fd, follow_symlinks=False)
-        try:
-            if stat.S_ISLNK(status.st_mode):
-                target = os.readlink(temporary, dir_fd=from_fd)
-                os.symlink(target, beside, dir_fd=directory.fd)
-            elif stat.S_ISREG(status.st_mode):
-                _copy_file(
-                    from_fd,
-                    temporary,
-                    directory.fd,
-                    beside,
-                    status,
-                    fsync=self._options.fsync,
-                )
-            else:
-                mode = status.st_mode
-                os.mknod(beside, mode, status.st_rdev, dir_fd=directory.fd)
-            times = (status.st_atime_ns, status.st_mtime_ns)
-            os.utime(beside, ns=times, dir_fd=directory.fd, follow_symlinks=False)
-            os.rename(beside, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(beside, dir_fd=directory.fd)
-            raise
-        os.unlink(temporary, dir_fd=from_fd)
 
     def clear(self, parent: Parts, name: bytes) -> None:
         """Take away what stands where something of another kind belongs.
@@ -375,11 +334,18 @@ class Destination:
         make_usable(directory.fd, os.fstat(directory.fd))
 
     def remove_tree(self, parent: Parts, name: bytes) -> None:
-        """Remove a directory and all beneath it.
+        """Remove a directory and all beneath it, or move it to the backups.
 
         Raises:
             UnsafePathError: something in it is kept back; it stays, with what is above.
         """
+        self._remove_tree(parent, name, self._backups)
+
+    def _drop_tree(self, parent: Parts, name: bytes) -> None:
+        """Remove a directory of the backups: what was one is a file now."""
+        self._remove_tree(parent, name, None)
+
+    def _remove_tree(self, parent: Parts, name: bytes, backups: Backups | None) -> None:
         top = (*parent, name)
         self.open_up(top)
         walks = [(top, self.names(top))]
@@ -388,7 +354,7 @@ class Destination:
             below = next(names, None)
             if below is None:
                 walks.pop()
-                self.remove(path[:-1], path[-1], is_dir=True)
+                self._remove(path[:-1], path[-1], backups, is_dir=True)
                 continue
             directory = self.tree.directory(path)
             status = os.stat(below, dir_fd=directory.fd, follow_symlinks=False)
@@ -397,137 +363,26 @@ class Destination:
                 self.open_up((*path, below))
                 walks.append(((*path, below), self.names((*path, below))))
             else:
-                self.remove(path, below, is_dir=False)
+                self._remove(path, below, backups, is_dir=False)
 
     def remove(self, parent: Parts, name: bytes, *, is_dir: bool) -> None:
         """Remove a thing that the source does not have; a directory if it is empty."""
+        self._remove(parent, name, self._backups, is_dir=is_dir)
+
+    def _remove(
+        self, parent: Parts, name: bytes, backups: Backups | None, *, is_dir: bool
+    ) -> None:
         directory = self.tree.directory(parent)
         self.changes.note_directory(parent)
-        self.check((*parent, name))
-        if self._backup is not None and not is_dir:
-            self._keep(parent, name)
+        self.tree.check_writing((*parent, name))
+        if backups is not None and not is_dir:
+            backups.keep(parent, name, self._drop_tree)
         elif is_dir:
             self.tree.forget((*parent, name))
             os.rmdir(name, dir_fd=directory.fd)
         else:
             os.unlink(name, dir_fd=directory.fd)
 
-    def _keep(self, parent: Parts, name: bytes, *, stays: bool = False) -> None:
-        """Move what is there to the backups; a file that stays for now gets a link."""
-        assert self._backup is not None
-        directory = self.tree.directory(parent)
-        path, kept = (*parent, name), (*self._backup, *parent, name)
-        self._check_keeping(path, kept)
-        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        self.tree.check_found(status, path)
-        if stat.S_ISDIR(status.st_mode):
-            self._check_keeping_all(path, kept)
-        above_path = kept[:-1]
-        above = self._ensure(above_path)
-        self.changes.note_directory(above_path)
-        with contextlib.suppress(FileNotFoundError):
-            there = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
-            self.tree.check_found(there, kept)
-            if stat.S_ISDIR(there.st_mode):
-                self._drop_tree(above_path, name)
-        if stays:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=above.fd)
-            try:
-                os.link(
-                    name,
-                    name,
-                    src_dir_fd=directory.fd,
-                    dst_dir_fd=above.fd,
-                    follow_symlinks=False,
-                )
-                return
-            except OSError as exc:
-                if exc.errno not in _NO_LINKS:
-                    raise
-        os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=above.fd)
-
-    def _check_keeping(self, path: Parts, kept: Parts) -> None:
-        """See that something may be moved to the backups.
-
-        Raises:
-            UnsafePathError: it is kept back, or the peer may not write one of both, or
-                could read there what it cannot here.
-        """
-        self.check(path)
-        self.check(kept)
-        for right in ("read", "list"):
-            if self.tree.may(right, kept) and not self.tree.may(right, path):
-                text = f"keeping {shown(path)!r} at {shown(kept)!r} is not allowed"
-                raise UnsafePathError(text)
-
-    def _check_keeping_all(self, path: Parts, kept: Parts) -> None:
-        """See likewise about all that is in a directory."""
-        waiting = [(path, kept)]
-        while waiting:
-            here, above = waiting.pop()
-            for name in unsorted_names(self.tree.directory(here)):
-                below, there = (*here, name), (*above, name)
-                self._check_keeping(below, there)
-                old = self.look(here, name)
-                if old is not None and stat.S_ISDIR(old.status.st_mode):
-                    waiting.append((below, there))
-
-    def _drop_tree(self, parent: Parts, name: bytes) -> None:
-        """Remove a directory of the backups: what was one is a file now."""
-        backup, self._backup = self._backup, None
-        try:
-            self.remove_tree(parent, name)
-        finally:
-            self._backup = backup
-
-    def _ensure(self, path: Parts) -> Directory:
-        """Return a directory of the backups, made with those above it if missing."""
-        assert self._backup is not None
-        for depth in range(1, len(path) + 1):
-            try:
-                self.tree.directory(path[:depth])
-            except Rpc25519Error:
-                self.check(path[:depth])
-                above, name = self.tree.directory(path[: depth - 1]), path[depth - 1]
-                if depth > len(self._backup):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=above.fd)  # no directory before
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o777, dir_fd=above.fd)
-                self.changes.note_directory(path[: depth - 1])
-        return self.tree.directory(path)
-
     def is_backup(self, path: Parts) -> bool:
         """Tell whether a path is that of the backups, which are never deleted."""
-        return self._backup is not None and path == self._backup[: len(path)]
-
-
-def _copy_file(
-    from_fd: int,
-    name: bytes,
-    to_fd: int,
-    to_name: bytes,
-    status: os.stat_result,
-    *,
-    fsync: bool,
-) -> None:
-    source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        target = os.open(to_name, flags, 0o600, dir_fd=to_fd)
-        try:
-            while block := os.read(source, _COPY_LEN):
-                with memoryview(block) as view:
-                    done = 0
-                    while done < len(view):
-                        done += os.write(target, view[done:])
-            if os.geteuid() == 0:
-                os.fchown(target, status.st_uid, status.st_gid)
-            os.fchmod(target, stat.S_IMODE(status.st_mode))
-            if fsync:
-                os.fsync(target)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
+        return self._backups is not None and self._backups.has(path)

@@ -5,10 +5,8 @@ All of this blocks; one thread at a time, the one that stores files, too.
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Final
 
 from rpc25519_tools.errors import (
     LocalFileError,
@@ -23,11 +21,12 @@ from rpc25519_tools.sync.directories import (
     DirState,
     LocalNames,
 )
-from rpc25519_tools.sync.filters import FilterRules
+from rpc25519_tools.sync.extraneous import UNLISTED, Extraneous
 from rpc25519_tools.sync.itemize import Change
 from rpc25519_tools.sync.judge import Action, Entry, Old, attributes, judge
+from rpc25519_tools.sync.linking import HardLinks
 from rpc25519_tools.sync.observer import Subject
-from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
+from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.pending import Pending
 from rpc25519_tools.sync.records import (
     ROOT_NAME,
@@ -39,17 +38,6 @@ from rpc25519_tools.sync.records import (
 from rpc25519_tools.sync.source import Place, open_source
 from rpc25519_tools.sync.tree import Parts, shown, why
 from rpc25519_tools.sync.walk import file_sum
-
-#: Files with further names that may be remembered.
-_MAX_LEADERS: Final = 1 << 18
-#: Further names that may wait for their files to be in place.
-_MAX_FOLLOWERS: Final = 1 << 16
-#: Directories that are remembered since something in them is to be deleted; others get
-#: their time before that.
-_MAX_DELETING: Final = 1 << 18
-
-
-_UNLISTED: Final = "listing it is not allowed, so nothing in it is deleted"
 
 
 @dataclass(slots=True)
@@ -97,7 +85,6 @@ class Judging:
         self._rename = rename
         self._original = b""
         self._privileged = privileged
-        self._rules = FilterRules(options.rules)
         self._owners = Owners(options, privileged=privileged)
         self.directories = Directories(
             destination, sets=not options.dry_run, times=options.times
@@ -106,12 +93,8 @@ class Judging:
         self._asked = asked
         self.directories.listed(0).is_there = not (is_new and options.dry_run)
         self._index = 0
-        self._leaders: dict[int, Parts] = {}
-        self._followers = 0
-        self._extraneous: IO[bytes] | None = None
-        self._deleting: list[DirState] = []
-        #: How many things were removed so far, or will be.
-        self.removed = 0
+        self.links = HardLinks(destination, options, self.directories, pending)
+        self.extraneous = Extraneous(destination, options, self.directories)
         #: Whether something of the source is not known, so that nothing is deleted.
         self.incomplete = False
         self.final = False
@@ -195,7 +178,7 @@ class Judging:
 
     def _end_listing(self, number: int, state: DirState) -> None:
         if self._options.delete and state.local is not None:
-            self._note_extraneous(state, state.local.rest())
+            self.extraneous.note(state, state.local.rest())
         self.directories.end_listing(number)
 
     # One entry.
@@ -267,11 +250,11 @@ class Judging:
         if entry.name == ROOT_NAME:
             return self._decide_root(state, entry)
         old = self._look(state, entry)
-        self._destination.check(path)
+        self._destination.tree.check_writing(path)
         if stat.S_ISREG(entry.mode) and self._options.checksum:
             self._compare(entry, old, path)
         if entry.leader is not None:
-            linked = self._decide_link(state, entry, old)
+            linked = self.links.decide(state, entry, old)
             if linked is not None:
                 return linked
         action, change = judge(entry, old, self._options)
@@ -282,7 +265,7 @@ class Judging:
         if action in (Action.FETCH, Action.MAKE):
             self._make_way(path, old, judged)
         if self._options.hard_links:
-            self._remember_leader(entry, path)
+            self.links.remember(entry, path)
         return self._take(state, entry, old, (action, change), judged)
 
     def _take(
@@ -319,7 +302,7 @@ class Judging:
         if local is None:
             return None
         if self._options.delete:
-            self._note_extraneous(state, local.before(entry.name))
+            self.extraneous.note(state, local.before(entry.name))
         else:
             for _ in local.before(entry.name):
                 pass
@@ -399,7 +382,7 @@ class Judging:
         if old is None or not stat.S_ISDIR(old.status.st_mode):
             return
         if not self._destination.tree.may("list", path):
-            raise UnsafePathError(_UNLISTED)
+            raise UnsafePathError(UNLISTED)
         going: list[bytes] = []
         walks = [(path, self._destination.names(path))]
         while walks:
@@ -413,8 +396,10 @@ class Judging:
             below = (*here, name)
             found = self._destination.look(here, name)
             is_dir = found is not None and stat.S_ISDIR(found.status.st_mode)
-            stays = not self._options.delete or self.is_protected(below, is_dir=is_dir)
-            if stays or self.may_not_remove(len(going) + 1):
+            stays = not self._options.delete or self.extraneous.is_protected(
+                below, is_dir=is_dir
+            )
+            if stays or self.extraneous.may_not_remove(len(going) + 1):
                 raise LocalFileError(
                     f"{shown(path)!r} is a directory with something in it that has to "
                     "stay, and cannot be replaced"
@@ -423,139 +408,5 @@ class Judging:
                 walks.append((below, self._destination.names(below)))
             else:
                 going.append(b"/".join(below))
-        self.removed += len(going)
+        self.extraneous.removed += len(going)
         judged.removed += going
-
-    def may_not_remove(self, count: int) -> bool:
-        """Tell whether so many more removals would be too many."""
-        limit = self._options.max_delete
-        return limit is not None and self.removed + count > limit
-
-    # Hard links.
-
-    def _remember_leader(self, entry: Entry, path: Parts) -> None:
-        if len(self._leaders) < _MAX_LEADERS:
-            self._leaders[entry.index] = path
-
-    def _decide_link(
-        self, state: DirState, entry: Entry, old: Old | None
-    ) -> tuple[Verdict, int] | None:
-        """Make a further name of a file, at once or when the file is in place."""
-        assert entry.leader is not None
-        leader = self._leaders.get(entry.leader)
-        if leader is None:
-            return None  # it was not taken; this one becomes a file of its own
-        entry.target = b"/".join(leader)
-        if old is None and self._options.existing:
-            return Verdict.SKIPPED, Change.NONE
-        if old is not None and self._options.ignore_existing:
-            return Verdict.SKIPPED, Change.NONE
-        change = Change.LINKED
-        is_other = old is None or (old.status.st_mode ^ entry.mode) & 0o170000
-        if old is None or is_other:
-            change |= Change.NEW
-        else:
-            change |= attributes(entry, old.status, self._options)
-        pending = self._pending.get(entry.leader)
-        if pending is not None:
-            if self._followers >= _MAX_FOLLOWERS:
-                return None
-            self._followers += 1
-            state.open += 1
-            pending.followers.append((state, entry, old))
-            return Verdict.DONE, change
-        if not self._destination.tree.may("read", leader):
-            return None  # another name of it might be one that the peer may read
-        there = self._destination.look(leader[:-1], leader[-1])
-        if (
-            there is not None
-            and old is not None
-            and os.path.samestat(there.status, old.status)
-        ):
-            return Verdict.EQUAL, Change.NONE
-        if self._options.dry_run:
-            return Verdict.DONE, change
-        self._destination.make_link(state.path, entry.name, leader, old)
-        state.touched = True
-        return Verdict.DONE, change
-
-    def drop_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
-        """Give up the further names of a file that failed; return what failed."""
-        failed = []
-        self._followers -= len(pending.followers)
-        for state, entry, _ in pending.followers:
-            path = (*state.path, entry.name)
-            failed.append((path, "the file that it is a link of failed"))
-            self.directories.close(state)
-        pending.followers = []
-        return failed
-
-    def link_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
-        """Make the further names of a file that is in place; return what failed."""
-        failed = []
-        self._followers -= len(pending.followers)
-        for state, entry, old in pending.followers:
-            path = (*state.path, entry.name)
-            try:
-                self._destination.make_link(state.path, entry.name, pending.path, old)
-                state.touched = True
-            except (OSError, Rpc25519Error) as exc:
-                failed.append((path, why(exc, "link", path)))
-            self.directories.close(state)
-        pending.followers = []
-        return failed
-
-    # What the source does not have.
-
-    def _note_extraneous(self, state: DirState, names: Iterator[bytes]) -> None:
-        # The root is only compared where its contents were named, as in "src/".
-        is_compared = state.above is not None or state.entry is not None
-        may_list = self._destination.tree.may("list", state.path)
-        for name in names:
-            if not is_compared:
-                continue
-            if not may_list:
-                # What is deleted is told, and so would be what there is.
-                self.directories.fail(state.path, UnsafePathError(_UNLISTED))
-                may_list, is_compared = True, False
-                continue
-            path = (*state.path, name)
-            if self._destination.is_backup(path):
-                continue
-            if self._extraneous is None:
-                self._extraneous = tempfile.TemporaryFile()  # noqa: SIM115  # to the end
-            is_new = not self._deleting or self._deleting[-1] is not state
-            if is_new and len(self._deleting) < _MAX_DELETING:
-                self._deleting.append(state)
-                state.open += 1
-            self._extraneous.write(b"/".join(path) + b"\0")
-
-    def extraneous(self) -> Iterator[Parts]:
-        """Yield what the source does not have, as it was found."""
-        if self._extraneous is None:
-            return
-        self._extraneous.seek(0)
-        rest = b""
-        while block := self._extraneous.read(1 << 16):
-            *paths, rest = (rest + block).split(b"\0")
-            for path in paths:
-                yield tuple(path.split(b"/"))
-
-    def is_protected(self, path: Parts, *, is_dir: bool) -> bool:
-        """Tell whether the rules keep something from being deleted."""
-        if self._options.delete_excluded or not self._options.rules:
-            return False
-        joined = b"/".join(path)
-        return len(joined) > MAX_PATH_LEN or not self._rules.decide(
-            joined, is_dir=is_dir
-        )
-
-    def end_deleting(self, touched: set[Parts]) -> None:
-        """Finish the directories in which something was to be deleted."""
-        for state in self._deleting:
-            state.touched |= state.path in touched
-            self.directories.close(state)
-        self._deleting = []
-        if self._extraneous is not None:
-            self._extraneous.close()
-            self._extraneous = None

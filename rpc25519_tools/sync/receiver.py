@@ -285,11 +285,11 @@ class Receiver:
     def _settle(self, outcome: Outcome) -> None:
         """Do what follows from files that are in place, or will not be."""
         for pending in outcome.done:
-            for path, note in self._judging.link_followers(pending):
+            for path, note in self._judging.links.make_followers(pending):
                 outcome.notes.append((path, note))
             self._judging.directories.close(pending.directory)
         for pending, _ in outcome.failed.values():
-            outcome.notes += self._judging.drop_followers(pending)
+            outcome.notes += self._judging.links.drop_followers(pending)
             self._judging.directories.close(pending.directory)
 
     async def _tell(self, outcome: Outcome) -> None:
@@ -455,7 +455,7 @@ class Receiver:
     # The end.
 
     async def _end(self) -> Totals:
-        deleting = Deleting(self._destination, self._judging, self._options)
+        deleting = Deleting(self._destination, self._judging.extraneous, self._options)
         if self._options.delete and not self._judging.incomplete:
             more = True
             while more:
@@ -471,11 +471,11 @@ class Receiver:
                     await self._channel.send(RsyncStep.ACK, encode_records([record]))
         elif self._options.delete:
             self._observer.warned((), NOTHING_DELETED)
-            await in_worker(self._judging.end_deleting, set())
+            await in_worker(self._judging.extraneous.end, set())
         if self._options.fsync and not self._options.dry_run:
             await in_worker(self._destination.changes.sync)
         totals = Totals(
-            self._judging.removed,
+            self._judging.extraneous.removed,
             self._store.matched,
             self._store.literal,
             deleting.left,

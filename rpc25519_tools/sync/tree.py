@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from rpc25519_tools.errors import UnsafePathError
 from rpc25519_tools.files.jail import (
     DIR_FLAGS,
     MAX_NAME_BYTES,
@@ -168,6 +169,16 @@ class Tree:
     def may(self, right: Right, parts: Parts) -> bool:
         """Tell whether the peer has a right to a path."""
         return self._permit is None or self._permit(right, self._at + parts)
+
+    def check_writing(self, parts: Parts) -> None:
+        """Check that the peer may write to a path.
+
+        Raises:
+            UnsafePathError: the path is kept back, or not allowed to the peer.
+        """
+        self.check(parts)
+        if not self.may("write", parts):
+            raise UnsafePathError(f"writing {shown(parts)!r} is not allowed")
 
     def directory(self, parts: Parts) -> Directory:
         """Return the directory of a path, open.

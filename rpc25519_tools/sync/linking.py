@@ -1,0 +1,124 @@
+"""Further names of files: hard links, made at once or when the file is in place.
+
+All of this blocks; one thread at a time.
+"""
+
+import os
+from typing import Final
+
+from rpc25519_tools.errors import Rpc25519Error
+from rpc25519_tools.sync.destination import Destination
+from rpc25519_tools.sync.directories import Directories, DirState
+from rpc25519_tools.sync.itemize import Change
+from rpc25519_tools.sync.judge import Entry, Old, attributes
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.pending import Pending
+from rpc25519_tools.sync.records import Verdict
+from rpc25519_tools.sync.tree import Parts, why
+
+#: Files with further names that may be remembered.
+_MAX_LEADERS: Final = 1 << 18
+#: Further names that may wait for their files to be in place.
+_MAX_FOLLOWERS: Final = 1 << 16
+
+
+class HardLinks:
+    """Makes further names of files; the first name is the leader, others follow.
+
+    Args:
+        destination: where they lie.
+        options: of the sync.
+        directories: learn of names that are made later, or not at all.
+        pending: the wanted files, by index; shared with the receiver.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        options: SyncOptions,
+        directories: Directories,
+        pending: dict[int, Pending],
+    ) -> None:
+        self._destination = destination
+        self._options = options
+        self._directories = directories
+        self._pending = pending
+        self._leaders: dict[int, Parts] = {}
+        self._followers = 0
+
+    def remember(self, entry: Entry, path: Parts) -> None:
+        """Note where a file lies that may have further names."""
+        if len(self._leaders) < _MAX_LEADERS:
+            self._leaders[entry.index] = path
+
+    def decide(
+        self, state: DirState, entry: Entry, old: Old | None
+    ) -> tuple[Verdict, int] | None:
+        """Make a further name of a file, at once or when the file is in place.
+
+        Returns:
+            the verdict and what changes; None where it has to be a file of its own.
+        """
+        assert entry.leader is not None
+        leader = self._leaders.get(entry.leader)
+        if leader is None:
+            return None  # it was not taken
+        entry.target = b"/".join(leader)
+        if old is None and self._options.existing:
+            return Verdict.SKIPPED, Change.NONE
+        if old is not None and self._options.ignore_existing:
+            return Verdict.SKIPPED, Change.NONE
+        change = Change.LINKED
+        is_other = old is None or (old.status.st_mode ^ entry.mode) & 0o170000
+        if old is None or is_other:
+            change |= Change.NEW
+        else:
+            change |= attributes(entry, old.status, self._options)
+        pending = self._pending.get(entry.leader)
+        if pending is not None:
+            if self._followers >= _MAX_FOLLOWERS:
+                return None
+            self._followers += 1
+            state.open += 1
+            pending.followers.append((state, entry, old))
+            return Verdict.DONE, change
+        if not self._destination.tree.may("read", leader):
+            return None  # another name of it might be one that the peer may read
+        there = self._destination.look(leader[:-1], leader[-1])
+        if (
+            there is not None
+            and old is not None
+            and os.path.samestat(there.status, old.status)
+        ):
+            return Verdict.EQUAL, Change.NONE
+        if self._options.dry_run:
+            return Verdict.DONE, change
+        self._destination.make_link(state.path, entry.name, leader, old)
+        state.touched = True
+        return Verdict.DONE, change
+
+    def drop_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
+        """Give up the further names of a file that failed; return what failed."""
+        failed = []
+        self._followers -= len(pending.followers)
+        for state, entry, _ in pending.followers:
+            path = (*state.path, entry.name)
+            failed.append((path, "the file that it is a link of failed"))
+            self._directories.close(state)
+        pending.followers = []
+        return failed
+
+    def make_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
+        """Make the further names of a file that is in place; return what failed."""
+        failed = []
+        self._followers -= len(pending.followers)
+        for state, entry, old in pending.followers:
+            path = (*state.path, entry.name)
+            try:
+                self._destination.make_link(state.path, entry.name, pending.path, old)
+                state.touched = True
+            except (OSError, Rpc25519Error) as exc:
+                failed.append((path, why(exc, "link", path)))
+            self._directories.close(state)
+        pending.followers = []
+        return failed
