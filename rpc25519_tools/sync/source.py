@@ -38,10 +38,9 @@ class Selection(dict[bytes, "Selection | None"]):
 #: Directories that chosen paths may lie in, and how deep.
 _MAX_CHOSEN: Final = 1 << 18
 _MAX_CHOSEN_DEPTH: Final = 512
+_MISSING: Final = "no such file or directory"
 #: Directories of a server that are merged at a time: the names of all are in memory.
 _MAX_MERGED: Final = 64
-#: Names of a directory that are looked up one after the other without a list.
-_FEW: Final = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +77,7 @@ class SourceDir:
         only: which names count; None: all of them.
         is_chosen: whether it was named, so that it counts without recursion, too.
         failed: what could not be read.
+        missing: names that count and are not there.
     """
 
     path: Parts
@@ -86,6 +86,20 @@ class SourceDir:
     only: Selection | None = None
     is_chosen: bool = False
     failed: list[tuple[Parts, str]] = field(default_factory=list)
+    missing: list[bytes] = field(default_factory=list)
+
+    @property
+    def failures(self) -> int:
+        """How many things could not be read, and were not taken."""
+        return len(self.failed) + len(self.missing)
+
+    def take_failures(self, most: int) -> list[tuple[Parts, str]]:
+        """Return some of what could not be read, and forget it."""
+        taken = self.failed[:most]
+        del self.failed[:most]
+        names = self.missing[: most - len(taken)]
+        del self.missing[: len(names)]
+        return taken + [((*self.path, name), _MISSING) for name in names]
 
     def entries(self) -> Iterator[list[Found]]:
         """Yield for each name, in the order of bytes, what has it: mostly one thing."""
@@ -112,14 +126,10 @@ class SourceDir:
             return
         try:
             directory = place.tree.directory(place.parts)
-            names: Iterator[bytes] | list[bytes]
-            if self.only is not None and len(self.only) <= _FEW:
-                names = sorted(self.only)
-            else:
-                names = sorted_names(directory)
+            # Chosen names are looked up, however many: those that are missing are told.
+            chosen = self.only
+            names = sorted_names(directory) if chosen is None else sorted(chosen)
             for name in names:
-                if self.only is not None and name not in self.only:
-                    continue
                 found = self._look(place, directory.fd, name)
                 if found is not None:
                     yield found
@@ -136,7 +146,7 @@ class SourceDir:
             place.tree.check_found(status, parts)
         except FileNotFoundError:
             if self.only is not None:
-                self.failed.append(((*self.path, name), "no such file or directory"))
+                self.missing.append(name)
             return None  # it has vanished since it was listed
         except OSError as exc:
             text = why(exc, "read", (*self.path, name))
@@ -156,7 +166,7 @@ class SourceDir:
                 continue
             found = self._look(Place(place.tree, tuple(parents)), directory.fd, real)
             if found is None:
-                self.failed.append(((*self.path, name), "no such file or directory"))
+                self.missing.append(name)
                 continue
             found.name = name
             yield found

@@ -222,6 +222,11 @@ class Walk:
                 count = 0
                 yield self._finish_batch()
         whole &= self._take_failures(directory)
+        while directory.failures:
+            self._segment(number, directory, count, ends=False)
+            count = 0
+            yield self._finish_batch()
+            whole &= self._take_failures(directory)
         self.stops_deleting |= self._options.delete and not whole
         self._segment(number, directory, count, ends=True, whole=whole)
         overview = self._batch.overview
@@ -255,12 +260,12 @@ class Walk:
     def _is_full(self, count: int, directory: SourceDir) -> bool:
         if self._waiting_parts > MAX_WAITING_PARTS:
             raise LocalFileError("too many directories lie side by side, and too deep")
-        many = max(count, len(directory.failed)) >= BATCH_LEN
+        many = max(count, directory.failures) >= BATCH_LEN
         return many or self._names_len > _NAMES_LEN
 
     def _take_failures(self, directory: SourceDir) -> bool:
         """Tell the receiver what could not be read; return whether there is nothing."""
-        failed, directory.failed = directory.failed, []
+        failed = directory.take_failures(BATCH_LEN)
         for path, text in failed:
             note = text[:MAX_NOTE_LEN]
             self._batch.overview.failed.append((told(b"/".join(path)), note))

@@ -1,0 +1,56 @@
+"""What a walk tells of what it cannot read, and how it ends early."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.records import decode_overview, encode_overview
+from rpc25519_tools.sync.source import local_source
+from rpc25519_tools.sync.walk import BATCH_LEN, Walk
+
+pytestmark = pytest.mark.usefixtures("no_leaked_fds")
+
+RECURSIVE = SyncOptions(recursive=True)
+
+
+def failures(
+    paths: Sequence[Path | str],
+    options: SyncOptions = RECURSIVE,
+    only: Sequence[bytes] | None = None,
+) -> list[tuple[bytes, str]]:
+    """Walk; return what the receiver is told of what failed."""
+    told: list[tuple[bytes, str]] = []
+    walk = Walk(local_source([os.fsencode(path) for path in paths], only), options)
+    for batch in walk.batches():
+        overview, _ = decode_overview(encode_overview(batch.overview))
+        assert len(overview.failed) < 2 * BATCH_LEN
+        told += overview.failed
+    return told
+
+
+@pytest.mark.parametrize("count", [1, 256, 257, 1000])
+def test_a_chosen_name_that_is_missing_is_told(tmp_path: Path, count: int) -> None:
+    chosen = [b"%04d" % number for number in range(count)]
+    for name in chosen:
+        (tmp_path / os.fsdecode(name)).touch()
+    (tmp_path / "other").touch()
+    found = failures([tmp_path], only=[*chosen, b"none"])
+    assert found == [(b"none", "no such file or directory")]
+
+
+def test_many_chosen_names_that_are_missing_are_told(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "there").touch()
+    chosen = [b"sub/%05d" % number for number in range(10_000)]
+    found = failures([tmp_path], only=[*chosen, b"sub/there"])
+    assert [path for path, _ in found] == chosen
+
+
+def test_many_sources_that_are_missing_are_told(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    names = [f"{tmp_path}/{number:05}" for number in range(9000)]
+    found = failures([tmp_path / "there", *names])
+    assert [path for path, _ in found] == [os.fsencode(name) for name in names]
