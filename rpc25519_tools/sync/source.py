@@ -294,6 +294,7 @@ def local_source(
     root = None
     single = len(paths) == 1 and only is None
     missing: list[tuple[bytes, LocalFileError]] = []
+    parents: dict[bytes, Tree] = {}  # each has a descriptor
     for path in paths:
         if not path:
             raise LocalFileError("the name of a source is empty")
@@ -323,7 +324,9 @@ def local_source(
             raise LocalFileError(f"{shown((path,))!r} is not a possible name") from exc
         if stat.S_ISDIR(status.st_mode):
             single = False
-        top.extra.setdefault(name, Place(Tree.local(parent), (real,)))
+        if parent not in parents:
+            parents[parent] = Tree.local(parent)
+        top.extra.setdefault(name, Place(parents[parent], (real,)))
     _settle_missing(top, missing)
     return Source(top=top, root=root, single=single)
 
@@ -360,16 +363,16 @@ def served_source(
         parts = split_path(path)
         tree.check(parts)
         *parents, name = parts or (b"",)
+        merges = only is not None or not parts or path.endswith((b"/", b"/."))
+        if merges and len(seen) == _MAX_MERGED and parts not in seen:
+            raise LocalFileError(f"over {_MAX_MERGED} directories cannot be merged")
         try:
-            if only is not None or not parts or path.endswith((b"/", b"/.")):
+            if merges:
                 single = False
                 directory = tree.directory(parts)
                 if parts in seen:
                     continue
                 seen.add(parts)
-                if len(seen) > _MAX_MERGED:
-                    text = f"over {_MAX_MERGED} directories cannot be merged"
-                    raise LocalFileError(text)
                 top.places.append(Place(tree, parts))
                 if root is None and only is None:
                     root = os.stat(".", dir_fd=directory.fd)

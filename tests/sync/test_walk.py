@@ -1,14 +1,18 @@
 """What a walk tells of what it cannot read, and how it ends early."""
 
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from rpc25519_tools.errors import LocalFileError
+from rpc25519_tools.files.jail import Root
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.records import decode_overview, encode_overview
-from rpc25519_tools.sync.source import local_source
+from rpc25519_tools.sync.source import local_source, served_source
+from rpc25519_tools.sync.tree import Tree
 from rpc25519_tools.sync.walk import BATCH_LEN, Walk
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
@@ -54,3 +58,28 @@ def test_many_sources_that_are_missing_are_told(tmp_path: Path) -> None:
     names = [f"{tmp_path}/{number:05}" for number in range(9000)]
     found = failures([tmp_path / "there", *names])
     assert [path for path, _ in found] == [os.fsencode(name) for name in names]
+
+
+def test_sources_in_one_directory_take_one_descriptor(tmp_path: Path) -> None:
+    names = [tmp_path / f"{number}" for number in range(100)]
+    for name in names:
+        name.touch()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fd = os.open("/", os.O_RDONLY)
+    os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 20, before[1]))
+    try:
+        assert failures(names) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_directories_than_can_be_merged_are_refused(tmp_path: Path) -> None:
+    paths = [b"%d/" % number for number in range(65)]
+    for path in paths:
+        (tmp_path / os.fsdecode(path)).mkdir()
+    with Root(tmp_path) as root:
+        tree = Tree.served(root, None)
+        assert len(served_source(tree, [*paths[:64], paths[0]]).top.places) == 64
+        with pytest.raises(LocalFileError, match="over 64 directories cannot"):
+            served_source(tree, paths)
