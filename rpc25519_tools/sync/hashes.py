@@ -8,9 +8,7 @@ first. A summary that a Go peer has made can be read and compared, but its chunk
 elsewhere, so only chunks that happen to be the same will be found.
 """
 
-import grp
 import os
-import pwd
 import stat
 from dataclasses import replace
 from itertools import accumulate
@@ -41,6 +39,7 @@ from rpc25519_tools.sync.hash_records import (
     RsyncStep4ReaderAcksDeltasFin,
     diff,
 )
+from rpc25519_tools.sync.owners import group_name, user_name
 from rpc25519_tools.wire.digest import RunningDigest, digest_text, format_digest
 from rpc25519_tools.wire.greenpack import Buffer
 
@@ -143,9 +142,9 @@ def summarize_file(
         path=name,
         mod_time_ns=source.modified_ns,
         file_mode=_go_mode(status.st_mode),
-        file_owner=_owner_name(status.st_uid),
+        file_owner=user_name(status.st_uid),
         file_owner_id=status.st_uid,
-        file_group=_group_name(status.st_gid),
+        file_group=group_name(status.st_gid),
         file_group_id=status.st_gid,
     )
 
@@ -239,17 +238,3 @@ def _open(name: str) -> tuple[int, os.stat_result]:
 def _go_mode(mode: int) -> int:
     """Return the mode of a regular file as Go's FileMode has it."""
     return (mode & 0o777) | sum(bit for ours, bit in _GO_MODE_BITS if mode & ours)
-
-
-def _owner_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return ""
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return ""

@@ -11,8 +11,6 @@ list themselves.
 
 import asyncio
 import contextlib
-import grp
-import pwd
 import stat
 import time
 from collections import deque
@@ -49,7 +47,6 @@ from rpc25519_tools.sync.list_records import (
     ARG_LIST_PATH,
     ARG_LIST_RECURSIVE,
     LIST_SERVICE,
-    MAX_OWNER_LEN,
     MAX_PROBLEM_LEN,
     PART_TARGET_LEN,
     EntryReader,
@@ -58,6 +55,7 @@ from rpc25519_tools.sync.list_records import (
     encoded_len_of,
     is_known_kind,
 )
+from rpc25519_tools.sync.owners import group_name, user_name
 
 _SILENT = "the server sent nothing"
 _TRUE = "true"
@@ -255,8 +253,8 @@ class _Walk:
         self._spool = spool
         self._recursive = recursive
         self._levels: list[_Level] = []
-        self._user_names = _Names(lambda uid: pwd.getpwuid(uid).pw_name)
-        self._group_names = _Names(lambda gid: grp.getgrgid(gid).gr_name)
+        self._user_names = _Names(user_name)
+        self._group_names = _Names(group_name)
 
     async def run(self, path: str, parts: tuple[bytes, ...]) -> None:
         """Send what a name means.
@@ -381,11 +379,5 @@ class _Names:
         if name is None:
             if len(self._known) >= _MOST_OWNERS:
                 self._known.clear()
-            try:
-                name = self._look_up(number)
-            except (KeyError, OSError):
-                name = ""
-            # Whatever the system's database has, the wire has UTF-8.
-            name = name.encode("utf-8", "replace").decode()[:MAX_OWNER_LEN]
-            self._known[number] = name
+            name = self._known[number] = self._look_up(number)
         return name

@@ -10,9 +10,7 @@ directories that the way to the rest leads through are named again, nothing else
 All of this blocks; one thread walks.
 """
 
-import grp
 import os
-import pwd
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,9 @@ from blake3 import blake3
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.files.jail import MAX_NAME_BYTES
 from rpc25519_tools.sync.filters import FilterRules
+from rpc25519_tools.sync.holes import has_holes
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
+from rpc25519_tools.sync.owners import group_name, user_name
 from rpc25519_tools.sync.records import (
     MAX_NOTE_LEN,
     ROOT_NAME,
@@ -161,6 +161,7 @@ class Walk:
             skips_top = True
         self._next_index = 0
         self._next_dir = 1
+        self._waiting_dirs = 1
         self._waiting_parts = 0
         self._links = _Links()
         self._users: set[int] = set()
@@ -194,14 +195,11 @@ class Walk:
         waiting = [(0, self._source.top)]
         while waiting:
             number, directory = waiting.pop()
+            self._waiting_dirs -= 1
             self._waiting_parts -= len(directory.path)
             subdirs: list[tuple[int, SourceDir]] = []
             yield from self._list(number, directory, subdirs)
             waiting.extend(reversed(subdirs))
-            if len(waiting) > MAX_WAITING_DIRS:
-                raise LocalFileError(
-                    f"over {MAX_WAITING_DIRS} directories lie side by side"
-                )
         self._batch.overview.final = True
         yield self._finish_batch()
 
@@ -253,13 +251,26 @@ class Walk:
             below = directory.below(group)
             if self._options.recursive or below.is_chosen:
                 subdirs.append((self._next_dir, below))
-                self._waiting_parts += len(below.path)
+                self._wait_for(below)
             self._next_dir += 1
         return 1
 
-    def _is_full(self, count: int, directory: SourceDir) -> bool:
+    def _wait_for(self, directory: SourceDir) -> None:
+        """Count a directory whose turn comes later.
+
+        Raises:
+            LocalFileError: too many wait.
+        """
+        self._waiting_dirs += 1
+        self._waiting_parts += len(directory.path)
+        if self._waiting_dirs > MAX_WAITING_DIRS:
+            raise LocalFileError(
+                f"over {MAX_WAITING_DIRS} directories lie side by side"
+            )
         if self._waiting_parts > MAX_WAITING_PARTS:
             raise LocalFileError("too many directories lie side by side, and too deep")
+
+    def _is_full(self, count: int, directory: SourceDir) -> bool:
         many = max(count, directory.failures) >= BATCH_LEN
         return many or self._names_len > _NAMES_LEN
 
@@ -335,7 +346,7 @@ class Walk:
             mode,
             size,
             status.st_mtime_ns,
-            is_regular and status.st_blocks * 512 < size,
+            is_regular and has_holes(status),
         )
         if is_regular:
             self.files += 1
@@ -450,19 +461,3 @@ def file_sum(fd: int) -> bytes:
         digest.update(view[:count])
         at += count
     return digest.digest()
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user; empty where the number has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name[:256]
-    except (KeyError, OverflowError):
-        return ""
-
-
-def group_name(gid: int) -> str:
-    """Return the name of a group; empty where the number has none."""
-    try:
-        return grp.getgrgid(gid).gr_name[:256]
-    except (KeyError, OverflowError):
-        return ""

@@ -1,15 +1,21 @@
 """What a walk tells of what it cannot read, and how it ends early."""
 
+import grp
 import os
+import pwd
 import resource
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rpc25519_tools.errors import LocalFileError
 from rpc25519_tools.files.jail import Root
+from rpc25519_tools.sync import walk as walk_module
 from rpc25519_tools.sync.options import SyncOptions
+from rpc25519_tools.sync.owners import group_name, user_name
 from rpc25519_tools.sync.records import decode_overview, encode_overview
 from rpc25519_tools.sync.source import local_source, served_source
 from rpc25519_tools.sync.tree import Tree
@@ -83,3 +89,43 @@ def test_more_directories_than_can_be_merged_are_refused(tmp_path: Path) -> None
         assert len(served_source(tree, [*paths[:64], paths[0]]).top.places) == 64
         with pytest.raises(LocalFileError, match="over 64 directories cannot"):
             served_source(tree, paths)
+
+
+def test_directories_that_wait_are_counted_while_one_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk_module, "BATCH_LEN", 4)
+    monkeypatch.setattr(walk_module, "MAX_WAITING_DIRS", 10)
+    for number in range(30):
+        (tmp_path / f"{number:02}").mkdir()
+    walk = Walk(local_source([os.fsencode(f"{tmp_path}/")]), RECURSIVE)
+    passed: deque[int] = deque()
+    with pytest.raises(LocalFileError, match="over 10 directories lie side by side"):
+        passed.extend(len(batch.items) for batch in walk.batches())
+    assert sum(passed) < 12
+    source = local_source([os.fsencode(f"{tmp_path}/{n:02}") for n in range(10)])
+    batches = list(Walk(source, RECURSIVE).batches())
+    assert sum(len(batch.items) for batch in batches) == 10
+
+
+@pytest.mark.parametrize("look_up", [user_name, group_name])
+def test_names_of_owners_can_be_sent(
+    monkeypatch: pytest.MonkeyPatch, look_up: Callable[[int], str]
+) -> None:
+    odd = "x\udcff" + "y" * 300
+    found = SimpleNamespace(pw_name=odd, gr_name=odd)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: found)
+    monkeypatch.setattr(grp, "getgrgid", lambda _: found)
+    assert look_up(1) == "x?" + "y" * 254
+
+
+@pytest.mark.parametrize("error", [KeyError, OverflowError, OSError])
+def test_an_owner_without_a_name(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(number: int) -> None:
+        raise error(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    monkeypatch.setattr(grp, "getgrgid", fail)
+    assert (user_name(1), group_name(1)) == ("", "")
