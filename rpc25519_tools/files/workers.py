@@ -3,7 +3,8 @@
 What a worker thread touches (a descriptor, a running hash) must not be closed under its
 hands, so ``in_worker`` lets the work end before it lets its caller go. That is only
 right for work that ends by itself; for reading a terminal or writing to a pipe, which
-may take for ever, there is ``AbandonableThread``.
+may take for ever, there is ``AbandonableThread``. What takes long but can be told to
+stop goes to ``in_stoppable_worker``.
 """
 
 import asyncio
@@ -17,10 +18,36 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class StoppedError(Exception):
+    """Work ended early, since nobody waits for it any more."""
+
+
 async def in_worker(
     function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Run ``function`` in a worker thread; a cancelled caller still waits for its end.
+
+    Raises:
+        Exception: whatever ``function`` raises.
+    """
+    return await in_stoppable_worker(lambda: None, function, *args, **kwargs)
+
+
+async def in_stoppable_worker(
+    stop: Callable[[], None],
+    function: Callable[P, T],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run ``function`` in a worker thread; a cancelled caller lets it end early.
+
+    Args:
+        stop: tells ``function`` to end soon, as by a StoppedError, which is dropped;
+            called on the event loop, before the caller waits for that end.
+        function: what to do.
+        *args: for it.
+        **kwargs: for it.
 
     Raises:
         Exception: whatever ``function`` raises.
@@ -30,6 +57,7 @@ async def in_worker(
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
+        stop()
         await finished(future)
         raise
 

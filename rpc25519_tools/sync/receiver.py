@@ -21,7 +21,7 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
 )
 from rpc25519_tools.files.carry_on import is_network_failure
-from rpc25519_tools.files.workers import finished, in_worker
+from rpc25519_tools.files.workers import StoppedError, finished, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Candidates
@@ -48,7 +48,6 @@ from rpc25519_tools.sync.records import (
     encode_records,
     told,
 )
-from rpc25519_tools.sync.reusing import StoppedError
 from rpc25519_tools.sync.seeking import Seeking
 from rpc25519_tools.sync.storing import Store
 from rpc25519_tools.sync.tabling import Tabling

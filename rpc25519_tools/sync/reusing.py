@@ -9,6 +9,7 @@ from typing import Final
 from blake3 import blake3
 
 from rpc25519_tools.errors import FileChangedError, RemoteProtocolError
+from rpc25519_tools.files.workers import StoppedError
 from rpc25519_tools.sync.basis import Basis
 from rpc25519_tools.sync.copying import clone, copy_range
 from rpc25519_tools.sync.holes import has_holes, stretches
@@ -25,10 +26,6 @@ from rpc25519_tools.sync.writing import Writing
 
 #: Bytes that are copied before a look at whether that is still wanted.
 _COPY_STEP: Final = 64 << 20
-
-
-class StoppedError(Exception):
-    """The sync has ended while something was copied for it."""
 
 
 class Reusing:

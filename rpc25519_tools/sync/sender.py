@@ -17,7 +17,7 @@ from rpc25519_tools.errors import (
     IncompleteTransferError,
     RemoteProtocolError,
 )
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_stoppable_worker, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
@@ -139,7 +139,7 @@ class Sender:
 
     async def _send_overview(self) -> None:
         batches = self._walk.batches()
-        batch = await in_worker(next, batches, None)
+        batch = await in_stoppable_worker(self._walk.stop, next, batches, None)
         while batch is not None:
             if not batch.items:
                 # The receiver has no verdicts on it, so the window does not hold it.
@@ -159,7 +159,7 @@ class Sender:
                 break
             while self._is_too_far_ahead():
                 await self._change()
-            batch = await in_worker(next, batches, None)
+            batch = await in_stoppable_worker(self._walk.stop, next, batches, None)
         self._walked = True
         self._changed.set()
 

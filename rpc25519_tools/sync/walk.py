@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.files.jail import MAX_NAME_BYTES
+from rpc25519_tools.files.workers import StoppedError
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.holes import has_holes
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
@@ -154,6 +155,7 @@ class Walk:
         self._start_at = start_at
         self._skipped = skipped
         self._skipped_told = 0
+        self._is_stopped = False
         skips_top = False
         if source.top.places and not options.recursive and not source.top.is_chosen:
             # What is in a directory is not taken without recursion.
@@ -178,6 +180,14 @@ class Walk:
         self.total_bytes = 0
         #: Whether nothing is to be deleted, since not all that is there is known.
         self.stops_deleting = False
+
+    def stop(self) -> None:
+        """Let whoever waits for the next batch get a StoppedError; from any thread."""
+        self._is_stopped = True
+
+    def _check_stopped(self) -> None:
+        if self._is_stopped:
+            raise StoppedError
 
     def _prune(self, chosen: Selection, path: Parts) -> None:
         """Drop chosen paths that the rules exclude, and what only leads to them."""
@@ -212,6 +222,7 @@ class Walk:
             self._add_root(directory, self._source.root)
             count += 1
         for group in directory.entries():
+            self._check_stopped()
             if self._takes_part(directory, group[0]):
                 count += self._take(directory, group, subdirs)
             if self._is_full(count, directory):
@@ -400,7 +411,9 @@ class Walk:
         except (OSError, Rpc25519Error):
             return bytes(32)  # sending it will fail, and tell why
         try:
-            return file_sum(fd)
+            return file_sum(fd, self._check_stopped)
+        except OSError:
+            return bytes(32)  # likewise
         finally:
             os.close(fd)
 
@@ -451,13 +464,22 @@ class Walk:
         return batch
 
 
-def file_sum(fd: int) -> bytes:
-    """Return the BLAKE3 sum of what a descriptor has, from its beginning."""
+def file_sum(fd: int, go_on: Callable[[], None] = lambda: None) -> bytes:
+    """Return the BLAKE3 sum of what a descriptor has, from its beginning.
+
+    Args:
+        fd: of a regular file.
+        go_on: called for each block; raises when the sum is not wanted any more.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest = blake3()
     at = 0
     memory = bytearray(_BLOCK_LEN)
     view = memoryview(memory)
     while count := os.preadv(fd, [memory], at):
+        go_on()
         digest.update(view[:count])
         at += count
     return digest.digest()

@@ -1,25 +1,32 @@
 """What a walk tells of what it cannot read, and how it ends early."""
 
+import asyncio
 import grp
 import os
 import pwd
 import resource
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rpc25519_tools.errors import LocalFileError
 from rpc25519_tools.files.jail import Root
+from rpc25519_tools.files.workers import StoppedError
 from rpc25519_tools.sync import walk as walk_module
+from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.owners import group_name, user_name
 from rpc25519_tools.sync.records import decode_overview, encode_overview
+from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import local_source, served_source
 from rpc25519_tools.sync.tree import Tree
-from rpc25519_tools.sync.walk import BATCH_LEN, Walk
+from rpc25519_tools.sync.walk import BATCH_LEN, Batch, Walk
+from tests.sync.local import channel_pair
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
@@ -129,3 +136,71 @@ def test_an_owner_without_a_name(
     monkeypatch.setattr(pwd, "getpwuid", fail)
     monkeypatch.setattr(grp, "getgrgid", fail)
     assert (user_name(1), group_name(1)) == ("", "")
+
+
+def test_a_file_that_gives_an_error_does_not_end_a_walk_for_sums() -> None:
+    checksums = SyncOptions(checksum=True)
+    source = local_source([b"/proc/self/mem", b"/proc/self/stat"])
+    batches = list(Walk(source, checksums).batches())
+    sums = b"".join(batch.overview.sums for batch in batches)
+    assert len(sums) == 64
+    assert sums[:32] == bytes(32)
+    assert sums[32:] != bytes(32)
+
+
+@pytest.mark.parametrize("step", ["sums", "entries"])
+async def test_a_cancelled_sender_lets_its_walk_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with (source / "large").open("wb") as file:
+        file.truncate(1 << 30)
+    for number in range(1000):
+        (source / f"small{number}").touch()
+    loop = asyncio.get_running_loop()
+    begun = asyncio.Event()
+    go_on = threading.Event()
+    passed: list[object] = []
+    ends: list[type[BaseException]] = []
+
+    def wait(value: object) -> None:
+        passed.append(value)
+        if len(passed) == 1:
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(10)
+
+    class Watched(Walk):
+        def batches(self) -> Iterator[Batch]:
+            try:
+                yield from super().batches()
+            except BaseException as exc:
+                ends.append(type(exc))
+                raise
+
+        def stop(self) -> None:
+            super().stop()
+            go_on.set()
+
+        def _check_stopped(self) -> None:
+            if step == "entries":
+                wait(0)
+            super()._check_stopped()
+
+    def preadv(*args: Any) -> int:
+        count = os_preadv(*args)
+        if step == "sums":
+            wait(args)
+        return count
+
+    os_preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", preadv)
+    options = SyncOptions(recursive=True, checksum=step == "sums")
+    walk = Watched(local_source([os.fsencode(f"{source}/")]), options)
+    sender = asyncio.ensure_future(Sender(channel_pair()[0], walk, Silence()).run())
+    await begun.wait()
+    sender.cancel()
+    await asyncio.wait([sender])
+    assert sender.cancelled()
+    assert ends == [StoppedError]
+    assert len(passed) == 1
