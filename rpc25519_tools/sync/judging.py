@@ -14,6 +14,7 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
     UnsafePathError,
 )
+from rpc25519_tools.files.workers import StoppedError
 from rpc25519_tools.sync.attributes import Owners, allowed_mode, make_usable
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.directories import (
@@ -93,6 +94,7 @@ class Judging:
         self._asked = asked
         self.directories.listed(0).is_there = not (is_new and options.dry_run)
         self._index = 0
+        self._is_stopped = False
         self.links = HardLinks(destination, options, self.directories, pending)
         self.extraneous = Extraneous(destination, options, self.directories)
         #: Whether something of the source is not known, so that nothing is deleted.
@@ -312,6 +314,14 @@ class Judging:
             self._destination.check_spelling(state.path, entry.name)
         return old
 
+    def stop(self) -> None:
+        """Let the comparing of contents end in a StoppedError; from any thread."""
+        self._is_stopped = True
+
+    def _check_stopped(self) -> None:
+        if self._is_stopped:
+            raise StoppedError
+
     def _compare(self, entry: Entry, old: Old | None, path: Parts) -> None:
         """Compare contents, where that is wanted and lengths are equal."""
         if old is None or not stat.S_ISREG(old.status.st_mode):
@@ -325,7 +335,7 @@ class Judging:
         except LocalFileError:
             return  # it cannot be read, but perhaps be replaced
         try:
-            old.same_contents = file_sum(fd) == entry.sum
+            old.same_contents = file_sum(fd, self._check_stopped) == entry.sum
         finally:
             os.close(fd)
 

@@ -21,7 +21,12 @@ from rpc25519_tools.errors import (
     Rpc25519Error,
 )
 from rpc25519_tools.files.carry_on import is_network_failure
-from rpc25519_tools.files.workers import StoppedError, finished, in_worker
+from rpc25519_tools.files.workers import (
+    StoppedError,
+    finished,
+    in_stoppable_worker,
+    in_worker,
+)
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Candidates
@@ -378,7 +383,9 @@ class Receiver:
             payload = self._overviews.popleft()
             self._overviews_len -= len(payload) + _PART_COST
             async with self._disk:
-                overview, judged = await in_worker(self._judge_one, payload)
+                overview, judged = await in_stoppable_worker(
+                    self._judging.stop, self._judge_one, payload
+                )
             await self._send_verdicts(base, judged)
             base += len(judged.verdicts)
             for path, note in overview.failed:

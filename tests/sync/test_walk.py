@@ -17,6 +17,7 @@ import pytest
 from rpc25519_tools.errors import LocalFileError
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.workers import StoppedError
+from rpc25519_tools.sync import judging
 from rpc25519_tools.sync import walk as walk_module
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
@@ -25,8 +26,8 @@ from rpc25519_tools.sync.records import decode_overview, encode_overview
 from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import local_source, served_source
 from rpc25519_tools.sync.tree import Tree
-from rpc25519_tools.sync.walk import BATCH_LEN, Batch, Walk
-from tests.sync.local import channel_pair
+from rpc25519_tools.sync.walk import BATCH_LEN, Batch, Walk, file_sum
+from tests.sync.local import LocalSync, channel_pair
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
@@ -204,3 +205,41 @@ async def test_a_cancelled_sender_lets_its_walk_end(
     assert sender.cancelled()
     assert ends == [StoppedError]
     assert len(passed) == 1
+
+
+async def test_a_cancelled_receiver_lets_its_sums_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "large").open("wb") as file:
+            file.truncate(8 << 20)
+    loop = asyncio.get_running_loop()
+    begun = asyncio.Event()
+    go_on = threading.Event()
+    ends: list[type[BaseException]] = []
+
+    def slow_sum(fd: int, check: Callable[[], None] = lambda: None) -> bytes:
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(10)
+        try:
+            return file_sum(fd, check)
+        except BaseException as exc:
+            ends.append(type(exc))
+            raise
+
+    def stop(self: judging.Judging) -> None:
+        really_stop(self)
+        go_on.set()
+
+    really_stop = judging.Judging.stop
+    monkeypatch.setattr(judging.Judging, "stop", stop)
+    monkeypatch.setattr(judging, "file_sum", slow_sum)
+    options = SyncOptions(recursive=True, checksum=True)
+    one = LocalSync([f"{tmp_path}/source/"], tmp_path / "target", options)
+    running = asyncio.ensure_future(one.run())
+    await begun.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert ends == [StoppedError]
