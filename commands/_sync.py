@@ -133,7 +133,8 @@ class SyncChoices:
 
         Raises:
             ConfigError: a rule is not valid, or options contradict each other.
-            LocalFileError: a file of rules cannot be read.
+            OSError: a file of rules cannot be read.
+            LocalFileError: they come on standard input, which is closed.
         """
         import os
 
@@ -188,7 +189,8 @@ class SyncChoices:
 
         Raises:
             ConfigError: there are too many.
-            LocalFileError: they cannot be read.
+            OSError: the file that they are in cannot be read.
+            LocalFileError: they come on standard input, which is closed.
         """
         name = self.values["files_from"]
         if name is None:
@@ -227,7 +229,12 @@ def _name_of(path: str) -> str:
 
 
 def _read(path: str, limit: int) -> bytes:
-    """Return the beginning of a file: its first ``limit`` bytes and one more."""
+    """Return the beginning of a file: its first ``limit`` bytes and one more.
+
+    Raises:
+        OSError: it cannot be read; the command shows its name.
+        LocalFileError: it is standard input, which is closed.
+    """
     import sys
 
     from ._streams import require_open

@@ -82,12 +82,17 @@ class Listed:
         self.first.append((path, note))
         return True
 
+    @property
+    def rest(self) -> int:
+        """How many there are beside the first ones."""
+        return self.count - len(self.first)
+
     def lines(self) -> Iterable[str]:
         """Yield a line for each of the first, and one for the rest."""
         for path, note in self.first:
             yield _note_line(path, note)
-        if self.count > len(self.first):
-            yield f"... and {self.count - len(self.first)} more"
+        if self.rest:
+            yield f"... and {self.rest} more"
 
     def objects(self) -> list[dict[str, str]]:
         """Return the first ones for JSON."""
@@ -217,6 +222,11 @@ class SyncLines(Silence):
         joined = b"/".join(path)
         if self._warned.add(joined, note):
             self._talk.warn(_note_line(joined, note))
+
+    def warn_of_rest(self) -> None:
+        """Tell how many warnings there were that nobody has seen."""
+        if self._warned.rest:
+            self._talk.warn(f"... and {self._warned.rest} more")
 
     def skipped(self, path: "Parts") -> None:
         """Note what is left out."""

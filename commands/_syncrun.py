@@ -147,6 +147,7 @@ class _Job:
             finally:
                 if self._spare is not None:
                     await self._spare.aclose()
+                lines.warn_of_rest()
                 lines.flush()
         figures = Figures(
             operation=self._choices.direction,
@@ -253,6 +254,8 @@ class _Job:
 
     def _report(self, figures: "Figures") -> None:
         lines, choices, talk = figures.lines, self._choices, self._talk
+        if choices.as_copy:
+            self._fail_left_out(lines)
         if self._as_json:
             import json
 
@@ -261,7 +264,8 @@ class _Job:
             if choices.values["stats"]:
                 click.echo("\n".join(figures.block()))
             talk.say(figures.summary(self._names()))
-        self._tell_left_out(lines)
+        if not choices.as_copy:
+            self._tell_left_out(lines)
         for line in lines.failures.lines():
             click.echo(f"{talk.prog}: {line}", err=True)
         if count := lines.failures.count:
@@ -275,15 +279,17 @@ class _Job:
                 "were to be deleted"
             )
 
+    def _fail_left_out(self, lines: "SyncLines") -> None:
+        """Let what was not wanted of a copy be a failure, as with scp."""
+        for path, _ in lines.left_out.first:
+            name = path or os.fsencode(self._choices.paths[0])
+            lines.failures.add(name, _NEEDS_R)
+        lines.failures.count += lines.left_out.rest
+
     def _tell_left_out(self, lines: "SyncLines") -> None:
-        """Tell what was not wanted: of a copy it is a failure, as with scp."""
+        """Tell what was not wanted."""
         left_out = lines.left_out
-        if self._choices.as_copy:
-            for path, _ in left_out.first:
-                name = path or os.fsencode(self._choices.paths[0])
-                lines.failures.add(name, _NEEDS_R)
-            lines.failures.count += left_out.count - len(left_out.first)
-        elif left_out.count:
+        if left_out.count:
             some = "1 thing was" if left_out.count == 1 else f"{left_out.count} were"
             self._talk.say(f"{some} left out, being of a kind that was not asked for")
             if self._verbose:
