@@ -1,9 +1,10 @@
 """Push and pull trees, over as many connections as it takes."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from rpc25519_tools.errors import (
@@ -18,8 +19,9 @@ from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
+from rpc25519_tools.sync.carrying import Attempts, Mark
 from rpc25519_tools.sync.channel import STALL_S, Channel, Pace, run_together
-from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
+from rpc25519_tools.sync.observer import SyncObserver
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
 from rpc25519_tools.sync.places import open_local_place
 from rpc25519_tools.sync.receiver import Receiver
@@ -32,7 +34,6 @@ from rpc25519_tools.sync.records import (
     VERSION,
     Request,
     Totals,
-    Verdict,
     encode_request,
 )
 from rpc25519_tools.sync.sender import Sender
@@ -68,59 +69,6 @@ class SyncSettings:
     on_retry: OnRetry | None = None
 
 
-class _Progress(Silence):
-    """Passes everything on, and notes that there is progress."""
-
-    def __init__(self, observer: SyncObserver, done: Progressed) -> None:
-        self._observer = observer
-        self._done = done
-
-    def walked(self, files: int, total_bytes: int, *, final: bool) -> None:
-        """Pass it on."""
-        self._observer.walked(files, total_bytes, final=final)
-
-    def judged(
-        self, subject: Subject, verdict: Verdict, change: int, note: str
-    ) -> None:
-        """Pass it on."""
-        self._observer.judged(subject, verdict, change, note)
-
-    def moved(self, count: int) -> None:
-        """Pass it on; bytes that have arrived need not come again."""
-        self._done()
-        self._observer.moved(count)
-
-    def placed(self, path: Parts) -> None:
-        """Pass it on."""
-        self._done()
-        self._observer.placed(path)
-
-    def failed(self, path: Parts, note: str) -> None:
-        """Pass it on."""
-        self._observer.failed(path, note)
-
-    def warned(self, path: Parts, note: str) -> None:
-        """Pass it on."""
-        self._observer.warned(path, note)
-
-    def skipped(self, path: Parts) -> None:
-        """Pass it on."""
-        self._observer.skipped(path)
-
-    def removed(self, paths: list[bytes]) -> None:
-        """Pass it on."""
-        self._done()
-        self._observer.removed(paths)
-
-
-@dataclass(slots=True)
-class _Attempts:
-    """What one attempt leaves to the next, and what names them all."""
-
-    start_at: Parts | None = None
-    run: bytes = field(default_factory=lambda: os.urandom(_RUN_LEN))
-
-
 async def push(
     connect: Connect,
     paths: Sequence[bytes],
@@ -142,6 +90,11 @@ async def push(
         settings: how to do it.
         only: send nothing but these paths, relative to the one of ``paths``.
 
+    Returns:
+        What the receiver reports of the last attempt, with what all of them are known
+        to have removed and sent. After a cut a server may have removed more than that,
+        and more than ``max_delete``: what it could not tell of any more.
+
     Raises:
         NoSuchServiceError: the server does not offer it.
         RemoteCallError: the server refused the sync as a whole.
@@ -151,18 +104,19 @@ async def push(
     """
     settings = settings or SyncSettings()
     options.check()
-    attempts = _Attempts()
+    attempts = Attempts(options)
+    run = os.urandom(_RUN_LEN)
 
     async def attempt(client: Client, done: Progressed) -> Totals:
         source = await in_worker(local_source, paths, only, follow=settings.follow)
-        request = Request(VERSION, options, (), dest, source.single, run=attempts.run)
+        options = attempts.options
+        request = Request(VERSION, options, (), dest, source.single, run=run)
         opening = client.rsync(
             CallKind.RSYNC_SEND, SYNC_SERVICE, encode_request(request), compress=False
         )
         async with opening as stream:
-            progress = _Progress(observer, done)
             return await _send(
-                client, stream, source, options, progress, attempts, settings
+                client, stream, source, options, observer, attempts, settings, done
             )
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
@@ -174,12 +128,17 @@ async def _send(
     source: Source,
     options: SyncOptions,
     observer: SyncObserver,
-    attempts: _Attempts,
+    attempts: Attempts,
     settings: SyncSettings,
+    done: Progressed,
 ) -> Totals:
     channel = _channel(stream, settings, options)
-    start_at = attempts.start_at if _may_start_late(options) else None
-    walk = Walk(source, options, start_at=start_at, skipped=observer.skipped)
+    loop = asyncio.get_running_loop()
+
+    def skip(path: Parts) -> None:  # the walk is in a thread of its own
+        loop.call_soon_threadsafe(observer.skipped, path)
+
+    walk = Walk(source, options, start=attempts.start, skipped=skip)
     sender = Sender(channel, walk, observer)
     result: list[Totals] = []
 
@@ -190,17 +149,10 @@ async def _send(
     try:
         await _with_offer(client, stream, run, ("pushes", "-readfile DIR"))
     except Rpc25519Error:
-        attempts.start_at = sender.frontier or attempts.start_at
+        if attempts.note(sender):
+            done()
         raise
-    return result[0]
-
-
-def _may_start_late(options: SyncOptions) -> bool:
-    """Tell whether an attempt may leave out what an earlier one has done.
-
-    To delete, and to make hard links, the receiver has to hear of everything.
-    """
-    return not options.delete and not options.hard_links and not options.dry_run
+    return attempts.whole(result[0])
 
 
 def _channel(
@@ -323,6 +275,10 @@ async def pull(
         settings: how to do it.
         only: fetch nothing but these paths, relative to the one of ``paths``.
 
+    Returns:
+        What was done in the last attempt, with what all of them have removed and
+        received.
+
     Raises:
         NoSuchServiceError: the server does not offer it.
         RemoteCallError: the server refused the sync as a whole.
@@ -332,46 +288,53 @@ async def pull(
     """
     settings = settings or SyncSettings()
     options.check()
-    attempts = _Attempts()
-
+    attempts = Attempts(options)
     asked = _asked_for(paths, only)
 
     async def attempt(client: Client, done: Progressed) -> Totals:
-        start_at = None
-        if attempts.start_at is not None and _may_start_late(options):
-            start_at = b"/".join(attempts.start_at)
-            if len(start_at) > MAX_PATH_LEN:
-                start_at = None
+        options = attempts.options
+        start = attempts.start
+        if start is not None and len(b"/".join(start.path)) > MAX_PATH_LEN:
+            start = None
         request = Request(
             VERSION,
             options,
             tuple(paths),
-            start_at=start_at,
+            start_at=None if start is None else b"/".join(start.path),
             only=None if only is None else tuple(only),
         )
         opening = client.rsync(
             CallKind.RSYNC_READ, SYNC_SERVICE, encode_request(request), compress=False
         )
         async with opening as stream:
-            progress = _Progress(observer, done)
-            return await _receive(
-                client, stream, dest, options, progress, attempts, settings, asked
-            )
+            receiving = _Receiving(dest, options, observer, start, asked)
+            return await _receive(client, stream, receiving, attempts, settings, done)
 
     return await with_retries(connect, attempt, settings.retry_for_s, settings.on_retry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Receiving:
+    """What one attempt of a pull shall do."""
+
+    dest: bytes
+    options: SyncOptions
+    observer: SyncObserver
+    start: Mark | None
+    asked: frozenset[bytes] | None
 
 
 async def _receive(
     client: Client,
     stream: ClientStream,
-    dest: bytes,
-    options: SyncOptions,
-    observer: SyncObserver,
-    attempts: _Attempts,
+    receiving: _Receiving,
+    attempts: Attempts,
     settings: SyncSettings,
-    asked: frozenset[bytes] | None,
+    done: Progressed,
 ) -> Totals:
+    options = receiving.options
     channel = _channel(stream, settings, options)
+    receivers: list[Receiver] = []
     result: list[Totals] = []
 
     async def run() -> None:
@@ -379,26 +342,32 @@ async def _receive(
         if first is None:
             raise IncompleteTransferError("the server sent nothing")
         single = first.args.get(_ARG_SINGLE) == "1"
-        place = await in_worker(open_local_place, dest, options, single=single)
+        place = await in_worker(
+            open_local_place, receiving.dest, options, single=single
+        )
         receiver = Receiver(
             channel,
             place.destination,
             options,
-            observer,
+            receiving.observer,
             report=False,
             rename=place.rename,
             privileged=True,
             is_new=place.is_new,
-            asked=None if place.rename is not None else asked,
+            asked=None if place.rename is not None else receiving.asked,
+            start=receiving.start,
         )
+        receivers.append(receiver)
         try:
             result.append(await receiver.run())
-        except Rpc25519Error:
-            attempts.start_at = receiver.frontier or attempts.start_at
-            raise
         finally:
             await in_worker(place.close)
         await _reply_of(stream)
 
-    await _with_offer(client, stream, run, ("pulls", "-serve DIR"))
-    return result[0]
+    try:
+        await _with_offer(client, stream, run, ("pulls", "-serve DIR"))
+    except Rpc25519Error:
+        if receivers and attempts.note(receivers[0]):
+            done()
+        raise
+    return attempts.whole(result[0])

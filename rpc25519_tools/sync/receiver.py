@@ -10,6 +10,7 @@ and no more files are wanted than ``_MAX_PENDING``.
 import asyncio
 import contextlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -30,6 +31,7 @@ from rpc25519_tools.files.workers import (
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Candidates
+from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
@@ -86,6 +88,7 @@ class Receiver:
         privileged: whether the sender may set owners and the like.
         is_new: whether the destination had to be made, or in a dry run would have.
         asked: names that may come into the destination; None: any, and its own.
+        start: where an earlier attempt stopped; None: this one sees all of it.
         random_bytes: returns as many random bytes as it is asked for.
     """
 
@@ -101,6 +104,7 @@ class Receiver:
         privileged: bool,
         is_new: bool = False,
         asked: frozenset[bytes] | None = None,
+        start: Mark | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._channel = channel
@@ -140,9 +144,11 @@ class Receiver:
         self._overviews_len = 0
         self._all_judged = False
         self._changed = asyncio.Event()
-        self._files = 0
-        self._total_bytes = 0
-        self._last_path: Parts | None = None
+        self._files = 0 if start is None else start.files
+        self._total_bytes = 0 if start is None else start.total_bytes
+        #: Where wanted files that are not in place come, and the last one of all.
+        self._marks: dict[int, Mark] = {}
+        self._last: Mark | None = None
         #: Whether it has failed and stores what can be kept.
         self.is_ending = False
         #: Bytes of contents that are stored, and of these what the sender knows of.
@@ -150,11 +156,30 @@ class Receiver:
         self._closings: set[asyncio.Future[None]] = set()
 
     @property
-    def frontier(self) -> Parts | None:
+    def frontier(self) -> Mark | None:
         """Where another attempt may begin: all before it is in place."""
-        for pending in self._pending.values():
-            return self._told(pending.path)
-        return None if self._last_path is None else self._told(self._last_path)
+        return next(iter(self._marks.values()), self._last)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the regular files that there are so far."""
+        return self._total_bytes
+
+    @property
+    def stored(self) -> int:
+        """Bytes of messages with contents that are stored."""
+        return self._stored
+
+    @property
+    def literal(self) -> int:
+        """Bytes of contents that came."""
+        unfinished = (one for one in self._pending.values() if not one.is_finished)
+        return self._store.literal + sum(one.literal for one in unfinished)
+
+    @property
+    def removed(self) -> int:
+        """How many things were removed."""
+        return self._judging.extraneous.removed
 
     def _told(self, path: Parts) -> Parts:
         return self._judging.told_path(path)
@@ -203,6 +228,7 @@ class Receiver:
         async with self._disk:
             contents, self._contents = [*self._contents, *parts], []
             await in_worker(self._store_parts, contents)
+        self._note_stored(contents)
 
     async def _change(self) -> None:
         """Wait until something has come, or is done."""
@@ -258,8 +284,12 @@ class Receiver:
             async with self._disk:
                 contents, self._contents = self._contents, []
                 outcome = await self._stoppable(contents)
-            self._stored += sum(len(part.payload) for part in contents)
+            self._note_stored(contents)
             await self._tell(outcome)
+
+    def _note_stored(self, parts: Sequence[Part]) -> None:
+        deltas = (part for part in parts if part.step is RsyncStep.DELTAS)
+        self._stored += sum(len(part.payload) for part in deltas)
 
     async def _stoppable(self, contents: Sequence[Part]) -> Outcome:
         """Store contents; copying much of what is here ends early when cancelled."""
@@ -343,6 +373,7 @@ class Receiver:
 
     def _forget(self, pending: Pending, *, placed: bool) -> None:
         del self._pending[pending.entry.index]
+        del self._marks[pending.entry.index]
         self._tabling.forget(pending)
         for released in self._seeking.end(pending, placed=placed):
             if released.told:
@@ -431,9 +462,26 @@ class Receiver:
             if self._seeking.choose(pending):
                 at = pending.entry.index - first
                 judged.verdicts[at] = Verdict.WANT_DELTA
-        if judged.wanted:
-            self._last_path = judged.wanted[-1].path
+        self._note_marks(overview, judged.wanted, first)
         return overview, judged
+
+    def _note_marks(
+        self, overview: Overview, wanted: Sequence[Pending], first: int
+    ) -> None:
+        """Note where wanted files come: how many are before them, and their bytes."""
+        files, total_bytes = self._files, self._total_bytes
+        done = 0
+        for pending in wanted:
+            at = pending.entry.index - first
+            for mode, size in zip(
+                overview.modes[done:at], overview.sizes[done:at], strict=True
+            ):
+                if stat.S_ISREG(mode):
+                    files += 1
+                    total_bytes += size
+            done = at
+            self._last = Mark(self._told(pending.path), files, total_bytes)
+            self._marks[pending.entry.index] = self._last
 
     async def _send_verdicts(self, base: int, judged: Judged) -> None:
         changes = judged.changes if self._report and any(judged.changes) else []

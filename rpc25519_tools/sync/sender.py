@@ -19,6 +19,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.files.workers import in_stoppable_worker, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
+from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.contents import LargeFiles, Message
@@ -42,7 +43,6 @@ from rpc25519_tools.sync.records import (
     encode_overview,
     encode_plain,
 )
-from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Batch, Item, Walk
 from rpc25519_tools.sync.window import StoreWindow
 from rpc25519_tools.wire.message import NO_ARGS
@@ -93,18 +93,26 @@ class Sender:
         self._tabled: dict[int, Wanted] = {}
         self._outbox: asyncio.Queue[Message | None] = asyncio.Queue(_AHEAD)
         self._totals: Totals | None = None
-        self._last_path: Parts | None = None
+        self._last: Item | None = None
+        #: Bytes of messages that the receiver has stored, and what it has removed.
+        self.stored = self.removed = 0
         self._small_literal = 0
+        self._sent_len = 0
         self._store_window = StoreWindow()
         self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
 
     @property
     def literal(self) -> int:
-        """Bytes of contents that went out."""
-        return self._small_literal + self._large.literal
+        """Bytes of contents that went out; what waits for its turn does not count."""
+        return min(self._small_literal + self._large.literal, self._sent_len)
 
     @property
-    def frontier(self) -> Parts | None:
+    def total_bytes(self) -> int:
+        """Bytes of the regular files that there are so far."""
+        return self._walk.total_bytes
+
+    @property
+    def frontier(self) -> Mark | None:
         """Where another attempt may begin: all before it is in place.
 
         That a directory has no more entries is news, too: it gets its time and mode
@@ -114,7 +122,8 @@ class Sender:
         for batch in self._batches:
             if batch.start is not None and (item is None or index >= batch.base):
                 return batch.start
-        return self._last_path if item is None else item.path
+        last = self._last if item is None else item
+        return None if last is None else last.mark
 
     async def run(self) -> Totals:
         """Send everything; return what the receiver reports in the end.
@@ -174,7 +183,7 @@ class Sender:
             self._open[index] = item
         self._sent_entries += len(batch.items)
         if batch.items:
-            self._last_path = batch.items[-1].path
+            self._last = batch.items[-1]
 
     async def _change(self) -> None:
         """Wait until something has come from the receiver, or the walk is over."""
@@ -296,10 +305,12 @@ class Sender:
 
     def _take_fin(self, fin: Acks | Removed) -> None:
         if isinstance(fin, Removed):
+            self.removed += len(fin.paths)
             self._observer.removed(fin.paths)
             for path, note in fin.notes:
                 self._observer.failed(tuple(path.split(b"/")), note)
             return
+        self.stored = max(self.stored, fin.stored)
         self._store_window.note_stored(fin.stored, self._now())
         for index in fin.done:
             item = self._open.pop(index, None)
@@ -325,6 +336,7 @@ class Sender:
             await self._channel.send(
                 RsyncStep.DELTAS, message.payload, args=message.args
             )
+            self._sent_len += len(message.payload)
 
     @staticmethod
     def _now() -> float:

@@ -24,6 +24,7 @@ from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.sync.attempts import Attempt, Attempts
+from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.channel import Channel
 from rpc25519_tools.sync.observer import Silence, Subject
 from rpc25519_tools.sync.options import SyncOptions
@@ -220,12 +221,12 @@ class SendingService:
             record.name = ", ".join(map(_text, request.paths)) or "."
             permit = _permit(context)
             source = await in_worker(self._open, request, permit, context)
-            start_at = None
+            start = None
             if request.start_at is not None:
-                start_at = split_path(request.start_at)
+                start = Mark(split_path(request.start_at))
             observer = _Counting(record)
             # Rules can take a while to make ready.
-            walk = await in_worker(Walk, source, request.options, start_at=start_at)
+            walk = await in_worker(Walk, source, request.options, start=start)
             await channel.send(
                 RsyncStep.OVERVIEW,
                 encode_overview(Overview()),

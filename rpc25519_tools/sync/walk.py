@@ -21,6 +21,7 @@ from blake3 import blake3
 from rpc25519_tools.errors import LocalFileError, Rpc25519Error
 from rpc25519_tools.files.jail import MAX_NAME_BYTES
 from rpc25519_tools.files.workers import StoppedError
+from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.filters import FilterRules
 from rpc25519_tools.sync.holes import has_holes
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
@@ -63,7 +64,10 @@ MAX_SKIPPED: Final = 1000
 class Item:
     """One entry, as the sender remembers it until the receiver is done with it.
 
-    ``tries`` counts how often its contents were wanted.
+    Attributes:
+        files_before: regular files that come before it.
+        bytes_before: of these.
+        tries: how often its contents were wanted.
     """
 
     place: Place
@@ -73,6 +77,8 @@ class Item:
     size: int
     mtime_ns: int
     holes: bool
+    files_before: int = 0
+    bytes_before: int = 0
     target: bytes = b""
     tries: int = 0
 
@@ -82,6 +88,11 @@ class Item:
         if self.name == ROOT_NAME:
             return self.directory.path
         return (*self.directory.path, self.name)
+
+    @property
+    def mark(self) -> Mark:
+        """Where an attempt has to begin that shall see it."""
+        return Mark(self.path, self.files_before, self.bytes_before)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +108,7 @@ class Batch:
     base: int
     overview: Overview
     items: list[Item]
-    start: Parts | None = None
+    start: Mark | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -135,8 +146,9 @@ class Walk:
     Args:
         source: what is sent.
         options: of the sync.
-        start_at: where an earlier attempt stopped; None: begin at the beginning.
-        skipped: learns what is left out since it is of an unwanted kind.
+        start: where an earlier attempt stopped; None: begin at the beginning.
+        skipped: learns what is left out since it is of an unwanted kind; called in the
+            thread that walks.
     """
 
     def __init__(
@@ -144,7 +156,7 @@ class Walk:
         source: Source,
         options: SyncOptions,
         *,
-        start_at: Parts | None = None,
+        start: Mark | None = None,
         skipped: Callable[[Parts], None] = lambda _: None,
     ) -> None:
         self._source = source
@@ -152,7 +164,7 @@ class Walk:
         self._rules = FilterRules(options.rules)
         if source.top.only is not None and options.rules:
             self._prune(source.top.only, ())
-        self._start_at = start_at
+        self._start_at = None if start is None else start.path
         self._skipped = skipped
         self._skipped_told = 0
         self._is_stopped = False
@@ -175,9 +187,10 @@ class Walk:
         self._names_len = 0
         self._nanos: list[int] = []
         self._sums: list[bytes] = []
-        #: How many regular files there are so far, and their bytes.
-        self.files = 0
-        self.total_bytes = 0
+        #: How many regular files there are so far, and their bytes; those that an
+        #: earlier attempt has passed included.
+        self.files = 0 if start is None else start.files
+        self.total_bytes = 0 if start is None else start.total_bytes
         #: Whether nothing is to be deleted, since not all that is there is known.
         self.stops_deleting = False
 
@@ -358,6 +371,8 @@ class Walk:
             size,
             status.st_mtime_ns,
             is_regular and has_holes(status),
+            self.files,
+            self.total_bytes,
         )
         if is_regular:
             self.files += 1
@@ -430,9 +445,16 @@ class Walk:
         if not batch.overview.segments:
             # Without entries it is only their end, or a list of failures.
             first = self._names[0] if count else (_LAST_NAME if ends else b"")
-            batch.start = directory.path
+            path = directory.path
             if first != ROOT_NAME:
-                batch.start = (*directory.path, first)
+                path = (*directory.path, first)
+            files, total_bytes = self.files, self.total_bytes
+            if batch.items:
+                files, total_bytes = (
+                    batch.items[0].files_before,
+                    batch.items[0].bytes_before,
+                )
+            batch.start = Mark(path, files, total_bytes)
         batch.overview.segments.append(Segment(number, count, ends, whole))
 
     def _new_batch(self) -> Batch:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
+from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.channel import Channel, Pace, run_together
 from rpc25519_tools.sync.itemize import itemized
 from rpc25519_tools.sync.observer import Silence, Subject
@@ -151,7 +152,7 @@ class LocalSync:
         walk = Walk(
             source,
             self._options,
-            start_at=self._start_at,
+            start=None if self._start_at is None else Mark(self._start_at),
             skipped=self.at_sender.skipped,
         )
         sender = Sender(self.up, walk, self.at_sender)

@@ -16,6 +16,7 @@ from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync import sender as sender_module
 from rpc25519_tools.sync import walk as walk_module
+from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import open_local_place
@@ -52,9 +53,17 @@ def make(path: Path, spec: Spec) -> None:
             make(path / name, below)
 
 
+def mark_of(path: Parts | None) -> Mark | None:
+    return None if path is None else Mark(path)
+
+
+def path_of(mark: Mark | None) -> Parts | None:
+    return None if mark is None else mark.path
+
+
 def walked(top: Path, start_at: Parts | None) -> list[Batch]:
     source = local_source([os.fsencode(f"{top}/")])
-    return list(Walk(source, ARCHIVE, start_at=start_at).batches())
+    return list(Walk(source, ARCHIVE, start=mark_of(start_at)).batches())
 
 
 def entries(batches: list[Batch]) -> list[tuple[Parts, bool]]:
@@ -104,7 +113,7 @@ def test_all_from_there_on_comes_and_before_it_only_directories(
         batch = batches[at]
         places = []
         if batch.start is not None:
-            places.append((batch.base, batch.start, len(ends(batches[:at]))))
+            places.append((batch.base, batch.start.path, len(ends(batches[:at]))))
         if batch.items:
             offset = data.draw(st.integers(0, len(batch.items) - 1), label="entry")
             index = batch.base + offset
@@ -166,7 +175,8 @@ async def attempt(
     cable = Cable(messages)
     up, down = CutChannel(cable), CutChannel(cable)
     up.peer, down.peer = down, up
-    walk = Walk(local_source([os.fsencode(f"{source}/")]), ARCHIVE, start_at=start_at)
+    start = mark_of(start_at)
+    walk = Walk(local_source([os.fsencode(f"{source}/")]), ARCHIVE, start=start)
     sender = Sender(up, walk, Silence())
     place = open_local_place(os.fsencode(target), ARCHIVE, single=False)
     receiver = Receiver(
@@ -187,7 +197,7 @@ async def attempt(
         place.close()
     errors = [one for one in done if isinstance(one, BaseException)]
     assert all(isinstance(one, ConnectionLostError) for one in errors), errors
-    return not errors, sender.frontier, receiver.frontier
+    return not errors, path_of(sender.frontier), path_of(receiver.frontier)
 
 
 @given(
