@@ -156,16 +156,14 @@ class SyncLines(Silence):
         self.transferred_bytes = 0
         #: Things whose attributes alone were changed.
         self.adjusted = 0
-        #: Things that were removed.
-        self.deleted = 0
 
     def walked(self, files: int, total_bytes: int, *, final: bool) -> None:
         """Learn what there is."""
-        # An attempt that carries on does not look at all of it again.
-        self.files = max(self.files, files)
-        self.total_bytes = max(self.total_bytes, total_bytes)
+        # After a cut some of it is found again: it need not look as if it had shrunk.
+        self.files = files if final else max(self.files, files)
+        self.total_bytes = total_bytes if final else max(self.total_bytes, total_bytes)
         if self._bar is not None:
-            self._bar.found(files, final=final)
+            self._bar.found(self.files, final=final)
 
     def judged(
         self, subject: Subject, verdict: Verdict, change: int, note: str
@@ -233,8 +231,7 @@ class SyncLines(Silence):
         self.left_out.add(b"/".join(path), "")
 
     def removed(self, paths: Sequence[bytes]) -> None:
-        """Count and print what was removed."""
-        self.deleted += len(paths)
+        """Print what was removed."""
         if not self._itemize:
             return
         for path in paths:
@@ -289,7 +286,7 @@ class Figures:
         operation: push or pull.
         dry_run: whether nothing was really done.
         lines: has counted.
-        totals: what the receiver reports.
+        totals: what the receiver reports; all attempts together but for ``matched``.
         seconds: from the first step to the end.
         sent_bytes, received_bytes: over the network, all attempts together.
         attempts: connections that it took.
@@ -309,6 +306,17 @@ class Figures:
         """How many times more there is than went over the network."""
         return self.lines.total_bytes / max(self.sent_bytes + self.received_bytes, 1)
 
+    @property
+    def matched_bytes(self) -> int:
+        """How much of what was transferred did not have to go over the network.
+
+        After a cut the receiver has itself what came before, and calls it so. What was
+        sent twice is taken off.
+        """
+        if self.attempts == 1:
+            return self.totals.matched_bytes
+        return max(self.lines.transferred_bytes - self.totals.literal_bytes, 0)
+
     def summary(self, names: str) -> str:
         """Return the one line at the end."""
         lines = self.lines
@@ -321,8 +329,8 @@ class Figures:
         files = f"{count} of {_counted(lines.files, 'file')}"
         sizes = f"{human_bytes(size)} of {human_bytes(lines.total_bytes)}"
         parts = [f"{what} {names}: {files} ({sizes})"]
-        if lines.deleted:
-            parts.append(f"{lines.deleted} deleted")
+        if self.totals.deleted:
+            parts.append(f"{self.totals.deleted} deleted")
         parts.append(f"in {self.seconds:.3f} s, {human_bytes(wire)} on the wire")
         return ", ".join(parts)
 
@@ -345,7 +353,7 @@ class Figures:
             f"Total size: {lines.total_bytes} bytes",
             f"Transferred size: {size} bytes",
             f"Literal data: {totals.literal_bytes} bytes",
-            f"Matched data: {totals.matched_bytes} bytes",
+            f"Matched data: {self.matched_bytes} bytes",
             f"Sent: {self.sent_bytes} bytes",
             f"Received: {self.received_bytes} bytes",
             f"Speedup: {self.speedup:.2f}",
@@ -373,7 +381,7 @@ class Figures:
             "deleted": totals.deleted,
             "undeleted": totals.undeleted,
             "literal_bytes": totals.literal_bytes,
-            "matched_bytes": totals.matched_bytes,
+            "matched_bytes": self.matched_bytes,
             "sent_bytes": self.sent_bytes,
             "received_bytes": self.received_bytes,
             "speedup": round(self.speedup, 3),
