@@ -225,8 +225,8 @@ class Destination:
             # The last step: it may close a directory to ourselves.
             set_mode(dir_fd, name, final_mode(entry, old, self._options))
 
-    def finish_file(self, fd: int, entry: Entry, old: Old | None) -> None:
-        """Give an unfinished file, which is open, the attributes of its entry."""
+    def finish_file(self, fd: int, entry: Entry, old: Old | None) -> int:
+        """Give an unfinished file, which is open, its attributes; return its mode."""
         same_kind = old is not None and stat.S_ISREG(old.status.st_mode)
         if entry.uid is not None or entry.gid is not None:
             uid = -1 if entry.uid is None else entry.uid
@@ -237,9 +237,11 @@ class Destination:
         status = old.status if old is not None and same_kind else None
         mode = final_mode(entry, status, self._options)
         # Other contents must not run with the rights that the old ones had.
-        os.fchmod(fd, allowed_mode(mode, privileged=self._privileged))
+        mode = allowed_mode(mode, privileged=self._privileged)
+        os.fchmod(fd, mode)
         if self._options.times:
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return mode
 
     # Replacing and removing.
 
