@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rpc25519_tools.sync.options import SyncOptions
 from tests.sync.local import LocalSync, sync
-from tests.sync.test_metadata import ALL, snapshot, with_options
+from tests.sync.trees import ALL, snapshot, with_options
 
 #: Nobody has this number.
 USER = 54_321
