@@ -16,7 +16,7 @@ from rpc25519_tools.sync.client import SyncSettings
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.tree import Parts
-from tests.files.test_area import leave_behind
+from tests.files.areas import leave_behind
 from tests.helpers import SrvProcess
 from tests.sync.lines import Line
 from tests.sync.local import sync
