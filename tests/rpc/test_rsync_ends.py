@@ -54,9 +54,10 @@ async def send_three(stream: ClientStream, kind: CallKind) -> Seen:
     ]
 
 
+@pytest.mark.parametrize("error", [ConnectionLostError, CallCancelledError])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_handler_finds_what_came_before_the_cut(
-    net: Net, kind: CallKind
+async def test_a_handler_finds_what_came_before_a_cut_or_cancel(
+    net: Net, kind: CallKind, error: type[Rpc25519Error]
 ) -> None:
     registry, draining = services(), Draining()
     registry.add_rsync(kind, "sync", draining)
@@ -65,12 +66,21 @@ async def test_a_handler_finds_what_came_before_the_cut(
             sent = await send_three(stream, kind)
             await until(lambda: draining.unread == 4)
             (connection,) = server._connections
-            client.transport.abort()
-            await until(lambda: draining.found is not None)
+            if error is ConnectionLostError:
+                client.transport.abort()
+            else:
+                stream.cancel()
+            with pytest.raises(error):
+                await stream.reply()
+            with pytest.raises(error):
+                await stream.send(b"", step=UP[kind][0])
+        await until(lambda: draining.found is not None)
         assert draining.found == sent
-        assert isinstance(draining.error, ConnectionLostError)
+        assert isinstance(draining.error, error)
         await until(lambda: not connection._running)
         assert (connection._held_len, connection.driver._held_len) == (0, 0)
+        if error is CallCancelledError:
+            await client.call("echo")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,28 +122,6 @@ async def test_a_reader_beside_the_handler_gets_all_before_the_cut(
             await until(lambda: ends)
         assert seen(read) == sent
         assert isinstance(ends[0], ConnectionLostError)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_handler_finds_what_came_before_the_cancel(
-    net: Net, kind: CallKind
-) -> None:
-    registry, draining = services(), Draining()
-    registry.add_rsync(kind, "sync", draining)
-    async with net.pair(registry) as (server, client):
-        async with client.rsync(kind, "sync", b"0") as stream:
-            sent = await send_three(stream, kind)
-            await until(lambda: draining.unread == 4)
-            stream.cancel()
-            with pytest.raises(CallCancelledError):
-                await stream.reply()
-            with pytest.raises(CallCancelledError):
-                await stream.send(b"", step=UP[kind][0])
-        await until(lambda: draining.found is not None)
-        assert draining.found == sent
-        assert isinstance(draining.error, CallCancelledError)
-        await client.call("echo")
-        await until(lambda: held_by(server) == [(0, 0)])
 
 
 async def test_the_server_learns_of_a_cancel_while_a_part_waits_to_go(

@@ -163,28 +163,21 @@ def count_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return cut
 
 
-def test_rotated_logs_cost_the_new_lines(trees: Trees) -> None:
+@pytest.mark.parametrize(
+    ("now", "before", "new"),
+    [(LARGE, LARGE + 5000, 100_000), (3_000_000, 2_500_000, 1_500_000)],
+)
+def test_rotated_logs_cost_the_new_lines(
+    trees: Trees, now: int, before: int, new: int
+) -> None:
     source, _ = trees
-    (source / "log").write_bytes(some_bytes(LARGE, 1))
-    (source / "log.1").write_bytes(some_bytes(LARGE + 5000, 2))
+    (source / "log").write_bytes(some_bytes(now, 1))
+    (source / "log.1").write_bytes(some_bytes(before, 2))
     push(trees)
     (source / "log.1").rename(source / "log.2")
     (source / "log").rename(source / "log.1")
-    (source / "log").write_bytes(some_bytes(100_000, 3))
-    one = push(trees)
-    assert literal(one) == 100_000
-
-
-def test_rotated_large_logs_cost_the_new_lines(trees: Trees) -> None:
-    source, _ = trees
-    (source / "log").write_bytes(some_bytes(3_000_000, 1))
-    (source / "log.1").write_bytes(some_bytes(2_500_000, 2))
-    push(trees)
-    (source / "log.1").rename(source / "log.2")
-    (source / "log").rename(source / "log.1")
-    (source / "log").write_bytes(some_bytes(1_500_000, 3))
-    one = push(trees)
-    assert literal(one) == 1_500_000
+    (source / "log").write_bytes(some_bytes(new, 3))
+    assert literal(push(trees)) == new
 
 
 def test_swapped_files_cost_nothing(trees: Trees) -> None:
