@@ -24,8 +24,8 @@ from rpc25519_tools.sync.refining import Refining, block_sums
 from rpc25519_tools.sync.reusing import Reusing
 from rpc25519_tools.sync.storing import Store
 
+from .deltas import KEY, SIZES, Receiver, edited
 from .local import LocalSync, sync
-from .test_matching import KEY, SIZES, Receiver, edited
 from .trees import Trees
 
 BLOCK_LEN = 32

@@ -74,3 +74,18 @@ def push(trees: Trees, options: SyncOptions = ALL) -> LocalSync:
     # The hidden area may have come and gone in the root.
     assert after | {b"": ()} == before | {b"": ()}
     return one
+
+
+def seen(top: Path) -> dict[str, tuple[object, ...]]:
+    """Return what can be seen of a tree: kinds, modes, times and contents."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in [top, *top.rglob("*")]:
+        status = path.lstat()
+        what: object = None
+        if path.is_symlink():
+            what = os.readlink(path)
+        elif path.is_file():
+            what = path.read_bytes()
+        name = str(path.relative_to(top))
+        found[name] = (oct(status.st_mode), status.st_mtime_ns, what)
+    return found
