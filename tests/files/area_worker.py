@@ -1,4 +1,4 @@
-"""A process that uses an area until it is killed; run by ``test_area.py``.
+"""A process that uses an area until it is killed; run by ``test_area_leftovers.py``.
 
 Usage: area_worker.py DIRECTORY SEED ROUNDS. Each key has its own endless content, so
 that whatever is found in a partial or under a final name can be checked.

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rpc25519_tools.sync.options import SyncOptions
+from tests.helpers import NOBODY
 from tests.sync.local import LocalSync, sync
-from tests.sync.test_metadata import ALL, snapshot, with_options
-
-#: Nobody has this number.
-USER = 54_321
+from tests.sync.trees import ALL, snapshot, with_options
 
 Case = Callable[[Path, Path], None]
 CASES: list[Case] = []
@@ -153,8 +151,8 @@ def groups_that_are_not_ours_are_left_out(source: Path, destination: Path) -> No
 def main(folder: Path) -> int:
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setgid(USER)
-        os.setuid(USER)
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
     wrong = 0
     for one in CASES:
         top = folder / one.__name__
@@ -171,7 +169,7 @@ def prepare(folder: Path) -> None:
     for one in CASES:
         for name in ("", "src", "dst"):
             (folder / one.__name__ / name).mkdir()
-            os.chown(folder / one.__name__ / name, USER, USER)
+            os.chown(folder / one.__name__ / name, NOBODY, NOBODY)
     top = folder / directories_of_others_are_left_alone.__name__ / "dst"
     (top / "theirs").mkdir(mode=0o755)
     (top / "theirs/old").write_bytes(b"root's")
@@ -179,7 +177,7 @@ def prepare(folder: Path) -> None:
     (top / "hidden/old").write_bytes(b"root's")
     top = folder / groups_that_are_not_ours_are_left_out.__name__ / "src"
     (top / "foreign").write_bytes(b"x")
-    os.chown(top / "foreign", USER, USER + 1)
+    os.chown(top / "foreign", NOBODY, NOBODY + 1)
 
 
 if __name__ == "__main__":
