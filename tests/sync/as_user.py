@@ -140,6 +140,23 @@ def files_that_cannot_be_read_are_replaced(source: Path, destination: Path) -> N
 
 
 @case
+def files_that_nobody_may_read_are_synced_to_disk(
+    source: Path, destination: Path
+) -> None:
+    for top in (source, destination):
+        for name in ("small", "other", "large"):
+            size = 2_000_000 if name == "large" else 5000
+            (top / name).write_bytes(top.name[:1].encode() * size)
+    for name in ("small", "large"):
+        (destination / name).chmod(0)
+    assert failed(run(source, destination, with_options(perms=False, fsync=True))) == []
+    for name in ("small", "large"):
+        assert stat.S_IMODE((destination / name).stat().st_mode) == 0
+        (destination / name).chmod(0o600)
+        assert (destination / name).read_bytes() == (source / name).read_bytes()
+
+
+@case
 def groups_that_are_not_ours_are_left_out(source: Path, destination: Path) -> None:
     # The parent has made "foreign", of a group that is not ours.
     (source / "a").write_bytes(b"x")
