@@ -10,6 +10,8 @@ from msgspec import structs
 
 from rpc25519_tools.errors import LocalFileError
 from rpc25519_tools.sync.filters import Rule
+from tests.helpers import NOBODY, as_nobody
+from tests.sync.attackers import Served
 from tests.sync.local import sync
 from tests.sync.trees import ALL, Trees, push, snapshot, with_options
 
@@ -214,6 +216,48 @@ def test_special_file_that_is_named_as_the_destination_is_not_replaced(
         sync([tmp_path / "file"], tmp_path / "fifo", ALL)
     with pytest.raises(LocalFileError, match="it is a device"):
         sync([tmp_path / "file"], "/dev/null", structs.replace(ALL, dry_run=True))
+    (tmp_path / "link").symlink_to("/dev/null")
+    with pytest.raises(LocalFileError, match="it is a device"):
+        sync([tmp_path / "file"], tmp_path / "link", ALL)
+    assert (tmp_path / "link").is_symlink()
     assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
     assert stat.S_ISCHR(os.lstat("/dev/null").st_mode)
     gc.collect()  # the errors hold what was open
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_link_that_is_named_as_the_destination_leads_to_it(
+    tmp_path: Path, is_there: bool
+) -> None:
+    """As with cp: only links in the tree are things of their own."""
+    (tmp_path / "file").write_bytes(b"contents")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/new")
+    if is_there:
+        (tmp_path / "elsewhere/new").write_bytes(b"old")
+    sync([tmp_path / "file"], tmp_path / "link", ALL)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere/new").read_bytes() == b"contents"
+
+
+async def test_who_may_write_to_a_directory_alone_needs_no_more(
+    tmp_path: Path,
+) -> None:
+    """What is unfinished then lies there, and not at the top of what is served."""
+    source, top = tmp_path / "source", tmp_path / "top"
+    for path in (source, top, top / "incoming"):
+        path.mkdir()
+    (source / "small").write_bytes(b"contents")
+    (source / "large").write_bytes(bytes(2_000_000))
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o555)
+    top.chmod(0o555)
+    if os.geteuid() == 0:
+        os.chown(top / "incoming", NOBODY, -1)
+    with as_nobody():
+        seen = await Served(top).push(source, dest=b"incoming")
+    assert seen.failures == []
+    assert (top / "incoming/small").read_bytes() == b"contents"
+    assert (top / "incoming/large").stat().st_size == 2_000_000
+    assert os.listdir(top) == ["incoming"]
+    assert sorted(os.listdir(top / "incoming")) == ["large", "small"]
