@@ -249,7 +249,7 @@ async def test_who_may_write_to_a_directory_alone_needs_no_more(
         path.mkdir()
     (source / "small").write_bytes(b"contents")
     (source / "large").write_bytes(bytes(2_000_000))
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(path.stat().st_mode | 0o555)
     top.chmod(0o555)
     if os.geteuid() == 0:
