@@ -360,12 +360,23 @@ class Destination:
                 continue
             directory = self.tree.directory(path)
             status = os.stat(below, dir_fd=directory.fd, follow_symlinks=False)
-            self.tree.check_found(status, (*path, below))
             if stat.S_ISDIR(status.st_mode):
                 self.open_up((*path, below))
                 walks.append(((*path, below), self.names((*path, below))))
             else:
                 self._remove(path, below, backups, is_dir=False)
+
+    def check_removing(self, parent: Parts, name: bytes) -> None:
+        """See that a thing may be removed, whatever name it has here.
+
+        Raises:
+            UnsafePathError: it is kept back, or the peer may not write to it.
+            OSError: it is not there.
+        """
+        self.tree.check_writing((*parent, name))
+        directory = self.tree.directory(parent)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        self.tree.check_found(status, (*parent, name))
 
     def remove(self, parent: Parts, name: bytes, *, is_dir: bool) -> None:
         """Remove a thing that the source does not have; a directory if it is empty."""
@@ -375,8 +386,8 @@ class Destination:
         self, parent: Parts, name: bytes, backups: Backups | None, *, is_dir: bool
     ) -> None:
         directory = self.tree.directory(parent)
+        self.check_removing(parent, name)
         self.changes.note_directory(parent)
-        self.tree.check_writing((*parent, name))
         if backups is not None and not is_dir:
             backups.keep(parent, name, self._drop_tree)
         elif is_dir:
