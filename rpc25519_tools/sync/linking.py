@@ -3,6 +3,7 @@
 All of this blocks; one thread at a time.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Final
@@ -73,8 +74,8 @@ class HardLinks:
         """
         assert entry.leader is not None
         leader = self._leaders.get(entry.leader)
-        if leader is None:
-            return None  # it was not taken
+        if leader is None or self._is_elsewhere(state.path, leader[:-1]):
+            return None  # it was not taken, or no link leads there
         entry.target = b"/".join(leader)
         if old is None and self._options.existing:
             return Verdict.SKIPPED, Change.NONE
@@ -109,6 +110,16 @@ class HardLinks:
         self._destination.make_link(state.path, entry.name, leader, old)
         state.touched = True
         return Verdict.DONE, change
+
+    def _is_elsewhere(self, path: Parts, other: Parts) -> bool:
+        """Tell whether two directories are known to lie on different file systems."""
+        if path == other:
+            return False
+        tree = self._destination.tree
+        with contextlib.suppress(OSError, Rpc25519Error):  # a dry run makes neither
+            here, there = (os.fstat(tree.directory(one).fd) for one in (path, other))
+            return here.st_dev != there.st_dev
+        return False
 
     def drop_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
         """Give up the further names of a file that failed; return what failed."""
