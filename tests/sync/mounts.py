@@ -12,6 +12,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from rpc25519_tools.sync import copying, durable
 from rpc25519_tools.sync.options import SyncOptions
 from tests.sync.local import LocalSync, sync
 from tests.sync.test_metadata import ALL, snapshot, with_options
@@ -173,6 +176,31 @@ def names_on_both_sides_are_files_of_their_own(source: Path, destination: Path) 
             assert (destination / name).read_bytes() == (source / name).read_bytes()
     assert (destination / "mnt/c").stat().st_nlink == 2
     assert run(source, destination).at_receiver.lines == []
+
+
+@real_case
+def both_are_synced(source: Path, destination: Path) -> None:
+    for top in (source, source / "mnt"):
+        for number in range(2 * durable.FEW):
+            (top / f"{number}").mkdir()
+            (top / f"{number}/a").write_bytes(b"x")
+    synced = set()
+
+    def noted(fd: int) -> bool:
+        synced.add(os.fstat(fd).st_dev)
+        return copying.sync_file_system(fd)
+
+    tops = {destination.stat().st_dev, (destination / "mnt").stat().st_dev}
+    assert len(tops) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable, "sync_file_system", noted)
+        run(source, destination, with_options(fsync=True))
+        assert synced == tops, (synced, tops)
+        synced.clear()
+        for path in (source / "mnt").glob("*/a"):
+            path.chmod(0o604)  # only attributes of files
+        run(source, destination, with_options(fsync=True))
+        assert synced == tops, (synced, tops)
 
 
 def main(folder: Path) -> int:
