@@ -17,7 +17,7 @@ import pytest
 from rpc25519_tools.sync import copying, durable
 from rpc25519_tools.sync.options import SyncOptions
 from tests.sync.local import LocalSync, sync
-from tests.sync.test_metadata import ALL, snapshot, with_options
+from tests.sync.trees import ALL, snapshot, with_options
 
 Case = Callable[[Path, Path], None]
 #: Those that can do without a real mount, and those that cannot.

@@ -21,7 +21,7 @@ from rpc25519_tools.sync.places import open_local_place
 
 from .local import sync
 from .mounts import CASES, REAL_CASES, USER, Case, prepare
-from .test_metadata import ALL, needs_root, with_options
+from .trees import ALL, needs_root, with_options
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 

@@ -12,7 +12,7 @@ from rpc25519_tools.sync.outgoing import OpenSource, Wanted
 from rpc25519_tools.sync.tree import Parts
 
 from .local import sync
-from .test_metadata import ALL, snapshot, with_options
+from .trees import ALL, snapshot, with_options
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
