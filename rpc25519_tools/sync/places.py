@@ -12,7 +12,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
+from rpc25519_tools.errors import LocalFileError, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import describe_kind, display_name, file_error
 from rpc25519_tools.sync.destination import Destination
@@ -72,7 +72,7 @@ def open_place(
     parts = split_path(dest)
     rename = None
     is_slash = dest.endswith((b"/", b"/.", b"/..")) or not parts
-    if single and not is_slash and not _is_directory(tree, parts):
+    if single and not is_slash and not tree.is_directory(parts):
         *above, rename = parts
         parts = tuple(above)
     here, is_new = _reach(tree, parts, options)
@@ -137,14 +137,6 @@ def open_local_place(dest: bytes, options: SyncOptions, *, single: bool) -> Open
     return open_place(
         tree, rest, options, single=single, privileged=True, area_at_root=False
     )
-
-
-def _is_directory(tree: Tree, parts: Parts) -> bool:
-    try:
-        tree.directory(parts)
-    except Rpc25519Error:
-        return False
-    return True
 
 
 def _is_writable(tree: Tree) -> bool:
