@@ -139,4 +139,6 @@ class Deleting:
         return False
 
     def _fail(self, path: Parts, exc: Exception) -> None:
+        if FileNotFoundError in (type(exc), type(exc.__cause__)):
+            return  # somebody else was quicker
         self.failed.append((b"/".join(path), why(exc, "remove", path)[:1000]))

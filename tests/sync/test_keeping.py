@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from msgspec import structs
 
 from rpc25519_tools.errors import LocalFileError
+from rpc25519_tools.sync.deleting import Deleting
 from rpc25519_tools.sync.filters import Rule
+from rpc25519_tools.sync.tree import Parts
 from tests.helpers import NOBODY, as_nobody
 from tests.sync.attackers import Served
 from tests.sync.local import sync
@@ -204,6 +207,36 @@ def test_no_more_than_max_delete_are_removed(trees: Trees) -> None:
     one = sync([f"{source}/"], destination, with_options(delete=True, max_delete=3))
     assert (one.totals.deleted, one.totals.undeleted) == (3, 7)
     assert len(os.listdir(destination)) == 7
+
+
+def test_what_others_have_removed_meanwhile_is_no_failure(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, destination = trees
+    for name in ("a/b/c", "d", "e"):
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        (destination / name).touch()
+    step = Deleting.step
+
+    def race(self: Deleting) -> bool:
+        remove = self._destination.remove
+
+        def remove_late(parent: Parts, name: bytes, *, is_dir: bool) -> None:
+            if name == b"c":
+                shutil.rmtree(destination / "a")
+            if name == b"d":
+                (destination / "d").unlink()
+            remove(parent, name, is_dir=is_dir)
+
+        monkeypatch.setattr(self._destination, "remove", remove_late)
+        return step(self)
+
+    monkeypatch.setattr(Deleting, "step", race)
+    one = sync([f"{source}/"], destination, with_options(delete=True))
+    monkeypatch.undo()
+    assert one.at_receiver.failures == []
+    assert one.totals.deleted == 1
+    assert os.listdir(destination) == []
 
 
 def test_special_file_that_is_named_as_the_destination_is_not_replaced(
