@@ -231,39 +231,37 @@ class PartialArea:
             make: whether to make it where there is none.
 
         Returns:
-            None if another transfer has it, or this file system has no locks; or
-            there is none and ``make`` is false.
+            None if another transfer has it or may have it; or this file system has
+            no locks; or there is none and ``make`` is false.
 
         Raises:
             UnsafePathError, OSError: as :meth:`open`; or the file cannot be made.
         """
         name = _name_of(key)
-        flags = _KEYED_FLAGS | os.O_CREAT if make else _KEYED_FLAGS
         for _ in range(_MAX_RACES):
             dir_fd = self._find_area(make=make)
             if dir_fd < 0:
                 return None
             try:
-                fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
+                fd, writable = _open_keyed(dir_fd, name, make=make)
             except FileNotFoundError:
                 if not make:
                     return None
                 self._forget_area(dir_fd)  # it was empty, and another process left
                 continue
-            except OSError as exc:
-                if exc.errno in _NOT_PLAIN:
-                    raise unsafe(AREA_NAME, "what is in it is not ours") from exc
-                raise
+            if fd < 0:
+                return None
             verdict: bool | None = None
             try:
-                verdict = _claim(dir_fd, name, fd)
+                if writable or try_lock(fd) is not None:
+                    verdict = _claim(dir_fd, name, fd)
             finally:
-                if verdict is not True:
+                if not (writable and verdict):
                     os.close(fd)
-            if verdict is True:
-                return Partial(fd, name, dir_fd, keyed=True)
             if verdict is None:
                 return None
+            if writable and verdict:
+                return Partial(fd, name, dir_fd, keyed=True)
         return None
 
     def scratch(self, key: bytes = b"") -> Partial:
@@ -319,7 +317,7 @@ class PartialArea:
         return session_fd, b"%d" % next(self._numbers)
 
     def holds(self, key: bytes) -> int:
-        """Return how many bytes there are of the partial of a key; 0 for none."""
+        """Return how many bytes can be read of the partial of a key; 0 for none."""
         try:
             area_fd = self._find_area(make=False)
             if area_fd < 0:
@@ -328,7 +326,9 @@ class PartialArea:
             status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
         except (OSError, UnsafePathError):
             return 0
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if not stat.S_ISREG(status.st_mode) or not status.st_mode & stat.S_IRUSR:
+            return 0
+        return status.st_size
 
     def sweep(self, now_s: float | None = None) -> None:
         """Remove what is dead, old or too much; best effort, in a bounded time.
@@ -432,6 +432,36 @@ def _check_area(status: os.stat_result, fd: int) -> None:
     if status.st_mode & 0o077:
         with contextlib.suppress(OSError):  # a file system without modes
             os.fchmod(fd, 0o700)
+
+
+def _open_keyed(dir_fd: int, name: bytes, *, make: bool) -> tuple[int, bool]:
+    """Open a partial; tell whether it is open for writing, too.
+
+    One that has got its final mode may forbid that: its owner was killed before the
+    rename, or lives and is about to rename it. Only the lock tells, so the mode may
+    not change before :func:`_claim` has it.
+
+    Returns:
+        -1 as the descriptor: it cannot be opened at all, so nobody can tell.
+
+    Raises:
+        UnsafePathError: it is no file.
+        OSError: there is none, and it cannot be made.
+    """
+    flags = _KEYED_FLAGS | os.O_CREAT if make else _KEYED_FLAGS
+    try:
+        return os.open(name, flags, 0o600, dir_fd=dir_fd), True
+    except PermissionError as exc:
+        try:
+            return os.open(name, _LEFT_FLAGS, dir_fd=dir_fd), False
+        except FileNotFoundError:
+            raise exc from None
+        except PermissionError:
+            return -1, False
+    except OSError as exc:
+        if exc.errno in _NOT_PLAIN:
+            raise unsafe(AREA_NAME, "what is in it is not ours") from exc
+        raise
 
 
 def _claim(dir_fd: int, name: bytes, fd: int) -> bool | None:

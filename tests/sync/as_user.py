@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from rpc25519_tools.files.area import AREA_NAME
+from rpc25519_tools.sync import storing
 from rpc25519_tools.sync.options import SyncOptions
 from tests.helpers import NOBODY
 from tests.sync.local import LocalSync, sync
@@ -163,6 +165,26 @@ def groups_that_are_not_ours_are_left_out(source: Path, destination: Path) -> No
     assert failed(run(source, destination)) == []
     assert (destination / "foreign").stat().st_gid == os.getegid()
     assert run(source, destination).at_receiver.lines == []
+
+
+@case
+def read_only_file_of_a_killed_sync_is_finished(
+    source: Path, destination: Path
+) -> None:
+    (source / "pack").write_bytes(os.urandom(2 << 20))
+    (source / "pack").chmod(0o444)
+    child = os.fork()
+    if not child:
+        # Between the file's last mode and its name.
+        storing.Store.flush = lambda *_: os._exit(9)  # type: ignore[method-assign]
+        run(source, destination)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.listdir(destination) == [AREA_NAME.decode()]
+    one = run(source, destination)
+    assert failed(one) == []
+    assert one.totals.literal_bytes == 0, "all of it was here"
+    assert snapshot(source) == snapshot(destination)
 
 
 def main(folder: Path) -> int:
