@@ -37,7 +37,7 @@ from typing import Final, Self
 
 from blake3 import blake3
 
-from rpc25519_tools.errors import OtherFileSystemError, UnsafePathError
+from rpc25519_tools.errors import UnsafePathError
 from rpc25519_tools.files.jail import describe_kind, unsafe
 from rpc25519_tools.files.partial import names_inode
 from rpc25519_tools.files.sweeping import DIR_FLAGS, empty, sweep, take_over, try_lock
@@ -80,39 +80,19 @@ class Partial:
         For callers that have many files waiting to be published.
         """
         assert not self.keyed, "closing gives up the lock"
-        self._close()
-
-    def publish(self, dst_dir_fd: int, name: bytes) -> None:
-        """Move the file to its final name, replacing what is there, and close it.
-
-        The caller has verified and synced it. After an error the file is as it was.
-
-        Raises:
-            OtherFileSystemError: the target lies on another file system; copy the
-                file to a new one there and call :meth:`discard`.
-            OSError: the rename failed, or the partial has lost its name.
-        """
-        if self.keyed and not names_inode(self.dir_fd, self.name, os.fstat(self.fd)):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        try:
-            os.rename(self.name, name, src_dir_fd=self.dir_fd, dst_dir_fd=dst_dir_fd)
-        except OSError as exc:
-            if exc.errno == errno.EXDEV:
-                raise OtherFileSystemError(
-                    "an unfinished file cannot be moved to another file system"
-                ) from exc
-            raise
-        self._close()
+        self.close()
 
     def close(self) -> None:
-        """Let go of a file that has its final name, by other ways than ``publish``."""
-        self._close()
+        """Let go of a file that has its final name, or that is left as it is."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def keep(self) -> None:
         """Close the file and leave it to a later attempt; drop it if it is empty."""
         assert self.keyed, "nobody would find it again"
         if os.fstat(self.fd).st_size:
-            self._close()
+            self.close()
         else:
             self.discard()
 
@@ -124,12 +104,7 @@ class Partial:
             if not self.keyed or names_inode(self.dir_fd, self.name, os.fstat(self.fd)):
                 os.unlink(self.name, dir_fd=self.dir_fd)
         with contextlib.suppress(OSError):
-            self._close()  # only now: this gives up the lock
-
-    def _close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+            self.close()  # only now: this gives up the lock
 
 
 class PartialArea:
@@ -194,10 +169,6 @@ class PartialArea:
                 if not self._keeps_left:
                     empty(fd, None)
                     os.rmdir(name, dir_fd=self._area_fd)
-        if not self._keeps_left:
-            for fd, _ in self._left:
-                os.close(fd)
-            self._left = []
         self.sweep()  # what there was no time for at the beginning
         with contextlib.suppress(OSError):
             if self._area_fd >= 0:

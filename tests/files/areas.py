@@ -27,6 +27,12 @@ def content(partial: Partial) -> bytes:
     return os.pread(partial.fd, 1000, 0)
 
 
+def publish(partial: Partial, dir_fd: int, name: bytes) -> None:
+    """Give a file its final name, as those do that use areas."""
+    os.rename(partial.name, name, src_dir_fd=partial.dir_fd, dst_dir_fd=dir_fd)
+    partial.close()
+
+
 def leave_behind(folder: Path, *files: tuple[bytes, bytes]) -> None:
     """Have a process killed that holds these files in a session."""
     program = (

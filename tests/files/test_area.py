@@ -1,6 +1,5 @@
 """The area for unfinished files: carrying on, and others who use it too."""
 
-import errno
 import fcntl
 import os
 import stat
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rpc25519_tools.errors import OtherFileSystemError
 from rpc25519_tools.files.area import AREA_NAME, PartialArea
 from rpc25519_tools.files.jail import is_partial_name
-from tests.files.areas import AREA, content, held, write_and_keep
+from tests.files.areas import AREA, content, held, publish, write_and_keep
 from tests.files.atomics import names
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
@@ -46,7 +44,7 @@ def test_a_kept_partial_is_carried_on_with(folder: Path, place_fd: int) -> None:
         assert content(partial) == b"half"
         assert stat.S_IMODE(os.fstat(partial.fd).st_mode) == 0o600
         os.pwrite(partial.fd, b" and half", 4)
-        partial.publish(place_fd, b"final")
+        publish(partial, place_fd, b"final")
         assert partial.fd == -1
         partial.discard()
     assert names(folder) == ["final"]
@@ -76,7 +74,7 @@ def test_scratch_files_die_with_their_area(folder: Path, place_fd: int) -> None:
         for number, one in enumerate(scratches):
             os.write(one.fd, b"%d" % number)
             one.close_fd()
-        scratches[7].publish(place_fd, b"seven")
+        publish(scratches[7], place_fd, b"seven")
     assert names(folder) == ["seven"]
     assert (folder / "seven").read_bytes() == b"7"
 
@@ -107,35 +105,7 @@ def test_a_scratch_file_costs_one_call(
         second.discard()
 
 
-def test_an_old_file_is_replaced(folder: Path, place_fd: int) -> None:
-    (folder / "final").write_bytes(b"old")
-    with PartialArea.open(place_fd) as area:
-        for data, partial in ((b"1", held(area, b"key")), (b"2", area.scratch())):
-            os.write(partial.fd, data)
-            partial.publish(place_fd, b"final")
-            assert (folder / "final").read_bytes() == data
-    assert names(folder) == ["final"]
-
-
-def test_a_target_on_another_file_system_is_told_apart(
-    folder: Path, place_fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def rename(*_args: object, **_kwargs: object) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    with PartialArea.open(place_fd) as area:
-        for partial in (held(area, b"key"), area.scratch()):
-            os.write(partial.fd, b"data")
-            with monkeypatch.context() as patch:
-                patch.setattr(os, "rename", rename)
-                with pytest.raises(OtherFileSystemError):
-                    partial.publish(place_fd, b"final")
-            assert content(partial) == b"data"
-            partial.discard()
-    assert names(folder) == []
-
-
-def test_a_partial_that_lost_its_name_is_not_published(
+def test_what_has_taken_the_name_of_a_partial_is_not_discarded(
     folder: Path, place_fd: int
 ) -> None:
     with PartialArea.open(place_fd) as area:
@@ -143,8 +113,6 @@ def test_a_partial_that_lost_its_name_is_not_published(
         path = folder / AREA / partial.name.decode()
         path.unlink()
         path.write_bytes(b"something else")
-        with pytest.raises(FileNotFoundError):
-            partial.publish(place_fd, b"final")
         partial.discard()
         assert path.read_bytes() == b"something else"
         path.unlink()
@@ -178,8 +146,8 @@ def test_the_area_is_made_again_when_another_has_removed_it(
             held(quick, b"key").discard()
         assert names(folder) == []
         partial, scratch = held(slow, b"key"), again.scratch()
-        partial.publish(place_fd, b"one")
-        scratch.publish(place_fd, b"two")
+        publish(partial, place_fd, b"one")
+        publish(scratch, place_fd, b"two")
     assert names(folder) == ["one", "two"]
 
 
@@ -195,7 +163,7 @@ def test_threads_that_make_and_leave_areas_do_not_disturb_each_other(
                     one, two = area.acquire(b"%d" % number), area.scratch()
                     assert one is not None
                     one.discard()
-                    two.publish(place_fd, b"%d" % number)
+                    publish(two, place_fd, b"%d" % number)
         except BaseException as exc:  # noqa: BLE001  # told in the main thread
             failures.append(exc)
 

@@ -14,7 +14,14 @@ import pytest
 from rpc25519_tools.files import sweeping
 from rpc25519_tools.files.area import PartialArea
 from tests.files import area_worker
-from tests.files.areas import AREA, content, held, leave_behind, write_and_keep
+from tests.files.areas import (
+    AREA,
+    content,
+    held,
+    leave_behind,
+    publish,
+    write_and_keep,
+)
 from tests.files.atomics import names
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
@@ -180,7 +187,7 @@ def test_without_locks_nothing_is_carried_on_with(
         scratch = area.scratch()
         with PartialArea.open(place_fd) as other:
             other.sweep()
-            scratch.publish(place_fd, b"final")
+            publish(scratch, place_fd, b"final")
             assert len(names(folder / AREA)) == 1
             other.sweep(time.time() + 2 * WEEK_S)
             assert names(folder / AREA) == []
