@@ -20,7 +20,7 @@ class Watched(Seeking):
     counts: list[int]
 
     @property
-    def _rescued(self) -> int:  # type: ignore[override]  # a variable of the class
+    def _rescued(self) -> int:
         return self.counts[-1]
 
     @_rescued.setter
