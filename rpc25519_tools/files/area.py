@@ -1,7 +1,8 @@
 """Keep unfinished files where a later attempt finds them: in a hidden directory.
 
 ``.rpc25519-part-area`` lies in the directory that files are received into. It is ours
-alone (mode 0700), is made when the first file in it is, and goes when it is empty. Its
+alone (mode 0700), is made when the first file in it is, and goes when it is empty. In a
+directory of many users, the others' names end in their numbers. Its
 name begins like those of all unfinished files, so it is never served nor written to by
 name (see ``jail.py``). In it are
 
@@ -117,6 +118,7 @@ class PartialArea:
     def __init__(self, dir_fd: int) -> None:
         """Take over ``dir_fd``; use :meth:`open`."""
         self._dir_fd = dir_fd
+        self._name = AREA_NAME
         self._area_fd = -1
         self._session_fd = -1
         self._session_name = b""
@@ -173,8 +175,8 @@ class PartialArea:
         with contextlib.suppress(OSError):
             if self._area_fd >= 0:
                 status = os.fstat(self._area_fd)
-                if names_inode(self._dir_fd, AREA_NAME, status):
-                    os.rmdir(AREA_NAME, dir_fd=self._dir_fd)  # fails unless empty
+                if names_inode(self._dir_fd, self._name, status):
+                    os.rmdir(self._name, dir_fd=self._dir_fd)  # fails unless empty
         left = [fd for fd, _ in self._left]
         fds = (self._session_fd, self._area_fd, *self._gone_fds, *left, self._dir_fd)
         self._session_fd = self._area_fd = self._dir_fd = -1
@@ -322,11 +324,12 @@ class PartialArea:
             for _ in range(_MAX_RACES):
                 if self._area_fd >= 0:
                     return self._area_fd
+                self._name = _area_name(self._dir_fd)
                 if make:
                     with contextlib.suppress(FileExistsError):
-                        os.mkdir(AREA_NAME, 0o700, dir_fd=self._dir_fd)
+                        os.mkdir(self._name, 0o700, dir_fd=self._dir_fd)
                 try:
-                    self._area_fd = _open_area(self._dir_fd)
+                    self._area_fd = _open_area(self._dir_fd, self._name)
                 except FileNotFoundError:
                     if not make:
                         return -1
@@ -358,7 +361,7 @@ class PartialArea:
                     self._session_name = name
                     self._session_fd = fd
                     return fd
-            if not names_inode(self._dir_fd, AREA_NAME, os.fstat(area_fd)):
+            if not names_inode(self._dir_fd, self._name, os.fstat(area_fd)):
                 self._forget_area(area_fd)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
@@ -371,20 +374,29 @@ def _left_name(key: bytes) -> bytes:
     return b"k" + blake3(key).hexdigest(16).encode()
 
 
-def _open_area(dir_fd: int) -> int:
+def _area_name(dir_fd: int) -> bytes:
+    """Return what our area is called: each user has one, as in ``/tmp``."""
+    user = os.geteuid()
+    with contextlib.suppress(OSError):
+        status = os.stat(AREA_NAME, dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid != user:
+            return b"%s-%d" % (AREA_NAME, user)
+    return AREA_NAME
+
+
+def _open_area(dir_fd: int, name: bytes) -> int:
     """Open the area, and see that nobody but us could have put anything into it.
 
     An owner of the parent directory can always put another directory of ours in its
     place, but not one that others may write to.
     """
-    shown = AREA_NAME
     try:
-        fd = os.open(AREA_NAME, DIR_FLAGS, dir_fd=dir_fd)
+        fd = os.open(name, DIR_FLAGS, dir_fd=dir_fd)
     except OSError as exc:
         if exc.errno in {errno.ELOOP, errno.EMLINK, errno.ENOTDIR}:
-            raise unsafe(shown, "it is a link, or no directory") from exc
+            raise unsafe(name, "it is a link, or no directory") from exc
         if exc.errno == errno.EACCES:
-            raise unsafe(shown, "it is not ours") from exc
+            raise unsafe(name, "it is not ours") from exc
         raise
     try:
         _check_area(os.fstat(fd), fd)

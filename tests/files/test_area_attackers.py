@@ -37,16 +37,45 @@ def writable_for_others(folder: Path) -> None:
     (folder / AREA).chmod(0o733)
 
 
-def of_another_user(folder: Path) -> None:
+def two_in_the_way(folder: Path) -> None:
+    give_to_another_user(folder)
+    (folder / f"{AREA}-{os.geteuid()}").symlink_to(folder)
+
+
+def give_to_another_user(folder: Path) -> None:
     (folder / AREA).mkdir(mode=0o700)
     if os.geteuid() != 0:
         pytest.skip("needs another user's directory")
     os.chown(folder / AREA, NOBODY, NOBODY)
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_each_user_has_an_area(folder: Path, place_fd: int, is_late: bool) -> None:
+    """As in ``/tmp``, where nobody is to keep others from their files."""
+    if not is_late:
+        give_to_another_user(folder)
+    mine = f"{AREA}-{os.geteuid()}"
+    with PartialArea.open(place_fd) as area:
+        if is_late:
+            give_to_another_user(folder)
+        partial = area.acquire(b"key")
+        assert partial is not None
+        os.write(partial.fd, b"data")
+        partial.keep()
+        area.scratch().discard()
+        assert names(folder) == [AREA, mine]
+        assert os.listdir(folder / AREA) == []
+    with PartialArea.open(place_fd) as area:
+        assert area.holds(b"key") == 4
+        partial = area.acquire(b"key")
+        assert partial is not None
+        partial.discard()
+    assert names(folder) == [AREA]
+
+
 @pytest.mark.parametrize(
     "attack",
-    [link, dangling, plain_file, fifo, writable_for_others, of_another_user],
+    [link, dangling, plain_file, fifo, writable_for_others, two_in_the_way],
     ids=lambda attack: attack.__name__,
 )
 def test_what_is_not_ours_alone_is_refused(
