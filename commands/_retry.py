@@ -26,7 +26,8 @@ def retry_option(command: _F) -> _F:
         show_default=True,
         metavar="DURATION",
         help="When the network fails while a file is moved, connect again and go on "
-        "where it stopped, until nothing has moved for so long (0: give up at once).",
+        "where it stopped, until for so long no attempt has moved anything (0: give up "
+        "at once).",
     )(command)
 
 

@@ -177,10 +177,6 @@ class LocalFileError(Rpc25519Error):
     """A file on this machine cannot be read, written, created or replaced."""
 
 
-class OtherFileSystemError(LocalFileError):
-    """A file cannot be moved to where it belongs: that is another file system."""
-
-
 class UnsafePathError(LocalFileError):
     """A name would leave its directory, or is not a plain file name."""
 

@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,8 @@ Text = str | Callable[[], str]
 #: Generous, since tests may share two busy cores; reaching it is a failure.
 PATIENCE_S = 10.0
 _POLL_S = 0.005
+#: No user has this number.
+NOBODY = 54_321
 
 
 def _text_of(what: Text) -> str:
@@ -39,6 +41,22 @@ async def until(
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {_text_of(what)}"
         await asyncio.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be somebody who is not root for a while, who may not read everything.
+
+    Who is not root already stays what it is. Modules may be out of reach meanwhile:
+    what is used has to be imported before.
+    """
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def wait_until(

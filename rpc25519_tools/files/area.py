@@ -1,7 +1,8 @@
 """Keep unfinished files where a later attempt finds them: in a hidden directory.
 
 ``.rpc25519-part-area`` lies in the directory that files are received into. It is ours
-alone (mode 0700), is made when the first file in it is, and goes when it is empty. Its
+alone (mode 0700), is made when the first file in it is, and goes when it is empty. In a
+directory of many users, the others' names end in their numbers. Its
 name begins like those of all unfinished files, so it is never served nor written to by
 name (see ``jail.py``). In it are
 
@@ -37,7 +38,7 @@ from typing import Final, Self
 
 from blake3 import blake3
 
-from rpc25519_tools.errors import OtherFileSystemError, UnsafePathError
+from rpc25519_tools.errors import UnsafePathError
 from rpc25519_tools.files.jail import describe_kind, unsafe
 from rpc25519_tools.files.partial import names_inode
 from rpc25519_tools.files.sweeping import DIR_FLAGS, empty, sweep, take_over, try_lock
@@ -80,39 +81,19 @@ class Partial:
         For callers that have many files waiting to be published.
         """
         assert not self.keyed, "closing gives up the lock"
-        self._close()
-
-    def publish(self, dst_dir_fd: int, name: bytes) -> None:
-        """Move the file to its final name, replacing what is there, and close it.
-
-        The caller has verified and synced it. After an error the file is as it was.
-
-        Raises:
-            OtherFileSystemError: the target lies on another file system; copy the
-                file to a new one there and call :meth:`discard`.
-            OSError: the rename failed, or the partial has lost its name.
-        """
-        if self.keyed and not names_inode(self.dir_fd, self.name, os.fstat(self.fd)):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        try:
-            os.rename(self.name, name, src_dir_fd=self.dir_fd, dst_dir_fd=dst_dir_fd)
-        except OSError as exc:
-            if exc.errno == errno.EXDEV:
-                raise OtherFileSystemError(
-                    "an unfinished file cannot be moved to another file system"
-                ) from exc
-            raise
-        self._close()
+        self.close()
 
     def close(self) -> None:
-        """Let go of a file that has its final name, by other ways than ``publish``."""
-        self._close()
+        """Let go of a file that has its final name, or that is left as it is."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def keep(self) -> None:
         """Close the file and leave it to a later attempt; drop it if it is empty."""
         assert self.keyed, "nobody would find it again"
         if os.fstat(self.fd).st_size:
-            self._close()
+            self.close()
         else:
             self.discard()
 
@@ -124,12 +105,7 @@ class Partial:
             if not self.keyed or names_inode(self.dir_fd, self.name, os.fstat(self.fd)):
                 os.unlink(self.name, dir_fd=self.dir_fd)
         with contextlib.suppress(OSError):
-            self._close()  # only now: this gives up the lock
-
-    def _close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+            self.close()  # only now: this gives up the lock
 
 
 class PartialArea:
@@ -142,6 +118,7 @@ class PartialArea:
     def __init__(self, dir_fd: int) -> None:
         """Take over ``dir_fd``; use :meth:`open`."""
         self._dir_fd = dir_fd
+        self._name = AREA_NAME
         self._area_fd = -1
         self._session_fd = -1
         self._session_name = b""
@@ -194,16 +171,12 @@ class PartialArea:
                 if not self._keeps_left:
                     empty(fd, None)
                     os.rmdir(name, dir_fd=self._area_fd)
-        if not self._keeps_left:
-            for fd, _ in self._left:
-                os.close(fd)
-            self._left = []
         self.sweep()  # what there was no time for at the beginning
         with contextlib.suppress(OSError):
             if self._area_fd >= 0:
                 status = os.fstat(self._area_fd)
-                if names_inode(self._dir_fd, AREA_NAME, status):
-                    os.rmdir(AREA_NAME, dir_fd=self._dir_fd)  # fails unless empty
+                if names_inode(self._dir_fd, self._name, status):
+                    os.rmdir(self._name, dir_fd=self._dir_fd)  # fails unless empty
         left = [fd for fd, _ in self._left]
         fds = (self._session_fd, self._area_fd, *self._gone_fds, *left, self._dir_fd)
         self._session_fd = self._area_fd = self._dir_fd = -1
@@ -231,39 +204,37 @@ class PartialArea:
             make: whether to make it where there is none.
 
         Returns:
-            None if another transfer has it, or this file system has no locks; or
-            there is none and ``make`` is false.
+            None if another transfer has it or may have it; or this file system has
+            no locks; or there is none and ``make`` is false.
 
         Raises:
             UnsafePathError, OSError: as :meth:`open`; or the file cannot be made.
         """
         name = _name_of(key)
-        flags = _KEYED_FLAGS | os.O_CREAT if make else _KEYED_FLAGS
         for _ in range(_MAX_RACES):
             dir_fd = self._find_area(make=make)
             if dir_fd < 0:
                 return None
             try:
-                fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
+                fd, writable = _open_keyed(dir_fd, name, make=make)
             except FileNotFoundError:
                 if not make:
                     return None
                 self._forget_area(dir_fd)  # it was empty, and another process left
                 continue
-            except OSError as exc:
-                if exc.errno in _NOT_PLAIN:
-                    raise unsafe(AREA_NAME, "what is in it is not ours") from exc
-                raise
+            if fd < 0:
+                return None
             verdict: bool | None = None
             try:
-                verdict = _claim(dir_fd, name, fd)
+                if writable or try_lock(fd) is not None:
+                    verdict = _claim(dir_fd, name, fd)
             finally:
-                if verdict is not True:
+                if not (writable and verdict):
                     os.close(fd)
-            if verdict is True:
-                return Partial(fd, name, dir_fd, keyed=True)
             if verdict is None:
                 return None
+            if writable and verdict:
+                return Partial(fd, name, dir_fd, keyed=True)
         return None
 
     def scratch(self, key: bytes = b"") -> Partial:
@@ -319,7 +290,7 @@ class PartialArea:
         return session_fd, b"%d" % next(self._numbers)
 
     def holds(self, key: bytes) -> int:
-        """Return how many bytes there are of the partial of a key; 0 for none."""
+        """Return how many bytes can be read of the partial of a key; 0 for none."""
         try:
             area_fd = self._find_area(make=False)
             if area_fd < 0:
@@ -328,7 +299,9 @@ class PartialArea:
             status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
         except (OSError, UnsafePathError):
             return 0
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if not stat.S_ISREG(status.st_mode) or not status.st_mode & stat.S_IRUSR:
+            return 0
+        return status.st_size
 
     def sweep(self, now_s: float | None = None) -> None:
         """Remove what is dead, old or too much; best effort, in a bounded time.
@@ -351,11 +324,12 @@ class PartialArea:
             for _ in range(_MAX_RACES):
                 if self._area_fd >= 0:
                     return self._area_fd
+                self._name = _area_name(self._dir_fd)
                 if make:
                     with contextlib.suppress(FileExistsError):
-                        os.mkdir(AREA_NAME, 0o700, dir_fd=self._dir_fd)
+                        os.mkdir(self._name, 0o700, dir_fd=self._dir_fd)
                 try:
-                    self._area_fd = _open_area(self._dir_fd)
+                    self._area_fd = _open_area(self._dir_fd, self._name)
                 except FileNotFoundError:
                     if not make:
                         return -1
@@ -387,7 +361,7 @@ class PartialArea:
                     self._session_name = name
                     self._session_fd = fd
                     return fd
-            if not names_inode(self._dir_fd, AREA_NAME, os.fstat(area_fd)):
+            if not names_inode(self._dir_fd, self._name, os.fstat(area_fd)):
                 self._forget_area(area_fd)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
@@ -400,20 +374,29 @@ def _left_name(key: bytes) -> bytes:
     return b"k" + blake3(key).hexdigest(16).encode()
 
 
-def _open_area(dir_fd: int) -> int:
+def _area_name(dir_fd: int) -> bytes:
+    """Return what our area is called: each user has one, as in ``/tmp``."""
+    user = os.geteuid()
+    with contextlib.suppress(OSError):
+        status = os.stat(AREA_NAME, dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid != user:
+            return b"%s-%d" % (AREA_NAME, user)
+    return AREA_NAME
+
+
+def _open_area(dir_fd: int, name: bytes) -> int:
     """Open the area, and see that nobody but us could have put anything into it.
 
     An owner of the parent directory can always put another directory of ours in its
     place, but not one that others may write to.
     """
-    shown = AREA_NAME
     try:
-        fd = os.open(AREA_NAME, DIR_FLAGS, dir_fd=dir_fd)
+        fd = os.open(name, DIR_FLAGS, dir_fd=dir_fd)
     except OSError as exc:
         if exc.errno in {errno.ELOOP, errno.EMLINK, errno.ENOTDIR}:
-            raise unsafe(shown, "it is a link, or no directory") from exc
+            raise unsafe(name, "it is a link, or no directory") from exc
         if exc.errno == errno.EACCES:
-            raise unsafe(shown, "it is not ours") from exc
+            raise unsafe(name, "it is not ours") from exc
         raise
     try:
         _check_area(os.fstat(fd), fd)
@@ -432,6 +415,36 @@ def _check_area(status: os.stat_result, fd: int) -> None:
     if status.st_mode & 0o077:
         with contextlib.suppress(OSError):  # a file system without modes
             os.fchmod(fd, 0o700)
+
+
+def _open_keyed(dir_fd: int, name: bytes, *, make: bool) -> tuple[int, bool]:
+    """Open a partial; tell whether it is open for writing, too.
+
+    One that has got its final mode may forbid that: its owner was killed before the
+    rename, or lives and is about to rename it. Only the lock tells, so the mode may
+    not change before :func:`_claim` has it.
+
+    Returns:
+        -1 as the descriptor: it cannot be opened at all, so nobody can tell.
+
+    Raises:
+        UnsafePathError: it is no file.
+        OSError: there is none, and it cannot be made.
+    """
+    flags = _KEYED_FLAGS | os.O_CREAT if make else _KEYED_FLAGS
+    try:
+        return os.open(name, flags, 0o600, dir_fd=dir_fd), True
+    except PermissionError as exc:
+        try:
+            return os.open(name, _LEFT_FLAGS, dir_fd=dir_fd), False
+        except FileNotFoundError:
+            raise exc from None
+        except PermissionError:
+            return -1, False
+    except OSError as exc:
+        if exc.errno in _NOT_PLAIN:
+            raise unsafe(AREA_NAME, "what is in it is not ours") from exc
+        raise
 
 
 def _claim(dir_fd: int, name: bytes, fd: int) -> bool | None:

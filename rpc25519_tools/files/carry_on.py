@@ -62,7 +62,8 @@ async def with_retries(
     Args:
         connect: makes a connection; this function closes it.
         job: what to do with it. It has to find out what it has done already.
-        retry_for_s: how long to go on without any progress, in seconds; 0: not at all.
+        retry_for_s: how long to go on without any progress, in seconds, from when a
+            failure was noticed; 0: not at all.
         on_retry: called before each wait.
         backoff: how long to wait between attempts; progress begins it anew.
 
@@ -74,13 +75,12 @@ async def with_retries(
             last failure, if the time is over.
     """
     loop = asyncio.get_running_loop()
-    progress_s = loop.time()
     failures = 0
+    since_s = 0.0
     heard = False
 
     def progressed() -> None:
-        nonlocal progress_s, failures
-        progress_s = loop.time()
+        nonlocal failures
         failures = 0
 
     while True:
@@ -92,9 +92,11 @@ async def with_retries(
             if not is_network_failure(exc):
                 raise
             heard = heard or (client is not None and client.has_heard)
+            if not failures:
+                since_s = loop.time()
             failures += 1
             wait_s = backoff.wait_s(failures)
-            if not heard or loop.time() + wait_s >= progress_s + retry_for_s:
+            if not heard or loop.time() + wait_s >= since_s + retry_for_s:
                 raise
             if on_retry is not None:
                 on_retry(exc, wait_s)

@@ -28,7 +28,7 @@ MAX_LISTED: Final = 4096
 MAX_TAKEN_OVER: Final = 4
 
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOOK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_LOOK_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_LOCKS = frozenset(
     {
         errno.EBADF,  # NFS locks only what is open for writing; a directory never is
@@ -115,9 +115,10 @@ def sweep(area_fd: int, now_s: float) -> None:
             return
         total += used
         too_much = count > MAX_PARTIALS or (0 < room < total)
-        if too_much or changed_ns < oldest_ns:
+        is_old = changed_ns < oldest_ns
+        if too_much or is_old:
             with contextlib.suppress(OSError):
-                _remove_partial(area_fd, name, changed_ns)
+                _remove_partial(area_fd, name, changed_ns, is_old=is_old)
 
 
 def take_over(area_fd: int) -> list[tuple[int, bytes]]:
@@ -161,14 +162,31 @@ def _remove_session(area_fd: int, name: bytes, end_s: float, oldest_ns: int) -> 
         os.close(fd)
 
 
-def _remove_partial(area_fd: int, name: bytes, changed_ns: int) -> None:
-    """Remove a file unless it is locked, or was used after it was looked at."""
-    fd = os.open(name, _LOOK_FLAGS, dir_fd=area_fd)
+def _remove_partial(
+    area_fd: int, name: bytes, changed_ns: int, *, is_old: bool
+) -> None:
+    """Remove a file unless it is locked, or was used after it was looked at.
+
+    One that cannot be locked, as it has its final mode already, goes by its age.
+    """
+    fd = _open_any(area_fd, name)
     try:
-        if not try_lock(fd):
+        locked = None if fd < 0 else try_lock(fd)
+        if locked is None:
+            locked = is_old
+        status = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
+        if fd >= 0 and not os.path.samestat(status, os.fstat(fd)):
             return
-        status = os.fstat(fd)
-        if status.st_ctime_ns == changed_ns and names_inode(area_fd, name, status):
+        if locked and status.st_ctime_ns == changed_ns:
             os.unlink(name, dir_fd=area_fd)
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open_any(area_fd: int, name: bytes) -> int:
+    """Open a file in some way that a lock can be had by; -1 if its mode forbids all."""
+    for access in (os.O_RDWR, os.O_RDONLY):
+        with contextlib.suppress(PermissionError):
+            return os.open(name, access | _LOOK_FLAGS, dir_fd=area_fd)
+    return -1

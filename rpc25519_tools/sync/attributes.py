@@ -48,9 +48,17 @@ def set_mode(dir_fd: int, name: bytes, mode: int) -> None:
     fd = os.open(name, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
-            os.chmod(f"/proc/self/fd/{fd}", mode)
+            _change_mode(fd, mode)
     finally:
         os.close(fd)
+
+
+def _change_mode(fd: int, mode: int) -> None:
+    """Set the permission bits of what is open, on Linux also by ``O_PATH``."""
+    if sys.platform == "linux":
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    else:
+        os.fchmod(fd, mode)
 
 
 def set_owner(dir_fd: int, name: bytes, entry: Entry) -> None:
@@ -76,7 +84,7 @@ def make_usable(dir_fd: int, status: os.stat_result) -> bool:
         return False
     if status.st_uid != os.geteuid():
         return False
-    os.chmod(f"/proc/self/fd/{dir_fd}", (status.st_mode & 0o7777) | 0o700)
+    _change_mode(dir_fd, (status.st_mode & 0o7777) | 0o700)
     return True
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rpc25519_tools.errors import Rpc25519Error, UnsafePathError
+from rpc25519_tools.sync.across import copy_across, link, move_across
 from rpc25519_tools.sync.durable import Changes
 from rpc25519_tools.sync.names import unsorted_names
 from rpc25519_tools.sync.tree import Directory, Parts, Tree, shown
@@ -28,12 +29,16 @@ class Backups:
         tree: the destination.
         changes: learns of directories that change.
         path: where backups go in it.
+        fsync: whether files that have to be copied there are synced.
     """
 
-    def __init__(self, tree: Tree, changes: Changes, path: Parts) -> None:
+    def __init__(
+        self, tree: Tree, changes: Changes, path: Parts, *, fsync: bool
+    ) -> None:
         self._tree = tree
         self._changes = changes
         self._path = path
+        self._fsync = fsync
 
     def has(self, path: Parts) -> bool:
         """Tell whether a path is that of the backups, or lies above them."""
@@ -76,22 +81,27 @@ class Backups:
                 drop_tree(above_path, name)
         if stays and self._link(name, directory, above):
             return
-        os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=above.fd)
+        try:
+            os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=above.fd)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            move_across(directory.fd, name, above.fd, name, fsync=self._fsync)
 
-    @staticmethod
-    def _link(name: bytes, directory: Directory, above: Directory) -> bool:
-        """Give what is there a second name; False where there are none."""
+    def _link(self, name: bytes, directory: Directory, above: Directory) -> bool:
+        """Give what is there a second name, or copy it to another file system.
+
+        Returns:
+            False where there are no second names.
+        """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=above.fd)
         try:
-            os.link(
-                name,
-                name,
-                src_dir_fd=directory.fd,
-                dst_dir_fd=above.fd,
-                follow_symlinks=False,
-            )
+            link(directory.fd, name, above.fd, name)
         except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                copy_across(directory.fd, name, above.fd, name, fsync=self._fsync)
+                return True
             if exc.errno not in _NO_LINKS:
                 raise
             return False

@@ -1,10 +1,11 @@
 """Find local files that a wanted one may be made of, and cut them into chunks.
 
-The file that is there under the same name comes first. A new name may be that of moved
-or copied contents: the files beneath the destination are listed by length, once, and
-those of the same length or the same name are tried, then one of a similar length that
-lies where the transfer goes. What a guess is worth, the chunks tell; guesses by length
-alone stop after some have been of no use.
+A name may be that of moved or copied contents, and a changed file may be the one that
+had another name before. So the files beneath the destination are listed, once, and one
+of the same length and time of change is tried, then the file of that name. For a new
+name, also those of the same length or the same name are tried, or one of a similar
+length. What a guess is worth, the chunks tell; guesses by length alone stop after some
+have been of no use.
 
 All of this blocks.
 """
@@ -24,15 +25,16 @@ from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
 from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
 from rpc25519_tools.sync.destination import Destination
+from rpc25519_tools.sync.noted import NotedFiles, join, split
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, SUM_LEN, Table, pack_lengths
 from rpc25519_tools.sync.tree import Parts, Tree
 
 #: New files from this length on are looked for among others.
 SEARCHED_FROM: Final = 64 * 1024
-#: Files beneath the destination that are listed.
-_MAX_LISTED: Final = 100_000
-#: Directories that are listed.
-_MAX_DIRS: Final = 50_000
+#: Entries beneath the destination that are looked at; it takes about a second.
+_MAX_LOOKED: Final = 1 << 18
+#: Bytes of the paths of directories that wait for it.
+_MAX_WAITING_LEN: Final = 4 << 20
 #: Guesses for one file.
 _MAX_GUESSES: Final = 3
 #: Guesses in a row that were of no use, after which there are no more.
@@ -174,13 +176,6 @@ class Basis:
         )
 
 
-@dataclass(slots=True, frozen=True)
-class _Listed:
-    size: int
-    mtime_ns: int
-    path: Parts
-
-
 class Candidates:
     """Local files that new ones may be made of.
 
@@ -190,15 +185,14 @@ class Candidates:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._by_size: dict[int, list[_Listed]] | None = None
-        self._by_name: dict[bytes, list[_Listed]] = {}
+        self._noted: NotedFiles | None = None
         self._useless = 0
         self._similar_left = _PATIENCE
 
     def add(self, path: Parts, size: int, mtime_ns: int) -> None:
         """Take a file that has just come into place: another may be a copy of it."""
-        if size >= SEARCHED_FROM and self._by_size is not None:
-            self._note(_Listed(size, mtime_ns, path))
+        if size >= SEARCHED_FROM and self._noted is not None:
+            self._noted.note(path, size, mtime_ns)
 
     def learn(self, *, useful: bool) -> None:
         """Learn whether a guess was worth anything."""
@@ -212,93 +206,82 @@ class Candidates:
         return max(_PATIENCE - self._useless, 0)
 
     def has_length(self, size: int) -> bool:
-        """Tell whether a file of a length is there; all have been listed."""
-        return self._by_size is not None and size in self._by_size
+        """Tell whether a file of a length is there, among those that are listed."""
+        return self._noted is not None and any(self._noted.of_length(size))
 
     def sure(self, path: Parts, size: int, mtime_ns: int) -> list[Parts]:
         """Return another file of the same length and time, at most one."""
         if size < SEARCHED_FROM:
             return []
-        if self._by_size is None:
-            self._list()
-        assert self._by_size is not None
-        return [
-            one.path
-            for one in self._by_size.get(size, ())
-            if one.mtime_ns == mtime_ns and one.path != path
-        ][:1]
+        same = self._listed().of_time(size, mtime_ns)
+        return list(itertools.islice((one for one in same if one != path), 1))
 
     def guesses(self, path: Parts, size: int, mtime_ns: int) -> list[Parts]:
         """Return files that may have the contents of a new one, the best first."""
-        if size < SEARCHED_FROM:
-            return []
-        if self._by_size is None:
-            self._list()
-        assert self._by_size is not None
-        found = [one for one in self._by_size.get(size, ()) if one.path != path]
-        found.sort(key=lambda one: one.mtime_ns != mtime_ns)
-        sure = [one for one in found if one.mtime_ns == mtime_ns]
-        if self._useless >= _PATIENCE:
-            return [one.path for one in sure[:1]]
-        for one in self._by_name.get(path[-1], ()):
-            if one.path != path and one not in found and size // 4 <= one.size:
+        if self._useless >= _PATIENCE or size < SEARCHED_FROM:
+            return self.sure(path, size, mtime_ns)
+        noted = self._listed()
+        found: list[Parts] = []
+        for one in itertools.chain(
+            noted.of_time(size, mtime_ns),
+            noted.of_length(size),
+            noted.of_name(path[-1], size // 4),
+        ):
+            if one != path and one not in found:
                 found.append(one)
+                if len(found) == _MAX_GUESSES:
+                    return found
         if not found and self._similar_left:
             # Many files may be judged before it is known what the first guess is worth.
-            found = self._similar(path, size)
+            found = self._similar(noted, path, size)
             self._similar_left -= len(found)
-        return [one.path for one in found[:_MAX_GUESSES]]
+        return found
 
-    def _similar(self, path: Parts, size: int) -> list[_Listed]:
+    def _similar(self, noted: NotedFiles, path: Parts, size: int) -> list[Parts]:
         """Return the file of the most similar length that is not far from it."""
-        assert self._by_size is not None
-        best = min(self._by_size, key=lambda known: abs(known - size), default=0)
-        if not size // 2 <= best <= 2 * size:
+        best = noted.nearest_length(size)
+        if best is None or not size // 2 <= best <= 2 * size:
             return []
-        return [one for one in self._by_size[best] if one.path != path][:1]
+        similar = (one for one in noted.of_length(best) if one != path)
+        return list(itertools.islice(similar, 1))
 
-    def _note(self, listed: _Listed) -> None:
-        assert self._by_size is not None
-        self._by_size.setdefault(listed.size, []).append(listed)
-        self._by_name.setdefault(listed.path[-1], []).append(listed)
+    def _listed(self) -> NotedFiles:
+        """List what is there, once; the directories at the top come first."""
+        if self._noted is not None:
+            return self._noted
+        self._noted = NotedFiles()
+        waiting = deque([b""])
+        waiting_len = 0
+        left = _MAX_LOOKED
+        while waiting and left and not self._noted.is_full:
+            joined = waiting.popleft()
+            waiting_len -= len(joined)
+            path = split(joined)
+            with contextlib.suppress(OSError, Rpc25519Error):
+                for entry in itertools.islice(self._entries(path), left):
+                    left -= 1
+                    here = (*path, os.fsencode(entry.name))
+                    if is_partial_name(here[-1]):
+                        continue
+                    if entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        self.add(here, status.st_size, status.st_mtime_ns)
+                    elif entry.is_dir(follow_symlinks=False):
+                        joined = join(here)
+                        if waiting_len + len(joined) <= _MAX_WAITING_LEN:
+                            waiting.append(joined)
+                            waiting_len += len(joined)
+        return self._noted
 
-    def _list(self) -> None:
-        self._by_size = {}
-        waiting: deque[Parts] = deque([()])
-        count = dirs = 0
-        while waiting and count < _MAX_LISTED and dirs < _MAX_DIRS:
-            path = waiting.popleft()
-            dirs += 1
-            try:
-                found = self._entries(path)
-            except (OSError, Rpc25519Error):
-                continue
-            for name, status in found:
-                here = (*path, name)
-                if stat.S_ISDIR(status.st_mode):
-                    if len(waiting) < _MAX_DIRS:
-                        waiting.append(here)
-                elif stat.S_ISREG(status.st_mode) and status.st_size >= SEARCHED_FROM:
-                    count += 1
-                    self._note(_Listed(status.st_size, status.st_mtime_ns, here))
-
-    def _entries(self, path: Parts) -> list[tuple[bytes, os.stat_result]]:
+    def _entries(self, path: Parts) -> "Iterator[os.DirEntry[str]]":
         directory = self._tree.directory(path)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = os.open(".", flags, dir_fd=directory.fd)
-        found: list[tuple[bytes, os.stat_result]] = []
         try:
             with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    if entry.is_symlink() or is_partial_name(name):
-                        continue
-                    if len(found) >= _MAX_LISTED:
-                        break
-                    found.append((name, entry.stat(follow_symlinks=False)))
+                yield from entries
         finally:
             os.close(fd)
-        return found
 
 
 def open_basis(tree: Tree, path: Parts, *, guessed: bool) -> Basis | None:

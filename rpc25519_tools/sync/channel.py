@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from rpc25519_tools.errors import DeadlineError
@@ -153,7 +153,12 @@ class Channel:
         """Return the next part; None at the end."""
         return await anext(self._incoming, None)
 
-    async def while_alive(self, step: RsyncStep, work: Coroutine[Any, Any, T]) -> T:
+    async def while_alive(
+        self,
+        step: RsyncStep,
+        work: Coroutine[Any, Any, T],
+        is_busy: Callable[[], bool] = bool,
+    ) -> T:
         """Do the work of one side, as long as the other one goes on.
 
         Whatever takes long, each side tells the other now and then that it is there.
@@ -161,13 +166,14 @@ class Channel:
         Args:
             step: of the messages that say so.
             work: what to do.
+            is_busy: whether the peer has to wait for us now, as for a slow disk.
 
         Raises:
             DeadlineError: nothing went either way for too long.
             Exception: whatever ``work`` raises.
         """
         working = asyncio.ensure_future(work)
-        watching = asyncio.ensure_future(self._watch(step))
+        watching = asyncio.ensure_future(self._watch(step, is_busy))
         try:
             await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
@@ -182,12 +188,14 @@ class Channel:
                 if not task.cancelled():
                     task.exception()  # one error is raised; others follow from it
 
-    async def _watch(self, step: RsyncStep) -> None:
+    async def _watch(self, step: RsyncStep, is_busy: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         self._moved_s = self._sent_s = loop.time()
         while True:
             await asyncio.sleep(min(_ALIVE_S, self._stall_s / 4))
             now_s = loop.time()
+            if is_busy():
+                self._moved_s = now_s
             limit_s = self._stall_s + self._pace.time_of(_LONG_LEN, _LONG_S)
             if now_s - self._moved_s > limit_s:
                 raise DeadlineError(f"the sync stood still for {limit_s:.0f} s")

@@ -100,11 +100,11 @@ class Deleting:
     def _remove_one(self, path: Parts, *, is_dir: bool) -> bool:
         if not is_dir and self._extraneous.is_protected(path, is_dir=False):
             return True
-        if self._extraneous.may_not_remove(1):
-            self.left += 1
-            return True
         try:
-            self._destination.tree.check_writing(path)
+            self._destination.check_removing(path[:-1], path[-1])
+            if self._extraneous.may_not_remove(1):
+                self.left += 1
+                return True
             if not self._options.dry_run:
                 self._destination.remove(path[:-1], path[-1], is_dir=is_dir)
             elif is_dir and self._keeps_something(path):
@@ -139,4 +139,6 @@ class Deleting:
         return False
 
     def _fail(self, path: Parts, exc: Exception) -> None:
+        if FileNotFoundError in (type(exc), type(exc.__cause__)):
+            return  # somebody else was quicker
         self.failed.append((b"/".join(path), why(exc, "remove", path)[:1000]))

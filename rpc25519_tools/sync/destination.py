@@ -18,7 +18,7 @@ from typing import Final
 from rpc25519_tools.errors import LocalFileError, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import is_partial_name
-from rpc25519_tools.sync.across import move_across
+from rpc25519_tools.sync.across import drop_left, link, move_across, name_beside
 from rpc25519_tools.sync.attributes import (
     allowed_mode,
     final_mode,
@@ -34,9 +34,6 @@ from rpc25519_tools.sync.names import sorted_names, unsorted_names
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.tree import Directory, Parts, Tree, shown, split_path
 
-#: How the names of things begin that another file system forces us to make beside
-#: their final name; they are reserved for unfinished files (see ``files/jail.py``).
-_BESIDE: Final = b".rpc25519-part-sync-"
 #: Names of a directory that are searched for one that has just come into being.
 _MAX_SPELLINGS: Final = 1 << 16
 
@@ -69,7 +66,6 @@ class Destination:
         self._options = options
         self._privileged = privileged
         self._owner = owner
-        self._beside = 0
         backup = None
         if options.backup_dir is not None:
             backup = split_path(options.backup_dir)
@@ -81,7 +77,9 @@ class Destination:
         self.sync_fd = os.open(".", flags, dir_fd=tree.top.fd)
         #: What has to be synced.
         self.changes = Changes(tree, self.sync_fd)
-        self._backups = None if backup is None else Backups(tree, self.changes, backup)
+        self._backups = None
+        if backup is not None:
+            self._backups = Backups(tree, self.changes, backup, fsync=options.fsync)
         #: What the root itself shall be, once it is done, and what it was.
         self.root_entry: tuple[Entry, Old | None] | None = None
 
@@ -115,10 +113,16 @@ class Destination:
     # Looking.
 
     def names(self, parts: Parts) -> Iterator[bytes]:
-        """Yield the names in a directory, sorted, without those of unfinished files."""
-        for name in sorted_names(self.tree.directory(parts)):
+        """Yield the names in a directory, sorted, without those of unfinished files.
+
+        Of these it removes what killed syncs have left, as far as it is told by names.
+        """
+        directory = self.tree.directory(parts)
+        for name in sorted_names(directory):
             if not is_partial_name(name):
                 yield name
+            elif not self._options.dry_run:
+                drop_left(directory.fd, name)
 
     def look(self, parent: Parts, name: bytes) -> Old | None:
         """Return what has a name now; None if nothing has."""
@@ -185,21 +189,22 @@ class Destination:
         """Make a further name of a file that is in place."""
         directory = self.tree.directory(parent)
         source = self.tree.directory(leader[:-1])
-        session, temporary = self.area.new_name()
-        os.link(
-            leader[-1],
-            temporary,
-            src_dir_fd=source.fd,
-            dst_dir_fd=session,
-            follow_symlinks=False,
-        )
+        at, temporary = self.area.new_name()
         try:
-            status = os.stat(temporary, dir_fd=session, follow_symlinks=False)
+            link(source.fd, leader[-1], at, temporary)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            # The area is on another file system; both names need not be.
+            at, temporary = directory.fd, name_beside()
+            link(source.fd, leader[-1], at, temporary)
+        try:
+            status = os.stat(temporary, dir_fd=at, follow_symlinks=False)
             self.tree.check_found(status, leader)
-            self.place(session, temporary, parent, directory, name, old)
+            self.place(at, temporary, parent, directory, name, old)
         finally:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=session)
+                os.unlink(temporary, dir_fd=at)
 
     # Attributes.
 
@@ -225,8 +230,8 @@ class Destination:
             # The last step: it may close a directory to ourselves.
             set_mode(dir_fd, name, final_mode(entry, old, self._options))
 
-    def finish_file(self, fd: int, entry: Entry, old: Old | None) -> None:
-        """Give an unfinished file, which is open, the attributes of its entry."""
+    def finish_file(self, fd: int, entry: Entry, old: Old | None) -> int:
+        """Give an unfinished file, which is open, its attributes; return its mode."""
         same_kind = old is not None and stat.S_ISREG(old.status.st_mode)
         if entry.uid is not None or entry.gid is not None:
             uid = -1 if entry.uid is None else entry.uid
@@ -237,9 +242,11 @@ class Destination:
         status = old.status if old is not None and same_kind else None
         mode = final_mode(entry, status, self._options)
         # Other contents must not run with the rights that the old ones had.
-        os.fchmod(fd, allowed_mode(mode, privileged=self._privileged))
+        mode = allowed_mode(mode, privileged=self._privileged)
+        os.fchmod(fd, mode)
         if self._options.times:
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return mode
 
     # Replacing and removing.
 
@@ -266,9 +273,7 @@ class Destination:
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            self._beside += 1
-            beside = _BESIDE + b"%d-%d" % (os.getpid(), self._beside)
-            where = (directory.fd, beside, name)
+            where = (directory.fd, name)
             move_across(from_fd, temporary, *where, fsync=self._options.fsync)
 
     def _check_free(self, directory: Directory, parent: Parts, name: bytes) -> None:
@@ -358,12 +363,23 @@ class Destination:
                 continue
             directory = self.tree.directory(path)
             status = os.stat(below, dir_fd=directory.fd, follow_symlinks=False)
-            self.tree.check_found(status, (*path, below))
             if stat.S_ISDIR(status.st_mode):
                 self.open_up((*path, below))
                 walks.append(((*path, below), self.names((*path, below))))
             else:
                 self._remove(path, below, backups, is_dir=False)
+
+    def check_removing(self, parent: Parts, name: bytes) -> None:
+        """See that a thing may be removed, whatever name it has here.
+
+        Raises:
+            UnsafePathError: it is kept back, or the peer may not write to it.
+            OSError: it is not there.
+        """
+        self.tree.check_writing((*parent, name))
+        directory = self.tree.directory(parent)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        self.tree.check_found(status, (*parent, name))
 
     def remove(self, parent: Parts, name: bytes, *, is_dir: bool) -> None:
         """Remove a thing that the source does not have; a directory if it is empty."""
@@ -373,8 +389,8 @@ class Destination:
         self, parent: Parts, name: bytes, backups: Backups | None, *, is_dir: bool
     ) -> None:
         directory = self.tree.directory(parent)
+        self.check_removing(parent, name)
         self.changes.note_directory(parent)
-        self.tree.check_writing((*parent, name))
         if backups is not None and not is_dir:
             backups.keep(parent, name, self._drop_tree)
         elif is_dir:

@@ -26,23 +26,35 @@ class Changes:
 
     Args:
         tree: where it lies.
-        sync_fd: anything on its file system.
+        sync_fd: its root, open for reading.
     """
 
     def __init__(self, tree: Tree, sync_fd: int) -> None:
         self._tree = tree
         self._sync_fd = sync_fd
+        self._top_device = os.fstat(sync_fd).st_dev
         self._directories: set[Parts] = set()
         self._files: set[Parts] = set()
+        # Of each other file system the directory that was changed last: should it have
+        # gone since, the one above it would have been changed later.
+        self._mounted: dict[int, Parts] = {}
 
     def note_directory(self, path: Parts) -> None:
         """Note that names in a directory, or its attributes, were changed."""
         self._directories.add(path)
+        self._note_device(path)
 
     def note_file(self, path: Parts) -> None:
         """Note that attributes of anything but a directory were changed."""
         if len(self._files) <= FEW:
             self._files.add(path)
+        self._note_device(path[:-1])
+
+    def _note_device(self, path: Parts) -> None:
+        with contextlib.suppress(OSError, Rpc25519Error):  # it went
+            device = os.fstat(self._tree.directory(path).fd).st_dev
+            if device != self._top_device:
+                self._mounted[device] = path
 
     def sync_names(self) -> None:
         """Make all names survive that were changed so far.
@@ -82,13 +94,30 @@ class Changes:
                 _sync_one(path[-1], _FILE_FLAGS, directory.fd)
 
     def _sync_all(self) -> bool:
+        """Sync all file systems that were changed; False where that cannot be."""
+        path: Parts = ()
         try:
-            done = sync_file_system(self._sync_fd)
+            if not sync_file_system(self._sync_fd):
+                return False
+            for path in self._mounted.values():
+                self._sync_mounted(path)
         except OSError as exc:
-            raise LocalFileError(why(exc, "write", ())) from exc
-        if done:
-            self._files, self._directories = set(), set()
-        return done
+            raise LocalFileError(why(exc, "write", path)) from exc
+        self._files, self._directories, self._mounted = set(), set(), {}
+        return True
+
+    def _sync_mounted(self, path: Parts) -> None:
+        """Sync the file system that a directory is on."""
+        try:
+            directory = self._tree.directory(path)
+            fd = os.open(".", _DIR_FLAGS, dir_fd=directory.fd)
+        except (OSError, Rpc25519Error):
+            os.sync()  # it went, or we may write into it and not read it
+            return
+        try:
+            sync_file_system(fd)
+        finally:
+            os.close(fd)
 
 
 def _sync_one(name: bytes, flags: int, dir_fd: int) -> None:

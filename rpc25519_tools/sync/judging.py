@@ -256,7 +256,9 @@ class Judging:
         if stat.S_ISREG(entry.mode) and self._options.checksum:
             self._compare(entry, old, path)
         if entry.leader is not None:
-            linked = self.links.decide(state, entry, old)
+            linked = self.links.decide(
+                state, entry, old, lambda: self._make_way(path, old, judged)
+            )
             if linked is not None:
                 return linked
         action, change = judge(entry, old, self._options)
@@ -266,9 +268,10 @@ class Judging:
             return Verdict.SKIPPED, change
         if action in (Action.FETCH, Action.MAKE):
             self._make_way(path, old, judged)
+        taken = self._take(state, entry, old, (action, change), judged)
         if self._options.hard_links:
             self.links.remember(entry, path)
-        return self._take(state, entry, old, (action, change), judged)
+        return taken
 
     def _take(
         self,

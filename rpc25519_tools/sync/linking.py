@@ -3,7 +3,9 @@
 All of this blocks; one thread at a time.
 """
 
+import contextlib
 import os
+from collections.abc import Callable
 from typing import Final
 
 from rpc25519_tools.errors import Rpc25519Error
@@ -52,25 +54,35 @@ class HardLinks:
             self._leaders[entry.index] = path
 
     def decide(
-        self, state: DirState, entry: Entry, old: Old | None
+        self,
+        state: DirState,
+        entry: Entry,
+        old: Old | None,
+        make_way: Callable[[], None],
     ) -> tuple[Verdict, int] | None:
         """Make a further name of a file, at once or when the file is in place.
+
+        Args:
+            state: the directory that the name is in.
+            entry: what it shall be.
+            old: what has the name now.
+            make_way: called once it is sure that the name will be a link; raises if
+                what has the name has to stay.
 
         Returns:
             the verdict and what changes; None where it has to be a file of its own.
         """
         assert entry.leader is not None
         leader = self._leaders.get(entry.leader)
-        if leader is None:
-            return None  # it was not taken
+        if leader is None or self._is_elsewhere(state.path, leader[:-1]):
+            return None  # it was not taken, or no link leads there
         entry.target = b"/".join(leader)
         if old is None and self._options.existing:
             return Verdict.SKIPPED, Change.NONE
         if old is not None and self._options.ignore_existing:
             return Verdict.SKIPPED, Change.NONE
         change = Change.LINKED
-        is_other = old is None or (old.status.st_mode ^ entry.mode) & 0o170000
-        if old is None or is_other:
+        if old is None or (old.status.st_mode ^ entry.mode) & 0o170000:
             change |= Change.NEW
         else:
             change |= attributes(entry, old.status, self._options)
@@ -78,6 +90,7 @@ class HardLinks:
         if pending is not None:
             if self._followers >= _MAX_FOLLOWERS:
                 return None
+            make_way()
             self._followers += 1
             state.open += 1
             pending.followers.append((state, entry, old))
@@ -91,14 +104,27 @@ class HardLinks:
             and os.path.samestat(there.status, old.status)
         ):
             return Verdict.EQUAL, Change.NONE
+        make_way()
         if self._options.dry_run:
             return Verdict.DONE, change
         self._destination.make_link(state.path, entry.name, leader, old)
         state.touched = True
         return Verdict.DONE, change
 
+    def _is_elsewhere(self, path: Parts, other: Parts) -> bool:
+        """Tell whether two directories are known to lie on different file systems."""
+        if path == other:
+            return False
+        tree = self._destination.tree
+        with contextlib.suppress(OSError, Rpc25519Error):  # a dry run makes neither
+            here, there = (os.fstat(tree.directory(one).fd) for one in (path, other))
+            return here.st_dev != there.st_dev
+        return False
+
     def drop_followers(self, pending: Pending) -> list[tuple[Parts, str]]:
         """Give up the further names of a file that failed; return what failed."""
+        # What is there under its name is not what later names of it shall be.
+        self._leaders.pop(pending.entry.index, None)
         failed = []
         self._followers -= len(pending.followers)
         for state, entry, _ in pending.followers:

@@ -10,7 +10,8 @@ from typing import Final
 from rpc25519_tools.files.sorted_names import NameSpool
 from rpc25519_tools.sync.tree import Directory
 
-#: Names that are sorted in memory; twice as many are held there.
+#: Directories with fewer names are sorted in memory; of others, runs of so many names
+#: go to a temporary file.
 RUN_LEN: Final = 1 << 15
 
 

@@ -32,7 +32,8 @@ class Pending:
         partial: the unfinished file; None before anything is written.
         pieces: what is in it.
         reach: how far its pieces go.
-        is_finished: whether all of it is here, so that it only needs its name.
+        is_finished: whether nothing more may come: all of it is here, so that it only
+            needs its name, or it has failed.
         spoiled: whether a file that it was made of has become shorter meanwhile.
         retried: whether it was wanted a second time.
         waits: whether it waits for another one that may have the same contents.

@@ -7,11 +7,12 @@ destination, which is made where it is missing.
 All of this blocks.
 """
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
 
-from rpc25519_tools.errors import LocalFileError, Rpc25519Error, UnsafePathError
+from rpc25519_tools.errors import LocalFileError, UnsafePathError
 from rpc25519_tools.files.area import PartialArea
 from rpc25519_tools.files.jail import describe_kind, display_name, file_error
 from rpc25519_tools.sync.destination import Destination
@@ -60,7 +61,8 @@ def open_place(
         options: of the sync.
         single: whether one thing comes that is no directory.
         privileged: whether the sender may set owners and the like.
-        area_at_root: whether the tree's root holds the area, not the destination.
+        area_at_root: whether the tree's root holds the area, if we may write to it,
+            and not the destination.
         owner: who unfinished files belong to; see Destination.
 
     Raises:
@@ -70,10 +72,12 @@ def open_place(
     parts = split_path(dest)
     rename = None
     is_slash = dest.endswith((b"/", b"/.", b"/..")) or not parts
-    if single and not is_slash and not _is_directory(tree, parts):
+    if single and not is_slash and not tree.is_directory(parts):
         *above, rename = parts
         parts = tuple(above)
     here, is_new = _reach(tree, parts, options)
+    # Whoever may only write to a directory beneath has no use for an area above it.
+    area_at_root = area_at_root and _is_writable(tree)
     area = None
     try:
         if not options.dry_run:
@@ -112,14 +116,14 @@ def open_local_place(dest: bytes, options: SyncOptions, *, single: bool) -> Open
             tree, b"", options, single=False, privileged=True, area_at_root=False
         )
     missing: list[bytes] = []
+    if single and not base.endswith(b"/"):
+        base = _followed(base)
     base = base.rstrip(b"/") or b"/"
     while base and not os.path.isdir(base):
         if os.path.lexists(base) and not (single and not missing):
             raise LocalFileError(
                 f"cannot write into {display_name(base)}: it is no directory"
             )
-        if not missing:
-            _refuse_special(base)
         base, name = os.path.split(base)
         if name in (b"..", b"."):
             raise LocalFileError(f"no such directory: {display_name(dest)}")
@@ -135,12 +139,10 @@ def open_local_place(dest: bytes, options: SyncOptions, *, single: bool) -> Open
     )
 
 
-def _is_directory(tree: Tree, parts: Parts) -> bool:
-    try:
-        tree.directory(parts)
-    except Rpc25519Error:
-        return False
-    return True
+def _is_writable(tree: Tree) -> bool:
+    effective = os.access in os.supports_effective_ids
+    mode = os.W_OK | os.X_OK
+    return os.access(b".", mode, dir_fd=tree.top.fd, effective_ids=effective)
 
 
 def _reach(tree: Tree, parts: Parts, options: SyncOptions) -> tuple[Tree, bool]:
@@ -175,17 +177,17 @@ def _reach(tree: Tree, parts: Parts, options: SyncOptions) -> tuple[Tree, bool]:
     return tree.beneath(parts), is_new
 
 
-def _refuse_special(path: bytes) -> None:
-    """Keep ``/dev/null`` and the like from being replaced by a file.
+def _followed(path: bytes) -> bytes:
+    """Return the name of a local file where links have led to it.
 
     Raises:
-        LocalFileError: the path is of a device, FIFO or socket.
+        LocalFileError: it is a device, as ``/dev/null`` is, a FIFO or a socket, which
+            no file is to replace.
     """
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return  # it is missing, or will be told of by the next step
-    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-        raise LocalFileError(
-            f"cannot write {display_name(path)}: it is {describe_kind(mode)}"
-        )
+    with contextlib.suppress(OSError):  # it is missing, or the next step will tell
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise LocalFileError(
+                f"cannot write {display_name(path)}: it is {describe_kind(mode)}"
+            )
+    return os.path.realpath(path) if os.path.islink(path) else path

@@ -62,8 +62,10 @@ from rpc25519_tools.sync.tree import Parts, why
 
 #: Wanted files that are not in place, beyond which no more entries are judged.
 _MAX_PENDING: Final = 2048
-#: Finished files wait for so long for more to be synced with them, in seconds.
+#: Finished files wait for so long for more to be synced with them, in seconds; and so
+#: long at most while something else comes.
 _SYNC_AFTER_S: Final = 0.05
+_SYNC_WITHIN_S: Final = 1.0
 #: What came before a cut is stored for so long, in seconds.
 _SALVAGE_S: Final = 10.0
 #: Bytes of entries that may wait to be judged: a sender of ours keeps to a window.
@@ -192,7 +194,9 @@ class Receiver:
                 is kept for another attempt.
         """
         try:
-            return await self._channel.while_alive(RsyncStep.ACK, self._take_all())
+            return await self._channel.while_alive(
+                RsyncStep.ACK, self._take_all(), is_busy=self._disk.locked
+            )
         except BaseException as exc:
             self.is_ending = True
             # Who is only silent may be so for ever.
@@ -328,6 +332,13 @@ class Receiver:
 
     async def _tell(self, outcome: Outcome) -> None:
         """Tell both sides what became of files."""
+        if any(pending.bases for pending in outcome.done):
+            # Nobody waits for it: the replaced file may be freed by that, and a large
+            # one takes a while.
+            loop = asyncio.get_running_loop()
+            closing = loop.run_in_executor(None, _close_bases, outcome.done)
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
         if outcome.moved:
             self._observer.moved(outcome.moved)
         for pending in outcome.done:
@@ -345,13 +356,6 @@ class Receiver:
             acks = Acks(done, failed, stored=self._stored)
             await self._channel.send(RsyncStep.ACK, encode_records([acks]))
         await self._tell_troubles(outcome.notes)
-        if any(pending.bases for pending in outcome.done):
-            # Nobody waits for it: the replaced file may be freed by that, and a large
-            # one takes a while.
-            loop = asyncio.get_running_loop()
-            closing = loop.run_in_executor(None, _close_bases, outcome.done)
-            self._closings.add(closing)
-            closing.add_done_callback(self._closings.discard)
         for blocks in outcome.blocks:
             await self._channel.send(RsyncStep.HASHES, encode_records([blocks]))
         for pending in outcome.again:
@@ -381,18 +385,23 @@ class Receiver:
 
     async def _sync_now_and_then(self) -> None:
         """Give finished files their names when nothing more comes for a moment."""
+        loop = asyncio.get_running_loop()
+        since_s: float | None = None
         while not self._is_through:
             if not self._store.unsynced:
+                since_s = None
                 await self._change()
                 continue
+            since_s = since_s or loop.time()
             # When only these are left, nothing is gained by waiting.
             coming = len(self._pending) - self._seeking.waiting
             only_these = self._all_judged and self._store.unsynced == coming
-            if not only_these:
+            if not only_these and loop.time() < since_s + _SYNC_WITHIN_S:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SYNC_AFTER_S):
                         await self._change()
                         continue
+            since_s = None
             async with self._disk:
                 outcome = await in_worker(self._flush)
             await self._tell(outcome)
@@ -513,7 +522,8 @@ class Receiver:
         if self._options.delete and not self._judging.incomplete:
             more = True
             while more:
-                more = await in_worker(deleting.step)
+                async with self._disk:
+                    more = await in_worker(deleting.step)
                 if deleting.removed or deleting.failed:
                     self._observer.removed(deleting.removed)
                     for path, note in deleting.failed:
@@ -527,7 +537,8 @@ class Receiver:
             self._observer.warned((), NOTHING_DELETED)
             await in_worker(self._judging.extraneous.end, set())
         if self._options.fsync and not self._options.dry_run:
-            await in_worker(self._destination.changes.sync)
+            async with self._disk:
+                await in_worker(self._destination.changes.sync)
         totals = Totals(
             self._judging.extraneous.removed,
             self._store.matched,

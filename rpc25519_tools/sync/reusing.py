@@ -59,17 +59,18 @@ class Reusing:
             raise RemoteProtocolError("the sender moves what is in place")
         self._writing.expect(pending, at, end - start, count)
         self._writing.open(pending)
-        last = first + count
-        sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
-        pending.pieces.extend(at, basis.lengths[first:last], (sums,))
-        basis.used = True
-        pending.matched += end - start
         if not basis.in_place:
             try:
                 basis.begin_copying(self._tree)
                 self._copy_from(basis, pending, start, end, at)
             except FileChangedError:
                 pending.spoiled = True  # what else comes of it has to be let pass
+        # Only now: of a copy that was stopped, nothing counts.
+        last = first + count
+        sums = bytes(basis.sums[first * SUM_LEN : last * SUM_LEN])
+        pending.pieces.extend(at, basis.lengths[first:last], (sums,))
+        basis.used = True
+        pending.matched += end - start
         return end - start
 
     def _copy_from(
@@ -108,6 +109,7 @@ class Reusing:
             RemoteProtocolError: they are none, too many, or asked for again.
             OSError: they cannot be read.
         """
+        self._writing.open(pending)  # which only a few files may be at a time
         if pending.refined:
             raise RemoteProtocolError("the sender asks for blocks of a file twice")
         sums = []

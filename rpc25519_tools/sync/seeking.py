@@ -155,8 +155,9 @@ class Seeking:
                 self._count(pending)
 
     def _count(self, pending: Pending) -> None:
-        pending.rescued += 1
-        self._rescued += 1
+        with self._lock:
+            pending.rescued += 1
+            self._rescued += 1
 
     def open(self, pending: Pending) -> None:
         """Open what a wanted file may be made of."""

@@ -10,7 +10,6 @@ from typing import Final
 
 from rpc25519_tools.errors import (
     IncompleteTransferError,
-    LocalFileError,
     UnsafePathError,
 )
 from rpc25519_tools.files.descriptors import OpenFiles, open_files
@@ -121,16 +120,8 @@ class Offer:
         if right == "write" or not context.may("list", f"/{target}"):
             context.require(right, f"/{target}")
         tree = Tree.served(root, _permit(context))
-        is_there = await in_worker(_is_directory, tree, path)
+        is_there = await in_worker(tree.is_directory, path)
         return Reply(args={ARG_KIND: KIND_DIRECTORY} if is_there else NO_ARGS)
-
-
-def _is_directory(tree: Tree, path: Parts) -> bool:
-    try:
-        tree.directory(path)
-    except LocalFileError:
-        return False
-    return True
 
 
 class _Counting(Silence):

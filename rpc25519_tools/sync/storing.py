@@ -9,6 +9,7 @@ All of this blocks; one thread at a time.
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -105,10 +106,7 @@ class Store:
             try:
                 self._take(pending, record, outcome)
             except (OSError, Rpc25519Error) as exc:
-                if isinstance(exc, RemoteProtocolError):
-                    raise
-                note = why(exc, "write", pending.path)
-                self._fail(pending, note, outcome, more_comes=not is_end)
+                self._give_up(pending, exc, outcome, more_comes=not is_end)
 
     def take_piece(self, index: int, at: int, data: Buffer, outcome: Outcome) -> None:
         """Deal with a message that is nothing but bytes of a file."""
@@ -119,10 +117,7 @@ class Store:
             self._writing.take(pending, at, data)
             outcome.moved += len(data)
         except (OSError, Rpc25519Error) as exc:
-            if isinstance(exc, RemoteProtocolError):
-                raise
-            note = why(exc, "write", pending.path)
-            self._fail(pending, note, outcome, more_comes=True)
+            self._give_up(pending, exc, outcome, more_comes=True)
 
     def stop(self) -> None:
         """Let a step that takes long end early; to be called from any thread."""
@@ -208,11 +203,10 @@ class Store:
             return True
         assert pending.partial is not None
         for at, length, piece_sum in pending.pieces.all():
+            if piece_sum == HOLE_SUM:
+                continue  # which can be longer than memory
             data = os.pread(pending.partial.fd, length, at)
-            is_hole = piece_sum == HOLE_SUM
-            if len(data) != length and not is_hole:
-                return False
-            if not is_hole and blake3(data, key=self._key).digest() != piece_sum:
+            if blake3(data, key=self._key).digest() != piece_sum:
                 return False
         return True
 
@@ -231,7 +225,7 @@ class Store:
         """Give the file its attributes, and its name as soon as it is safe."""
         partial = pending.partial
         assert partial is not None
-        self._destination.finish_file(partial.fd, pending.entry, pending.old)
+        mode = self._destination.finish_file(partial.fd, pending.entry, pending.old)
         guesses = [basis.used for basis in pending.bases if basis.guessed]
         if guesses:
             self._candidates.learn(useful=any(guesses))
@@ -241,9 +235,9 @@ class Store:
         pending.is_finished = True
         self.literal += pending.literal
         self.matched += pending.matched
-        if not partial.keyed:
-            partial.close_fd()
-        self._unsynced_open += partial.keyed
+        if not partial.keyed and mode & stat.S_IRUSR:
+            partial.close_fd()  # it can be opened again
+        self._unsynced_open += partial.fd >= 0
         self._unsynced.append(pending)
         self._unsynced_len += size
         if (
@@ -278,16 +272,22 @@ class Store:
                     note = why(exc, "write", pending.path)
                     self._fail(pending, note, outcome, more_comes=False)
                 return
+        placed = []
         for pending in unsynced:
             try:
                 self._publish(pending)
             except (OSError, Rpc25519Error) as exc:
-                note = why(exc, "write", pending.path)
-                self._fail(pending, note, outcome, more_comes=False)
+                self._give_up(pending, exc, outcome, more_comes=False)
             else:
-                outcome.done.append(pending)
+                placed.append(pending)
         if self._options.fsync:
-            self._destination.changes.sync_names()
+            try:
+                self._destination.changes.sync_names()
+            except Rpc25519Error as exc:
+                for pending in placed:
+                    self._give_up(pending, exc, outcome, more_comes=False)
+                return
+        outcome.done += placed
 
     def _sync(self, unsynced: list[Pending]) -> None:
         if len(unsynced) > FEW and sync_file_system(self._destination.sync_fd):
@@ -319,6 +319,15 @@ class Store:
         pending.directory.touched = True
         self._candidates.add(pending.path, entry.size, entry.mtime_ns)
 
+    def _give_up(
+        self, pending: Pending, exc: Exception, outcome: Outcome, *, more_comes: bool
+    ) -> None:
+        """Give a file up, unless the sender itself is to blame: then raise that."""
+        if isinstance(exc, RemoteProtocolError):
+            raise exc
+        note = why(exc, "write", pending.path)
+        self._fail(pending, note, outcome, more_comes=more_comes)
+
     def _fail(
         self, pending: Pending, note: str, outcome: Outcome, *, more_comes: bool
     ) -> None:
@@ -327,6 +336,7 @@ class Store:
             if len(self._given_up) > _MAX_GIVEN_UP:
                 raise RemoteProtocolError("too many files came at the same time")
         self._writing.forget(pending)
+        pending.is_finished = True
         pending.close_bases()
         if pending.partial is not None:
             pending.partial.discard()

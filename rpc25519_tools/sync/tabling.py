@@ -13,15 +13,17 @@ from rpc25519_tools.files.workers import in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel
 from rpc25519_tools.sync.matching import MAX_CHUNKS
-from rpc25519_tools.sync.pending import Pending
+from rpc25519_tools.sync.pending import PARTIAL_FROM, Pending
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Hashes, Table, encode_records
 from rpc25519_tools.sync.seeking import Seeking
 
 #: Bytes of tables that may be out for files that have not come.
 _MAX_TABLED: Final = 8 << 20
-#: Tables of files up to this length travel together, and those of so many.
-_SMALL_LEN: Final = 1 << 20
+#: Tables of files below this length travel together, and those of so many.
+_SMALL_LEN: Final = PARTIAL_FROM
 _SMALL_COUNT: Final = 256
+#: About how long a message may be; what a small file is made of may be long.
+_MESSAGE_LEN: Final = 1 << 20
 
 
 class Tabling:
@@ -69,15 +71,16 @@ class Tabling:
         """Send the tables of the next file, or of some small ones."""
         small: list[Pending] = []
         while self._files and len(small) < _SMALL_COUNT:
-            if self._files[0].entry.size > _SMALL_LEN:
+            if self._files[0].entry.size >= _SMALL_LEN:
                 break
             small.append(self._files.popleft())
         if not small:
             await self._cut_large(self._files.popleft())
             return
-        records = await in_worker(self._small_tables, small)
-        self._count(small)
-        await self._channel.send(RsyncStep.HASHES, encode_records(records))
+        payload, count = await in_worker(self._small_tables, small)
+        self._files.extendleft(reversed(small[count:]))
+        self._count(small[:count])
+        await self._channel.send(RsyncStep.HASHES, payload)
 
     def _count(self, files: Sequence[Pending]) -> None:
         """Count tables of files that have not come meanwhile."""
@@ -87,9 +90,14 @@ class Tabling:
                 self._tabled += count - pending.tabled
                 pending.tabled = count
 
-    def _small_tables(self, files: Sequence[Pending]) -> list[Hashes]:
+    def _small_tables(self, files: Sequence[Pending]) -> tuple[bytes, int]:
+        """Return a message of tables, and of how many files it has them."""
         records: list[Hashes] = []
+        length = count = 0
         for pending in files:
+            if length >= _MESSAGE_LEN:
+                break
+            count += 1
             index, size = pending.entry.index, pending.entry.size
             with pending.cutting() as bases:
                 self._seeking.open(pending)
@@ -102,7 +110,8 @@ class Tabling:
                 tables = [_no_table(index)]
             tables[-1].last = True
             records += tables
-        return records
+            length += sum(len(table.lengths) + len(table.sums) for table in tables)
+        return encode_records(records), count
 
     async def _cut_large(self, pending: Pending) -> None:
         index, size = pending.entry.index, pending.entry.size

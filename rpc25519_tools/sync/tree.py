@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from rpc25519_tools.errors import UnsafePathError
+from rpc25519_tools.errors import LocalFileError, UnsafePathError
 from rpc25519_tools.files.jail import (
     DIR_FLAGS,
     MAX_NAME_BYTES,
@@ -197,6 +197,14 @@ class Tree:
                 if len(self._kept) > KEPT_DIRS:
                     self._kept.popitem(last=False)
             return found
+
+    def is_directory(self, parts: Parts) -> bool:
+        """Tell whether a path is that of a directory which may be used."""
+        try:
+            self.directory(parts)
+        except LocalFileError:
+            return False
+        return True
 
     def _nearest(self, parts: Parts) -> tuple[int, Directory]:
         """Return how much of a path is open already, and that directory."""

@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from rpc25519_tools.errors import RemoteProtocolError
 from rpc25519_tools.sync.destination import Destination
+from rpc25519_tools.sync.holes import stretches
 from rpc25519_tools.sync.outgoing import HOLE_SUM
 from rpc25519_tools.sync.pending import PARTIAL_FROM, Pending
 from rpc25519_tools.sync.pieces import Pieces
@@ -138,9 +139,12 @@ class Writing:
     def leave_out(self, pending: Pending, at: int, length: int) -> None:
         """Have zeros somewhere, as a hole where nothing was written before."""
         assert pending.partial is not None
-        size = os.fstat(pending.partial.fd).st_size
-        for begin in range(at, min(at + length, size), _HOLE_LEN):
-            count = min(_HOLE_LEN, at + length - begin, size - begin)
-            self.write_all(pending, begin, _ZEROS[:count])
+        fd = pending.partial.fd
+        size = os.fstat(fd).st_size
+        # What is a hole already stays one.
+        for start, count, is_data in stretches(fd, at, min(at + length, size)):
+            end = start + count if is_data else start
+            for begin in range(start, end, _HOLE_LEN):
+                self.write_all(pending, begin, _ZEROS[: end - begin])
         if at + length > size:
-            os.ftruncate(pending.partial.fd, at + length)
+            os.ftruncate(fd, at + length)

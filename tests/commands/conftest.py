@@ -21,6 +21,14 @@ def selfy_workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CA_VARIABLE, raising=False)
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty directory, in which commands run."""
+    path = tmp_path / "home"
+    path.mkdir()
+    return path
+
+
 @pytest.fixture(scope="session")
 def sync_served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the server of all tests of syncs gives out and writes to."""

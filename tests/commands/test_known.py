@@ -32,13 +32,6 @@ def issued(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    path = tmp_path / "home"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def srv(issued: Path, home: Path) -> Iterator[SrvProcess]:
     """A server that goes by the list in the current directory, still empty."""
     (home / "known_client_keys").touch()

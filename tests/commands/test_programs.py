@@ -38,13 +38,6 @@ PHRASE = b"correct horse"
 WEAK_KDF = KdfParameters(memory_kib=8, iterations=1, threads=1, key_len=32)
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    path = tmp_path / "home"
-    path.mkdir()
-    return path
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served")

@@ -20,12 +20,6 @@ from tests.transport.udp_proxy import Faults, UdpProxy
 NETWORK, TRUST, INTERRUPTED = 3, 4, 130
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
-
-
 def addresses(host: str = "127.0.0.1") -> list[str]:
     """Return two addresses that nobody uses."""
     shown = f"[{host}]" if ":" in host else host

@@ -95,31 +95,10 @@ def test_the_same_command_again_carries_on_after_a_kill_of_the_client(
     assert names_in(target) == ["f"]
 
 
+@pytest.mark.parametrize("end", ["killed", "stopped"])
 @WAYS
-def test_a_server_that_is_killed_and_comes_back(
-    certs: Path, served: Path, home: Path, cli: Cli, way: str
-) -> None:
-    source, target = ends(way, served, home)
-    (source / "f").write_bytes(WHOLE)
-    with Cutter("127.0.0.1:1", way, [SOME], stalls=True) as cutter:
-        with srv_of(certs, served) as srv:
-            cutter.target = srv.address
-            process = cli.begin(cutter.address, OPTION[way], "f")
-            wait_until(lambda: kept_bytes(target) > SOME - 2 * MIB, what="some parts")
-            kill(srv.process)
-        cutter.cut()
-        assert process.poll() is None
-        with srv_of(certs, served) as srv:
-            cutter.target = srv.address
-            finish(process).succeed()
-        assert moved(cutter, way) < ALLOWED
-    assert (target / "f").read_bytes() == WHOLE
-    assert names_in(target) == ["f"]
-
-
-@WAYS
-def test_a_server_that_is_stopped_and_comes_back(
-    certs: Path, served: Path, home: Path, cli: Cli, way: str
+def test_a_server_that_ends_and_comes_back(
+    certs: Path, served: Path, home: Path, cli: Cli, way: str, end: str
 ) -> None:
     source, target = ends(way, served, home)
     (source / "f").write_bytes(WHOLE)
@@ -128,11 +107,16 @@ def test_a_server_that_is_stopped_and_comes_back(
             cutter.target = srv.address
             process = cli.begin(cutter.address, OPTION[way], "f")
             wait_until(lambda: kept_bytes(target) > SOME - 2 * MIB, what="some parts")
-            assert srv.stop() == 0
+            if end == "killed":
+                kill(srv.process)
+            else:
+                assert srv.stop() == 0
         cutter.cut()
+        assert process.poll() is None
         with srv_of(certs, served) as srv:
             cutter.target = srv.address
             finish(process).succeed()
+        assert moved(cutter, way) < ALLOWED
     assert (target / "f").read_bytes() == WHOLE
     assert names_in(target) == ["f"]
 

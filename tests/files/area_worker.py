@@ -1,4 +1,4 @@
-"""A process that uses an area until it is killed; run by ``test_area.py``.
+"""A process that uses an area until it is killed; run by ``test_area_leftovers.py``.
 
 Usage: area_worker.py DIRECTORY SEED ROUNDS. Each key has its own endless content, so
 that whatever is found in a partial or under a final name can be checked.
@@ -10,6 +10,7 @@ import sys
 import time
 
 from rpc25519_tools.files.area import Partial, PartialArea
+from tests.files.areas import publish
 
 KEYS = 3
 WHOLE_LEN = 20_000
@@ -39,14 +40,14 @@ def main(directory: str, seed: int, rounds: int) -> None:
                     scratch = area.scratch()
                     os.write(scratch.fd, content(key, WHOLE_LEN))
                     if rng.random() < 0.5:
-                        scratch.publish(dir_fd, b"final-%d" % key)
+                        publish(scratch, dir_fd, b"final-%d" % key)
                     elif rng.random() < 0.5:
                         scratch.discard()
                     else:
                         scratch.close_fd()
                 elif (partial := area.acquire(b"%d" % key)) is not None:
                     if carry_on(partial, key, rng):
-                        partial.publish(dir_fd, b"final-%d" % key)
+                        publish(partial, dir_fd, b"final-%d" % key)
                     elif rng.random() < 0.1:
                         partial.discard()
                     else:

@@ -1,5 +1,6 @@
 """Fixtures for tests that write and transfer files."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "file").write_bytes(b"old")
     return folder
+
+
+@pytest.fixture
+def place_fd(folder: Path, no_fd_leak: None) -> Iterator[int]:
+    """Hold open a folder in which there is nothing."""
+    (folder / "file").unlink()
+    fd = os.open(folder, os.O_RDONLY)
+    yield fd
+    os.close(fd)
 
 
 @pytest.fixture

@@ -154,6 +154,20 @@ async def test_it_is_given_up_in_time() -> None:
     assert 2 < len(story.retries) <= 10
 
 
+async def test_time_begins_when_a_failure_is_noticed() -> None:
+    """A peer that has died may be noticed late, as over QUIC."""
+
+    class LateStory(Story):
+        async def job(self, client: Client, progressed: Progressed) -> object:
+            if self._next is LOST:
+                await asyncio.sleep(0.3)
+            return await super().job(client, progressed)
+
+    story = LateStory(LOST, "done")
+    assert await story.run(0.2) == "done"
+    assert len(story.retries) == 1
+
+
 async def test_progress_extends_the_time_and_begins_the_waits_anew() -> None:
     story = Story(*[LOST] * 30, "done")
     story.progresses = True

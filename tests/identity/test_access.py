@@ -1,7 +1,6 @@
 """Which rules let whom do what."""
 
 import unicodedata
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -20,9 +19,8 @@ from rpc25519_tools.identity.access import (
 )
 from rpc25519_tools.identity.access_text import parse_access_file
 from rpc25519_tools.identity.certificate import PeerIdentity, key_id
+from tests.identity.random_rules import FILES, KEY, OTHER_KEY, QUESTIONS, SUBJECTS, Line
 
-KEY = bytes(range(32))
-OTHER_KEY = bytes(32)
 ANN = Subject(key=KEY.hex(), emails=("ann@example.org",))
 BOB = Subject(key=OTHER_KEY.hex(), emails=("bob@example.org", "b@example.net"))
 
@@ -221,72 +219,6 @@ def test_a_refusal_repeats_the_question_only_and_in_one_line() -> None:
     text = refusal("call", "x\n\x1b[2J" * 1000)
     assert len(text) < 400
     assert text.isprintable()
-
-
-# The obvious model: strings, one line after the other.
-
-
-@dataclass(frozen=True)
-class Line:
-    deny: bool
-    who: str
-    rights: tuple[Right, ...]
-    target: str
-
-    def text(self) -> str:
-        words = ["deny"] * self.deny + [self.who, *self.rights, self.target]
-        return " ".join(words)
-
-    def is_about(self, subject: Subject, right: Right, target: str) -> bool:
-        return self._is_about_who(subject) and right in self.rights and self._at(target)
-
-    def _is_about_who(self, subject: Subject) -> bool:
-        if self.who == "anyone" or (self.who == "*" and self.deny):
-            return True
-        if self.who == "*":
-            return subject.authenticated
-        if self.who.startswith("key:"):
-            return self.who == f"key:{subject.key}"
-        if self.deny:
-            return self.who.lower() in [email.lower() for email in subject.emails]
-        return self.who in subject.emails
-
-    def _at(self, target: str) -> bool:
-        mine = self.target
-        if self.deny:
-            mine, target = mine.lower(), target.lower()
-        if "call" in self.rights:
-            return mine in ("*", target)
-        return f"{target}/".startswith("/" if mine == "/" else f"{mine}/")
-
-
-NAMES = st.sampled_from(["a", "ab", "b", "A", "aB"])
-PATHS = st.lists(NAMES, max_size=4).map(lambda parts: "/" + "/".join(parts))
-SERVICES = st.sampled_from(["echo", "Echo", "T.M", "T.m", "T"])
-EMAILS = st.sampled_from(["a@x", "A@x", "b@x"])
-KEYS = st.sampled_from([KEY.hex(), OTHER_KEY.hex()])
-WHO = st.one_of(st.sampled_from(["*", "anyone"]), EMAILS, KEYS.map("key:{}".format))
-PATH_LINES = st.builds(
-    Line,
-    st.booleans(),
-    WHO,
-    st.lists(st.sampled_from(RIGHTS[:3]), min_size=1, unique=True).map(tuple),
-    PATHS,
-)
-CALL_LINES = st.builds(
-    Line, st.booleans(), WHO, st.just(("call",)), SERVICES | st.just("*")
-)
-FILES = st.lists(PATH_LINES | CALL_LINES, max_size=8).map(
-    lambda lines: sorted(lines, key=lambda line: not line.deny)
-)
-SUBJECTS = st.just(NOBODY) | st.builds(
-    lambda key, emails: Subject(key=key, emails=tuple(emails)),
-    KEYS,
-    st.lists(EMAILS, max_size=2, unique=True),
-)
-QUESTIONS = st.tuples(st.sampled_from(RIGHTS[:3]), PATHS) | st.tuples(
-    st.just("call"), SERVICES
-)
 
 
 @settings(max_examples=400, deadline=None)

@@ -25,7 +25,7 @@ from rpc25519_tools.identity.access_text import (
 )
 from rpc25519_tools.identity.certificate import key_id
 from tests.fuzz.access_targets import SEEDS, access_file
-from tests.identity.test_access import FILES, QUESTIONS, SUBJECTS, Line
+from tests.identity.random_rules import FILES, QUESTIONS, SUBJECTS, Line
 
 KEY = bytes(range(32))
 

@@ -12,8 +12,8 @@ from rpc25519_tools.identity import keyfile
 from rpc25519_tools.identity.store import LoadedIdentity, load_identity
 from rpc25519_tools.identity.watch import IdentityFiles
 
+from .renewing import KEY_PHRASE, LATER, made, run
 from .samples import NOW, TINY_KDF
-from .test_renew import KEY_PHRASE, LATER, made, run
 
 AT = NOW + timedelta(days=1)
 

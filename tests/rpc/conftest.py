@@ -30,6 +30,18 @@ def net(request: pytest.FixtureRequest, certs: Path) -> Net:
     return Net(request.param, certs)
 
 
+@pytest.fixture(params=["tcp", "tls", "quic"])
+def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
+    """A network whose servers have addresses to come back to, and clients their own."""
+    return Net(request.param, certs)
+
+
+@pytest.fixture
+def tcp(certs: Path) -> Net:
+    """The network on which nobody has a name."""
+    return Net("tcp", certs)
+
+
 @pytest.fixture
 def no_thread_stays_busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that leaves a plain handler's thread at work."""

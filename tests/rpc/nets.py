@@ -1,5 +1,6 @@
 """Clients and servers over four networks: memory; TCP, TLS and QUIC on loopback."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -136,3 +137,8 @@ async def raw_server(
     config = net.config("127.0.0.1:8443", "client", **settings)
     async with await Client.connect(config) as client:
         yield peers[0], client
+
+
+def calls_of(server: Server) -> list[asyncio.Task[None]]:
+    """Return the tasks of the calls that a server has."""
+    return [task for one in server._connections for task in one.tasks()]

@@ -73,3 +73,10 @@ async def reply_of(client: Client, kind: CallKind, name: str) -> Message:
 
 async def parts_of(stream: ClientStream) -> list[bytes]:
     return [bytes(part.payload) async for part in stream]
+
+
+def released_view() -> memoryview:
+    """Return a buffer of which nothing can be sent any more."""
+    view = memoryview(b"gone")
+    view.release()
+    return view

@@ -16,8 +16,8 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from tests.helpers import until
+from tests.rpc.netrpc_services import Args, Arith, Sum
 from tests.rpc.nets import Net
-from tests.rpc.test_netrpc import Args, Arith, Sum
 
 MIB = 1 << 20
 

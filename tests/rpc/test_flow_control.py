@@ -26,8 +26,7 @@ from rpc25519_tools.wire.message import CallType, Header, Message
 from tests.helpers import until
 from tests.rpc.memory import Plan
 from tests.rpc.nets import Net, Seen, is_backed_up, raw_client
-from tests.rpc.offers import parts_of, services
-from tests.rpc.test_handler_results import released_view
+from tests.rpc.offers import parts_of, released_view, services
 
 PART_LEN = MIB // 4
 #: More than any kernel keeps for a connection.

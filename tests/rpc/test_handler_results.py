@@ -30,7 +30,7 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net
-from tests.rpc.offers import echo, reply_of, services
+from tests.rpc.offers import echo, released_view, reply_of, services
 
 pytestmark = pytest.mark.usefixtures("no_thread_stays_busy")
 STREAMS = [CallKind.UPLOAD, CallKind.DOWNLOAD, CallKind.BISTREAM]
@@ -156,12 +156,6 @@ async def test_the_text_of_a_handlers_own_error_travels_and_is_not_logged(
             assert str(caught.value) == "no such mailbox"
         await client.call("echo", b"")
     assert not caplog.records
-
-
-def released_view() -> memoryview:
-    view = memoryview(b"gone")
-    view.release()
-    return view
 
 
 class SpeechlessError(Exception):

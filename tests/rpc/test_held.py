@@ -6,7 +6,6 @@ import inspect
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -23,17 +22,7 @@ from rpc25519_tools.wire.constants import MIB
 from tests.helpers import until
 from tests.rpc.nets import Net, Seen, is_backed_up
 from tests.rpc.offers import services
-from tests.rpc.test_deadlines import FakeLoop
-
-
-@pytest.fixture(params=["tcp", "tls", "quic"])
-def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
-    return Net(request.param, certs)
-
-
-@pytest.fixture
-def tcp(certs: Path) -> Net:
-    return Net("tcp", certs)
+from tests.rpc.timing import FakeLoop
 
 
 @pytest.fixture(autouse=True)

@@ -20,25 +20,24 @@ from rpc25519_tools.errors import (
     PeerNotTrustedError,
 )
 from rpc25519_tools.identity import known_store
-from rpc25519_tools.identity.certificate import (
-    PeerIdentity,
-    peer_identity,
-)
-from rpc25519_tools.identity.known_peers import KnownPeer, parse_list
 from rpc25519_tools.identity.known_store import KnownStore
 from rpc25519_tools.identity.store import LoadedIdentity
 from rpc25519_tools.rpc.client import Client
-from rpc25519_tools.rpc.context import CallContext
-from rpc25519_tools.rpc.handlers import Reply
 from rpc25519_tools.rpc.reconnect import PersistentClient
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
-from rpc25519_tools.transport.base import Receiver, TlsSettings, Transport
-from rpc25519_tools.transport.endpoint import connect, listen
-from rpc25519_tools.transport.tls import TlsTransport
 from tests.helpers import until
+from tests.rpc.known_lists import (
+    assert_works,
+    deny,
+    echo,
+    entry,
+    line,
+    lines_of,
+    remove,
+)
 from tests.rpc.nets import Seen
-from tests.transport.peers import Authority, Recorder
+from tests.transport.peers import Authority
 
 CUT_WITHIN_S = 1.0
 
@@ -79,20 +78,6 @@ def servers(tmp_path: Path) -> Path:
     return path
 
 
-def entry(identity: LoadedIdentity, address: str = "127.0.0.1") -> KnownPeer:
-    return KnownPeer.of(peer_identity(identity.certificate), address)
-
-
-def lines_of(path: Path) -> list[tuple[str, str, str]]:
-    peers = parse_list(path.read_bytes(), "list").peers
-    return [(one.address, one.key_id, one.emails) for one in peers]
-
-
-def line(identity: LoadedIdentity, address: str = "127.0.0.1") -> tuple[str, str, str]:
-    one = entry(identity, address)
-    return one.address, one.key_id, one.emails
-
-
 def content_of(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
@@ -107,10 +92,6 @@ def lock_held(path: Path) -> Iterator[None]:
     with Path(f"{path}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-async def echo(context: CallContext) -> Reply:
-    return Reply(payload=context.payload)
 
 
 @contextlib.asynccontextmanager
@@ -151,11 +132,6 @@ async def dial(
         known_keys_path=None if known is None else str(known),
     )
     return await Client.connect(config, identity)
-
-
-async def assert_works(client: Client) -> None:
-    reply = await client.call("echo", b"hello")
-    assert bytes(reply.payload) == b"hello"
 
 
 async def assert_refused(
@@ -376,21 +352,6 @@ async def test_a_denied_server_is_refused(
             await dial(server, ann, servers)
 
 
-# Cutting.
-
-
-def deny(store: KnownStore, path: Path, identity: LoadedIdentity) -> None:
-    store.deny(entry(identity))
-
-
-def remove(store: KnownStore, path: Path, identity: LoadedIdentity) -> None:
-    gone = entry(identity).key_id
-    kept = [one for one in path.read_text().splitlines() if gone not in one]
-    path.chmod(0o644)
-    path.write_text("\n".join(kept))
-    path.chmod(0o444)
-
-
 @pytest.mark.parametrize("change", [deny, remove])
 async def test_who_may_not_come_in_any_more_is_cut_within_a_second(
     change: Callable[[KnownStore, Path, LoadedIdentity], None],
@@ -534,94 +495,6 @@ async def test_lists_are_not_looked_at_on_plain_tcp(
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(ConfigError, match="known_keys_path must not be empty"):
         Config(address=parse_address("h"), known_keys_path="")
-
-
-# The hook in the transport.
-
-
-class Judge:
-    """A PeerCheck that notes how far the handshake was when it was asked."""
-
-    def __init__(self, *, refuse_when_proven: bool = False) -> None:
-        self.asked: list[tuple[str, bool, str]] = []
-        self.transports: list[TlsTransport] = []
-        self._refuse = refuse_when_proven
-
-    def check(self, peer: PeerIdentity, host: str) -> None:
-        self.asked.append(("check", self._is_done(), host))
-
-    def proven(self, peer: PeerIdentity, host: str) -> None:
-        self.asked.append(("proven", self._is_done(), host))
-        if self._refuse:
-            raise PeerNotTrustedError("changed my mind")
-
-    def _is_done(self) -> bool:
-        """Whether OpenSSL has seen the peer prove that it has its key."""
-        state: bytes = self.transports[-1]._ssl.get_state_string()
-        return state == b"SSL negotiation finished successfully"
-
-
-@contextlib.contextmanager
-def noting(judge: Judge, side: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the judge see the transports of one side."""
-    original = TlsTransport._opened
-
-    def opened(transport: TlsTransport) -> None:
-        if transport._side == side:
-            judge.transports.append(transport)
-        original(transport)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TlsTransport, "_opened", opened)
-        yield
-
-
-@pytest.mark.parametrize("side", ["client", "server"])
-@pytest.mark.parametrize("refuse", [False, True])
-async def test_a_peer_is_judged_in_the_handshake_and_proven_after_it(
-    side: str,
-    refuse: bool,
-    node: LoadedIdentity,
-    ann: LoadedIdentity,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    judge = Judge(refuse_when_proven=refuse)
-    accepted: list[Recorder] = []
-    failures: list[Exception] = []
-
-    def accept(transport: Transport) -> Receiver:
-        accepted.append(Recorder(transport))
-        return accepted[-1]
-
-    def check(of: str) -> Judge | None:
-        return judge if of == side else None
-
-    listener = await listen(
-        parse_address("127.0.0.1:0"),
-        tls=TlsSettings(identity=node, peer_check=check("server")),
-        accept=accept,
-        failed=lambda error, _: failures.append(error),
-    )
-    port = listener.address.rpartition(":")[2]
-    with noting(judge, side, monkeypatch):
-        try:
-            await connect(
-                parse_address(f"localhost:{port}"),
-                tls=TlsSettings(identity=ann, peer_check=check("client")),
-                accept=accept,
-                timeout_s=10.0,
-            )
-        except PeerNotTrustedError as exc:
-            failures.append(exc)
-        expected = 1 if refuse else 2
-        await until(lambda: len(accepted) + len(failures) >= 2)
-    listener.close()
-    for one in accepted:
-        one.transport.abort()
-    host = "localhost" if side == "client" else "127.0.0.1"
-    assert judge.asked == [("check", False, host), ("proven", True, host)]
-    assert len(accepted) == expected
-    assert ("changed my mind" in map(str, failures)) == refuse
 
 
 async def test_a_certificate_that_is_refused_is_not_shown_to_the_check(

@@ -26,8 +26,7 @@ from rpc25519_tools.transport import psk_handshake
 from rpc25519_tools.transport.psk import PskTransport
 from rpc25519_tools.transport.psk_handshake import TunnelSettings
 from tests.helpers import until
-from tests.rpc.nets import Seen
-from tests.rpc.test_known import (
+from tests.rpc.known_lists import (
     assert_works,
     deny,
     echo,
@@ -36,6 +35,7 @@ from tests.rpc.test_known import (
     lines_of,
     remove,
 )
+from tests.rpc.nets import Seen
 from tests.transport.peers import Authority, dialled
 from tests.transport.tunnels import Ends, HandMade
 

@@ -18,7 +18,7 @@ from tests.helpers import until
 from tests.rpc.memory import RawPeer
 from tests.rpc.nets import Net, raw_client
 from tests.rpc.offers import services
-from tests.rpc.test_deadlines import request
+from tests.rpc.timing import request
 
 #: What a Go client queues for one call.
 GO_QUEUE_LEN = 100

@@ -60,12 +60,6 @@ async def three_clients(net: Net) -> AsyncIterator[tuple[Server, list[Client]]]:
         yield server, clients
 
 
-@pytest.fixture(params=["tcp", "tls", "quic"])
-def sockets(request: pytest.FixtureRequest, certs: object) -> Net:
-    """A network whose clients have addresses of their own."""
-    return Net(request.param, certs)  # type: ignore[arg-type]  # the fixture's Path
-
-
 # Pushing.
 
 

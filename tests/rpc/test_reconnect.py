@@ -45,17 +45,6 @@ from tests.rpc.returning import (
 )
 
 
-@pytest.fixture(params=["tcp", "tls", "quic"])
-def sockets(request: pytest.FixtureRequest, certs: Path) -> Net:
-    """A network on which a server can come back to its address."""
-    return Net(request.param, certs)
-
-
-@pytest.fixture
-def tcp(certs: Path) -> Net:
-    return Net("tcp", certs)
-
-
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the times at which connections were tried."""

@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from rpc25519_tools.files.area import AREA_NAME
+from rpc25519_tools.sync import storing
 from rpc25519_tools.sync.options import SyncOptions
+from tests.helpers import NOBODY
 from tests.sync.local import LocalSync, sync
-from tests.sync.test_metadata import ALL, snapshot, with_options
-
-#: Nobody has this number.
-USER = 54_321
+from tests.sync.trees import ALL, snapshot, with_options
 
 Case = Callable[[Path, Path], None]
 CASES: list[Case] = []
@@ -142,6 +142,23 @@ def files_that_cannot_be_read_are_replaced(source: Path, destination: Path) -> N
 
 
 @case
+def files_that_nobody_may_read_are_synced_to_disk(
+    source: Path, destination: Path
+) -> None:
+    for top in (source, destination):
+        for name in ("small", "other", "large"):
+            size = 2_000_000 if name == "large" else 5000
+            (top / name).write_bytes(top.name[:1].encode() * size)
+    for name in ("small", "large"):
+        (destination / name).chmod(0)
+    assert failed(run(source, destination, with_options(perms=False, fsync=True))) == []
+    for name in ("small", "large"):
+        assert stat.S_IMODE((destination / name).stat().st_mode) == 0
+        (destination / name).chmod(0o600)
+        assert (destination / name).read_bytes() == (source / name).read_bytes()
+
+
+@case
 def groups_that_are_not_ours_are_left_out(source: Path, destination: Path) -> None:
     # The parent has made "foreign", of a group that is not ours.
     (source / "a").write_bytes(b"x")
@@ -150,11 +167,31 @@ def groups_that_are_not_ours_are_left_out(source: Path, destination: Path) -> No
     assert run(source, destination).at_receiver.lines == []
 
 
+@case
+def read_only_file_of_a_killed_sync_is_finished(
+    source: Path, destination: Path
+) -> None:
+    (source / "pack").write_bytes(os.urandom(2 << 20))
+    (source / "pack").chmod(0o444)
+    child = os.fork()
+    if not child:
+        # Between the file's last mode and its name.
+        storing.Store.flush = lambda *_: os._exit(9)  # type: ignore[method-assign]
+        run(source, destination)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.listdir(destination) == [AREA_NAME.decode()]
+    one = run(source, destination)
+    assert failed(one) == []
+    assert one.totals.literal_bytes == 0, "all of it was here"
+    assert snapshot(source) == snapshot(destination)
+
+
 def main(folder: Path) -> int:
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setgid(USER)
-        os.setuid(USER)
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
     wrong = 0
     for one in CASES:
         top = folder / one.__name__
@@ -171,7 +208,7 @@ def prepare(folder: Path) -> None:
     for one in CASES:
         for name in ("", "src", "dst"):
             (folder / one.__name__ / name).mkdir()
-            os.chown(folder / one.__name__ / name, USER, USER)
+            os.chown(folder / one.__name__ / name, NOBODY, NOBODY)
     top = folder / directories_of_others_are_left_alone.__name__ / "dst"
     (top / "theirs").mkdir(mode=0o755)
     (top / "theirs/old").write_bytes(b"root's")
@@ -179,7 +216,7 @@ def prepare(folder: Path) -> None:
     (top / "hidden/old").write_bytes(b"root's")
     top = folder / groups_that_are_not_ours_are_left_out.__name__ / "src"
     (top / "foreign").write_bytes(b"x")
-    os.chown(top / "foreign", USER, USER + 1)
+    os.chown(top / "foreign", NOBODY, NOBODY + 1)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from rpc25519_tools.sync.client import SyncSettings
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.tree import Parts
-from tests.files.test_area import leave_behind
+from tests.files.areas import leave_behind
 from tests.helpers import SrvProcess
 from tests.sync.lines import Line
 from tests.sync.local import sync
 from tests.sync.one_sync import ARCHIVE, one_sync
+from tests.sync.trees import seen
 
 MIB = 1 << 20
 #: What lies between two ends on a line of ordinary length; a cut costs that much.
@@ -140,21 +141,6 @@ async def site_of(certs: Path, top: Path) -> AsyncIterator[Site]:
             yield Site(certs, top, server, line)
     finally:
         await asyncio.to_thread(server.stop, signal.SIGKILL)
-
-
-def seen(top: Path) -> dict[str, tuple[object, ...]]:
-    """Return what can be seen of a tree: kinds, modes, times and contents."""
-    found: dict[str, tuple[object, ...]] = {}
-    for path in [top, *top.rglob("*")]:
-        status = path.lstat()
-        what: object = None
-        if path.is_symlink():
-            what = os.readlink(path)
-        elif path.is_file():
-            what = path.read_bytes()
-        name = str(path.relative_to(top))
-        found[name] = (oct(status.st_mode), status.st_mtime_ns, what)
-    return found
 
 
 def make_large(source: Path) -> None:

@@ -24,8 +24,9 @@ from rpc25519_tools.sync.refining import Refining, block_sums
 from rpc25519_tools.sync.reusing import Reusing
 from rpc25519_tools.sync.storing import Store
 
+from .deltas import KEY, SIZES, Receiver, edited
 from .local import LocalSync, sync
-from .test_matching import KEY, SIZES, Receiver, edited
+from .trees import Trees
 
 BLOCK_LEN = 32
 #: A change of some bytes lies in two blocks at most.
@@ -243,14 +244,6 @@ def test_answer_of_another_length_is_refused(folder: Path, change: int) -> None:
 
 
 @pytest.fixture
-def trees(tmp_path: Path) -> tuple[Path, Path]:
-    source, destination = tmp_path / "src", tmp_path / "dst"
-    source.mkdir()
-    destination.mkdir()
-    return source, destination
-
-
-@pytest.fixture
 def refined(monkeypatch: pytest.MonkeyPatch) -> list[Refine]:
     """What was asked for."""
     asked: list[Refine] = []
@@ -264,7 +257,7 @@ def refined(monkeypatch: pytest.MonkeyPatch) -> list[Refine]:
     return asked
 
 
-def edited_file(trees: tuple[Path, Path], size: int = LARGE) -> bytes:
+def edited_file(trees: Trees, size: int = LARGE) -> bytes:
     """Have a file on both sides, and a few bytes of it changed."""
     source, destination = trees
     data = bytearray(random.Random(size).randbytes(size))
@@ -275,7 +268,7 @@ def edited_file(trees: tuple[Path, Path], size: int = LARGE) -> bytes:
     return bytes(data)
 
 
-def push(trees: tuple[Path, Path], options: SyncOptions = ALL) -> LocalSync:
+def push(trees: Trees, options: SyncOptions = ALL) -> LocalSync:
     one = sync([f"{trees[0]}/"], trees[1], options)
     assert one.at_sender.failures == one.at_receiver.failures == []
     return one
@@ -283,7 +276,7 @@ def push(trees: tuple[Path, Path], options: SyncOptions = ALL) -> LocalSync:
 
 @pytest.mark.usefixtures("no_leaked_fds")
 def test_few_bytes_of_an_edited_file_travel(
-    trees: tuple[Path, Path], refined: list[Refine]
+    trees: Trees, refined: list[Refine]
 ) -> None:
     data = edited_file(trees)
     one = push(trees)
@@ -295,7 +288,7 @@ def test_few_bytes_of_an_edited_file_travel(
 
 
 def test_file_that_did_not_change_is_not_asked_about(
-    trees: tuple[Path, Path], refined: list[Refine]
+    trees: Trees, refined: list[Refine]
 ) -> None:
     data = edited_file(trees)
     (trees[1] / "a").write_bytes(data)
@@ -304,7 +297,7 @@ def test_file_that_did_not_change_is_not_asked_about(
 
 
 def test_file_not_above_the_limit_is_not_asked_about(
-    trees: tuple[Path, Path], refined: list[Refine], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, refined: list[Refine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "REFINED_ABOVE", LARGE)
     data = edited_file(trees)
@@ -314,7 +307,7 @@ def test_file_not_above_the_limit_is_not_asked_about(
 
 
 def test_file_of_which_much_is_missing_is_not_asked_about(
-    trees: tuple[Path, Path], refined: list[Refine], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, refined: list[Refine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "MAX_MISSING", 1000)
     data = edited_file(trees)
@@ -325,7 +318,7 @@ def test_file_of_which_much_is_missing_is_not_asked_about(
 
 @pytest.mark.parametrize("options", [ALL, SPARSE])
 def test_patches_leave_holes(
-    trees: tuple[Path, Path], refined: list[Refine], options: SyncOptions
+    trees: Trees, refined: list[Refine], options: SyncOptions
 ) -> None:
     source, destination = trees
     size, edge = 8 << 20, 1 << 20
@@ -344,7 +337,7 @@ def test_patches_leave_holes(
 
 @pytest.mark.usefixtures("no_leaked_fds")
 def test_disk_that_is_full_while_blocks_are_awaited(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> Blocks:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -356,7 +349,7 @@ def test_disk_that_is_full_while_blocks_are_awaited(
 @pytest.mark.usefixtures("no_leaked_fds")
 @pytest.mark.parametrize("name", ["_copy_from", "patch"])
 def test_disk_that_is_full_before_and_after_that(
-    trees: tuple[Path, Path],
+    trees: Trees,
     refined: list[Refine],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -369,7 +362,7 @@ def test_disk_that_is_full_before_and_after_that(
     assert len(refined) == (name == "patch")
 
 
-def _fails_alone(trees: tuple[Path, Path]) -> None:
+def _fails_alone(trees: Trees) -> None:
     source, destination = trees
     edited_file(trees)
     before = (destination / "a").read_bytes()
@@ -405,7 +398,7 @@ def _replace(path: Path) -> None:
 @pytest.mark.usefixtures("no_leaked_fds")
 @pytest.mark.parametrize("change", [_write_into, _cut_short, _replace, Path.unlink])
 def test_basis_that_changes_before_its_blocks_are_asked_for(
-    trees: tuple[Path, Path],
+    trees: Trees,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], None],
 ) -> None:
@@ -426,7 +419,7 @@ def test_basis_that_changes_before_its_blocks_are_asked_for(
 @pytest.mark.usefixtures("no_leaked_fds")
 @pytest.mark.parametrize("change", [_write_into, _cut_short])
 def test_basis_that_changes_before_it_is_patched_from(
-    trees: tuple[Path, Path],
+    trees: Trees,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], None],
 ) -> None:
@@ -445,7 +438,7 @@ def test_basis_that_changes_before_it_is_patched_from(
 
 @pytest.mark.usefixtures("no_leaked_fds")
 def test_source_that_becomes_shorter_while_blocks_are_awaited(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edited_file(trees)
     before = (trees[1] / "a").read_bytes()
@@ -466,7 +459,7 @@ def test_source_that_becomes_shorter_while_blocks_are_awaited(
 
 @pytest.mark.usefixtures("no_leaked_fds")
 def test_attempt_after_a_cut_while_blocks_were_awaited_refines_what_was_left(
-    trees: tuple[Path, Path], refined: list[Refine]
+    trees: Trees, refined: list[Refine]
 ) -> None:
     data = edited_file(trees, 3 << 20)
     tell = receiver_module.Receiver._tell
@@ -496,7 +489,7 @@ def test_attempt_after_a_cut_while_blocks_were_awaited_refines_what_was_left(
 
 @pytest.mark.usefixtures("no_leaked_fds")
 def test_blocks_of_a_file_are_taken_where_it_lies(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that is patched onto what an earlier attempt left of it."""
     data = edited_file(trees, 3 << 20)

@@ -29,7 +29,7 @@ from rpc25519_tools.sync.walk import Batch, Walk
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 from tests.sync.local import MemoryChannel
-from tests.sync.test_carrying_on import seen
+from tests.sync.trees import seen
 
 ARCHIVE = SyncOptions(recursive=True, links=True, perms=True, times=True)
 

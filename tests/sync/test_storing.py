@@ -23,6 +23,7 @@ from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import End, decode_deltas
 
 from .local import LocalSync, sync
+from .trees import Trees
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
@@ -43,14 +44,6 @@ def with_options(**changes: object) -> SyncOptions:
     return SyncOptions(**{name: getattr(ALL, name) for name in names} | changes)
 
 
-@pytest.fixture
-def trees(tmp_path: Path) -> tuple[Path, Path]:
-    source, destination = tmp_path / "src", tmp_path / "dst"
-    source.mkdir()
-    destination.mkdir()
-    return source, destination
-
-
 def contents(top: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(top)): path.read_bytes()
@@ -59,7 +52,7 @@ def contents(top: Path) -> dict[str, bytes]:
     }
 
 
-def push(trees: tuple[Path, Path], options: SyncOptions = ALL) -> LocalSync:
+def push(trees: Trees, options: SyncOptions = ALL) -> LocalSync:
     """Sync; both sides have the same in the end."""
     source, destination = trees
     one = sync([f"{source}/"], destination, options)
@@ -78,7 +71,7 @@ def literal(one: LocalSync) -> int:
 # Contents that are here under another name.
 
 
-def test_equal_file_costs_nothing(trees: tuple[Path, Path]) -> None:
+def test_equal_file_costs_nothing(trees: Trees) -> None:
     (trees[0] / "a").write_bytes(some_bytes(LARGE))
     assert literal(push(trees)) == LARGE
     one = push(trees)
@@ -87,7 +80,7 @@ def test_equal_file_costs_nothing(trees: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["deep/er/old", "new"])
-def test_renamed_file_is_found(trees: tuple[Path, Path], name: str) -> None:
+def test_renamed_file_is_found(trees: Trees, name: str) -> None:
     source, destination = trees
     (source / "old").write_bytes(some_bytes(LARGE))
     push(trees)
@@ -101,9 +94,7 @@ def test_renamed_file_is_found(trees: tuple[Path, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["other/old", "renamed"])
-def test_renamed_and_edited_file_costs_the_edit(
-    trees: tuple[Path, Path], where: str
-) -> None:
+def test_renamed_and_edited_file_costs_the_edit(trees: Trees, where: str) -> None:
     source, _ = trees
     data = some_bytes(LARGE)
     (source / "old").write_bytes(data)
@@ -114,7 +105,7 @@ def test_renamed_and_edited_file_costs_the_edit(
     assert 0 < literal(push(trees, with_options(delete=True))) < 10_000
 
 
-def test_copies_within_the_transfer_cost_nothing(trees: tuple[Path, Path]) -> None:
+def test_copies_within_the_transfer_cost_nothing(trees: Trees) -> None:
     source, _ = trees
     (source / "a").write_bytes(some_bytes(LARGE))
     push(trees)
@@ -125,9 +116,7 @@ def test_copies_within_the_transfer_cost_nothing(trees: tuple[Path, Path]) -> No
 
 @pytest.mark.parametrize("size", [LARGE, 2_000_000])
 @pytest.mark.parametrize("fsync", [False, True])
-def test_equal_new_files_are_sent_once(
-    trees: tuple[Path, Path], size: int, fsync: bool
-) -> None:
+def test_equal_new_files_are_sent_once(trees: Trees, size: int, fsync: bool) -> None:
     for name in ("a", "b", "c"):
         (trees[0] / name).write_bytes(some_bytes(size))
     one = push(trees, with_options(fsync=fsync))
@@ -136,7 +125,7 @@ def test_equal_new_files_are_sent_once(
 
 
 def test_new_files_of_equal_length_but_other_contents_arrive(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = count_tables(monkeypatch)
     for number in range(40):
@@ -146,7 +135,7 @@ def test_new_files_of_equal_length_but_other_contents_arrive(
 
 
 def test_file_that_waits_for_an_equal_one_that_fails_is_sent(
-    trees: tuple[Path, Path],
+    trees: Trees,
 ) -> None:
     source, destination = trees
     for name in ("a", "b", "c"):
@@ -174,31 +163,24 @@ def count_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return cut
 
 
-def test_rotated_logs_cost_the_new_lines(trees: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(
+    ("now", "before", "new"),
+    [(LARGE, LARGE + 5000, 100_000), (3_000_000, 2_500_000, 1_500_000)],
+)
+def test_rotated_logs_cost_the_new_lines(
+    trees: Trees, now: int, before: int, new: int
+) -> None:
     source, _ = trees
-    (source / "log").write_bytes(some_bytes(LARGE, 1))
-    (source / "log.1").write_bytes(some_bytes(LARGE + 5000, 2))
+    (source / "log").write_bytes(some_bytes(now, 1))
+    (source / "log.1").write_bytes(some_bytes(before, 2))
     push(trees)
     (source / "log.1").rename(source / "log.2")
     (source / "log").rename(source / "log.1")
-    (source / "log").write_bytes(some_bytes(100_000, 3))
-    one = push(trees)
-    assert literal(one) == 100_000
+    (source / "log").write_bytes(some_bytes(new, 3))
+    assert literal(push(trees)) == new
 
 
-def test_rotated_large_logs_cost_the_new_lines(trees: tuple[Path, Path]) -> None:
-    source, _ = trees
-    (source / "log").write_bytes(some_bytes(3_000_000, 1))
-    (source / "log.1").write_bytes(some_bytes(2_500_000, 2))
-    push(trees)
-    (source / "log.1").rename(source / "log.2")
-    (source / "log").rename(source / "log.1")
-    (source / "log").write_bytes(some_bytes(1_500_000, 3))
-    one = push(trees)
-    assert literal(one) == 1_500_000
-
-
-def test_swapped_files_cost_nothing(trees: tuple[Path, Path]) -> None:
+def test_swapped_files_cost_nothing(trees: Trees) -> None:
     source, _ = trees
     (source / "a").write_bytes(some_bytes(LARGE, 1))
     (source / "b").write_bytes(some_bytes(LARGE + 1, 2))
@@ -209,9 +191,7 @@ def test_swapped_files_cost_nothing(trees: tuple[Path, Path]) -> None:
     assert literal(push(trees)) == 0
 
 
-def test_useless_guesses_stop(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_useless_guesses_stop(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
     source, destination = trees
     (destination / "other").write_bytes(some_bytes(70_000, 99))
     tables = count_tables(monkeypatch)
@@ -231,9 +211,7 @@ def test_useless_guesses_stop(
 
 
 @pytest.mark.parametrize("size", [511, 512, 4000, 70_000, 2_000_000])
-def test_changed_file_is_made_of_what_is_there(
-    trees: tuple[Path, Path], size: int
-) -> None:
+def test_changed_file_is_made_of_what_is_there(trees: Trees, size: int) -> None:
     source, _ = trees
     data = some_bytes(size)
     (source / "a").write_bytes(data)
@@ -248,7 +226,7 @@ def test_changed_file_is_made_of_what_is_there(
 
 
 def test_files_are_cloned_where_the_file_system_can(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cloned: list[int] = []
 
@@ -295,7 +273,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     "way", [without, unable(errno.EXDEV), unable(errno.EINVAL), slow]
 )
 def test_contents_are_copied_in_other_ways_too(
-    trees: tuple[Path, Path],
+    trees: Trees,
     monkeypatch: pytest.MonkeyPatch,
     way: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
@@ -308,7 +286,7 @@ def test_contents_are_copied_in_other_ways_too(
 
 
 def test_disk_that_is_full_while_copying_fails_that_file_alone(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, destination = trees
     (source / "a").write_bytes(some_bytes(LARGE))
@@ -326,7 +304,7 @@ def test_disk_that_is_full_while_copying_fails_that_file_alone(
 
 @pytest.mark.parametrize("size", [LARGE, 3_000_000])
 def test_what_comes_after_a_failure_is_let_pass(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, size: int
+    trees: Trees, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     source, destination = trees
     for name in ("a", "b"):
@@ -369,7 +347,7 @@ def make_holes(path: Path, *, data: bytes, size: int) -> None:
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_holes_stay_holes(trees: tuple[Path, Path], sparse: bool) -> None:
+def test_holes_stay_holes(trees: Trees, sparse: bool) -> None:
     source, destination = trees
     make_holes(source / "a", data=some_bytes(10_000), size=20 << 20)
     with (source / "hole").open("wb") as file:
@@ -380,7 +358,7 @@ def test_holes_stay_holes(trees: tuple[Path, Path], sparse: bool) -> None:
     assert (destination / "hole").stat().st_blocks == 0
 
 
-def test_zeros_become_holes_if_they_shall(trees: tuple[Path, Path]) -> None:
+def test_zeros_become_holes_if_they_shall(trees: Trees) -> None:
     source, destination = trees
     data = some_bytes(100_000) + bytes(2_000_000) + b"end" + bytes(500_000)
     (source / "a").write_bytes(data)
@@ -392,7 +370,7 @@ def test_zeros_become_holes_if_they_shall(trees: tuple[Path, Path]) -> None:
 
 
 def test_holes_stay_holes_where_a_changed_file_is_updated(
-    trees: tuple[Path, Path],
+    trees: Trees,
 ) -> None:
     source, destination = trees
     make_holes(source / "a", data=some_bytes(200_000), size=20 << 20)
@@ -406,7 +384,7 @@ def test_holes_stay_holes_where_a_changed_file_is_updated(
 
 
 def test_holes_are_not_sent_where_something_similar_is_there(
-    trees: tuple[Path, Path],
+    trees: Trees,
 ) -> None:
     source, destination = trees
     (destination / "a").write_bytes(some_bytes(100_000, 7))
@@ -439,7 +417,7 @@ def interfering(
 @pytest.mark.parametrize("kind", ["overwritten", "overwritten, old time", "cut"])
 @pytest.mark.parametrize("size", [60_000, 2_000_000])
 def test_basis_that_changes_while_it_is_used(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+    trees: Trees, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
 ) -> None:
     source, destination = trees
     data = some_bytes(size)
@@ -466,7 +444,7 @@ def test_basis_that_changes_while_it_is_used(
 
 
 def test_basis_that_only_gets_another_name_is_good(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, destination = trees
     (source / "a").write_bytes(some_bytes(LARGE))
@@ -481,7 +459,7 @@ def test_basis_that_only_gets_another_name_is_good(
 @pytest.mark.parametrize("size", [60_000, 2_000_000])
 @pytest.mark.parametrize("times", [1, 2])
 def test_file_with_a_wrong_sum_is_wanted_once_more(
-    trees: tuple[Path, Path],
+    trees: Trees,
     monkeypatch: pytest.MonkeyPatch,
     times: int,
     size: int,
@@ -520,7 +498,7 @@ def test_file_with_a_wrong_sum_is_wanted_once_more(
 
 
 def test_thousands_of_changed_files_need_few_descriptors(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, destination = trees
     data = some_bytes(600)
@@ -538,7 +516,7 @@ def test_thousands_of_changed_files_need_few_descriptors(
 
 
 def test_source_that_vanishes_while_the_basis_is_cut(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, destination = trees
     (source / "a").write_bytes(some_bytes(3_000_000))
@@ -556,7 +534,7 @@ def test_source_that_vanishes_while_the_basis_is_cut(
 
 
 def test_unreadable_basis_does_not_matter(
-    trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, destination = trees
     (source / "a").write_bytes(some_bytes(LARGE))

@@ -29,6 +29,11 @@ from tests.helpers import until
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 
+#: The only cipher suite that both sides take.
+SUITE = "TLS_CHACHA20_POLY1305_SHA256"
+#: From this OpenSSL on there is X25519MLKEM768.
+HYBRID_FROM = 0x30500000
+
 
 class Recorder:
     """A Receiver that keeps all bytes."""

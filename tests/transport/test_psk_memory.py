@@ -25,13 +25,14 @@ from rpc25519_tools.wire.message import Header, Message
 from rpc25519_tools.wire.tunnel import OVERHEAD_LEN
 from tests.helpers import until
 from tests.transport.peers import Listening, Recorder
-from tests.transport.test_psk_replay import sniffed_hello, tunnel_of
 from tests.transport.tunnels import (
     CLIENT,
     SERVER,
     settings,
+    sniffed_hello,
     tunnel_dial,
     tunnel_listener,
+    tunnel_of,
 )
 
 #: All first messages together get little more than the longest one.

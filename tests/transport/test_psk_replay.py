@@ -13,31 +13,22 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.limits import Limits, Startups
 from rpc25519_tools.transport import repeats
-from rpc25519_tools.transport.base import Transport
-from rpc25519_tools.transport.psk import PskTransport
 from tests.helpers import until
-from tests.rpc.memory import MemoryTransport, Plan
 from tests.transport.peers import Listening
 from tests.transport.tunnels import (
     CLIENT,
     SERVER,
-    HandMade,
     Pair,
     frame,
     settings,
+    sniffed_hello,
     tunnel_dial,
     tunnel_listener,
+    tunnel_of,
 )
 
 #: Of the length of a short envelope that nobody has sealed.
 RUBBISH = (64).to_bytes(8, "big") + b"x" * 64
-
-
-def sniffed_hello() -> bytes:
-    """Return what a good client says first, as anybody on the way can see it."""
-    return HandMade(
-        MemoryTransport(Plan(), "", ""), side="server", identity=CLIENT
-    ).hello()
 
 
 class Repeater:
@@ -71,11 +62,6 @@ async def repeating(found: Listening) -> AsyncIterator[Repeater]:
 
 async def accepted(found: Listening, count: int) -> None:
     await until(lambda: len(found.accepted) == count)
-
-
-def tunnel_of(transport: Transport) -> PskTransport:
-    assert isinstance(transport, PskTransport)
-    return transport
 
 
 async def test_a_repeated_hello_proves_nothing_and_makes_room() -> None:

@@ -281,3 +281,16 @@ async def tunnel_dial(
         tunnel=tunnel,
     )
     return made[0]
+
+
+def sniffed_hello() -> bytes:
+    """Return what a good client says first, as anybody on the way can see it."""
+    return HandMade(
+        MemoryTransport(Plan(), "", ""), side="server", identity=CLIENT
+    ).hello()
+
+
+def tunnel_of(transport: Transport) -> PskTransport:
+    """Return a transport that has to be a tunnel."""
+    assert isinstance(transport, PskTransport)
+    return transport
