@@ -286,7 +286,7 @@ class Figures:
         operation: push or pull.
         dry_run: whether nothing was really done.
         lines: has counted.
-        totals: what the receiver reports; all attempts together but for ``matched``.
+        totals: what the receiver reports, of all attempts together.
         seconds: from the first step to the end.
         sent_bytes, received_bytes: over the network, all attempts together.
         attempts: connections that it took.
@@ -307,15 +307,16 @@ class Figures:
         return self.lines.total_bytes / max(self.sent_bytes + self.received_bytes, 1)
 
     @property
-    def matched_bytes(self) -> int:
-        """How much of what was transferred did not have to go over the network.
+    def literal_bytes(self) -> int:
+        """How much of what was transferred went over the network.
 
-        After a cut the receiver has itself what came before, and calls it so. What was
-        sent twice is taken off.
+        Also of files that were put in place just before a cut, of which nobody told.
         """
+        literal = self.totals.literal_bytes
         if self.attempts == 1:
-            return self.totals.matched_bytes
-        return max(self.lines.transferred_bytes - self.totals.literal_bytes, 0)
+            return literal
+        rest = self.lines.transferred_bytes - self.totals.matched_bytes
+        return max(literal, rest)
 
     def summary(self, names: str) -> str:
         """Return the one line at the end."""
@@ -352,8 +353,8 @@ class Figures:
             f"Changed in attributes alone: {lines.adjusted}",
             f"Total size: {lines.total_bytes} bytes",
             f"Transferred size: {size} bytes",
-            f"Literal data: {totals.literal_bytes} bytes",
-            f"Matched data: {self.matched_bytes} bytes",
+            f"Literal data: {self.literal_bytes} bytes",
+            f"Matched data: {totals.matched_bytes} bytes",
             f"Sent: {self.sent_bytes} bytes",
             f"Received: {self.received_bytes} bytes",
             f"Speedup: {self.speedup:.2f}",
@@ -380,8 +381,8 @@ class Figures:
             "adjusted": lines.adjusted,
             "deleted": totals.deleted,
             "undeleted": totals.undeleted,
-            "literal_bytes": totals.literal_bytes,
-            "matched_bytes": self.matched_bytes,
+            "literal_bytes": self.literal_bytes,
+            "matched_bytes": totals.matched_bytes,
             "sent_bytes": self.sent_bytes,
             "received_bytes": self.received_bytes,
             "speedup": round(self.speedup, 3),

@@ -45,6 +45,19 @@ def _order(path: Parts) -> tuple[tuple[bool, bytes], ...]:
     return tuple((depth < last, part) for depth, part in enumerate(path))
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What contents were made of.
+
+    Attributes:
+        literal: bytes that went over the network, in the attempt that finished a file.
+        matched: bytes that the receiver had itself, from earlier attempts, too.
+    """
+
+    literal: int = 0
+    matched: int = 0
+
+
 class Side(Protocol):
     """The sender or the receiver of one attempt, when that is over."""
 
@@ -61,8 +74,8 @@ class Side(Protocol):
         """Bytes of messages with contents that the receiver has dealt with."""
 
     @property
-    def literal(self) -> int:
-        """Bytes of contents that were sent, or have come."""
+    def placed(self) -> Placed:
+        """What the contents of the files that are in place were made of."""
 
     @property
     def removed(self) -> int:
@@ -84,7 +97,7 @@ class Attempts:
         self._furthest: Mark | None = None
         self._stored = 0
         self._removed = 0
-        self._literal = 0
+        self._literal = self._matched = 0
 
     @property
     def start(self) -> Mark | None:
@@ -112,7 +125,8 @@ class Attempts:
 
     def note(self, side: Side) -> bool:
         """Take over what a failed attempt has done; tell whether that is anything."""
-        self._literal += side.literal
+        self._literal += side.placed.literal
+        self._matched += side.placed.matched
         removed = 0 if self._options.dry_run else side.removed
         self._removed += removed
         frontier = side.frontier
@@ -128,10 +142,11 @@ class Attempts:
         """Return the numbers of all attempts.
 
         Args:
-            totals: of the last one, whose ``matched_bytes`` and ``undeleted`` stay.
+            totals: of the last one, whose ``undeleted`` stays.
         """
         return msgspec.structs.replace(
             totals,
             deleted=totals.deleted + self._removed,
             literal_bytes=totals.literal_bytes + self._literal,
+            matched_bytes=totals.matched_bytes + self._matched,
         )

@@ -91,9 +91,9 @@ async def push(
         only: send nothing but these paths, relative to the one of ``paths``.
 
     Returns:
-        What the receiver reports of the last attempt, with what all of them are known
-        to have removed and sent. After a cut a server may have removed more than that,
-        and more than ``max_delete``: what it could not tell of any more.
+        What the receiver reports, of all attempts together. After a cut a server may
+        have removed more than that, and more than ``max_delete``: what it could not
+        tell of any more.
 
     Raises:
         NoSuchServiceError: the server does not offer it.
@@ -276,8 +276,7 @@ async def pull(
         only: fetch nothing but these paths, relative to the one of ``paths``.
 
     Returns:
-        What was done in the last attempt, with what all of them have removed and
-        received.
+        What was done, in all attempts together.
 
     Raises:
         NoSuchServiceError: the server does not offer it.

@@ -31,7 +31,7 @@ from rpc25519_tools.files.workers import (
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.basis import Candidates
-from rpc25519_tools.sync.carrying import Mark
+from rpc25519_tools.sync.carrying import Mark, Placed
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.deleting import BATCH_LEN, Deleting
 from rpc25519_tools.sync.destination import Destination
@@ -173,10 +173,9 @@ class Receiver:
         return self._stored
 
     @property
-    def literal(self) -> int:
-        """Bytes of contents that came."""
-        unfinished = (one for one in self._pending.values() if not one.is_finished)
-        return self._store.literal + sum(one.literal for one in unfinished)
+    def placed(self) -> Placed:
+        """What the contents of the files that are in place were made of."""
+        return Placed(self._store.literal, self._store.matched)
 
     @property
     def removed(self) -> int:

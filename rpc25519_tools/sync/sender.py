@@ -19,7 +19,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.files.workers import in_stoppable_worker, in_worker
 from rpc25519_tools.rpc.calls import RsyncStep
-from rpc25519_tools.sync.carrying import Mark
+from rpc25519_tools.sync.carrying import Mark, Placed
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.contents import LargeFiles, Message
@@ -33,11 +33,13 @@ from rpc25519_tools.sync.records import (
     KEY_LEN,
     Acks,
     Blocks,
+    Data,
     Removed,
     Table,
     Totals,
     Verdict,
     Verdicts,
+    Whole,
     decode_fins,
     decode_hashes,
     encode_overview,
@@ -97,14 +99,19 @@ class Sender:
         #: Bytes of messages that the receiver has stored, and what it has removed.
         self.stored = self.removed = 0
         self._small_literal = 0
-        self._sent_len = 0
+        self._placed_len = self._placed_literal = 0
         self._store_window = StoreWindow()
         self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
 
     @property
     def literal(self) -> int:
-        """Bytes of contents that went out; what waits for its turn does not count."""
-        return min(self._small_literal + self._large.literal, self._sent_len)
+        """Bytes of contents that went out."""
+        return self._small_literal + self._large.literal
+
+    @property
+    def placed(self) -> Placed:
+        """What the contents of the files that are in place were made of."""
+        return Placed(self._placed_literal, self._placed_len - self._placed_literal)
 
     @property
     def total_bytes(self) -> int:
@@ -315,6 +322,8 @@ class Sender:
         for index in fin.done:
             item = self._open.pop(index, None)
             if item is not None:
+                self._placed_len += item.size
+                self._placed_literal += min(item.literal, item.size)
                 self._observer.placed(item.path)
         for index, note in fin.failed.items():
             item = self._open.pop(index, None)
@@ -336,7 +345,6 @@ class Sender:
             await self._channel.send(
                 RsyncStep.DELTAS, message.payload, args=message.args
             )
-            self._sent_len += len(message.payload)
 
     @staticmethod
     def _now() -> float:
@@ -377,13 +385,19 @@ class Sender:
         payload = encode_plain(records)
         await self._outbox.put(Message(payload, NO_ARGS))
         self._small_literal += small.literal
+        items = {wanted.index: wanted.item for wanted in bundle}
+        for record in records:
+            if isinstance(record, Whole | Data):
+                items[record.index].literal += len(record.data)
         for wanted in bundle:
             self._observer.moved(wanted.item.size)
         for item in small.changed:
             self._observer.warned(item.path, "it changed while it was read")
 
     async def _send_large(self, wanted: Wanted) -> None:
+        before = self._large.literal
         try:
             await self._large.send(wanted, self._key)
+            wanted.item.literal += self._large.literal - before
         finally:
             self._end_of(wanted)

@@ -68,6 +68,7 @@ class Item:
         files_before: regular files that come before it.
         bytes_before: of these.
         tries: how often its contents were wanted.
+        literal: bytes of its contents that went out.
     """
 
     place: Place
@@ -81,6 +82,7 @@ class Item:
     bytes_before: int = 0
     target: bytes = b""
     tries: int = 0
+    literal: int = 0
 
     @property
     def path(self) -> Parts:

@@ -3,13 +3,13 @@
 import itertools
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpc25519_tools.sync.carrying import LEAST_STORED, Attempts, Mark
+from rpc25519_tools.sync.carrying import LEAST_STORED, Attempts, Mark, Placed
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.records import Totals
 from rpc25519_tools.sync.source import local_source
@@ -26,7 +26,7 @@ class Over:
     frontier: Mark | None = None
     total_bytes: int = 10 << 20
     stored: int = 0
-    literal: int = 0
+    placed: Placed = field(default_factory=Placed)
     removed: int = 0
 
 
@@ -70,11 +70,11 @@ def test_stored_bytes_are_progress_until_all_could_be_there() -> None:
 
 def test_removals_of_all_attempts_count() -> None:
     attempts = Attempts(DELETING)
-    assert attempts.note(Over(removed=2, literal=7))
+    assert attempts.note(Over(removed=2, placed=Placed(7, 1)))
     assert attempts.options.max_delete == 3
-    assert attempts.note(Over(removed=9, literal=8))
+    assert attempts.note(Over(removed=9, placed=Placed(8, 2)))
     assert attempts.options.max_delete == 0
-    assert attempts.whole(Totals(1, 2, 3, 4)) == Totals(12, 2, 18, 4)
+    assert attempts.whole(Totals(1, 2, 3, 4)) == Totals(12, 5, 18, 4)
     assert Attempts(PLAIN).options is PLAIN
 
 
