@@ -11,7 +11,8 @@ which there are no more than the window allows, and the tables of a few files.
 import asyncio
 import stat
 from collections import deque
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 from rpc25519_tools.errors import (
     IncompleteTransferError,
@@ -32,6 +33,7 @@ from rpc25519_tools.sync.records import (
     KEY_LEN,
     Acks,
     Blocks,
+    Hashes,
     Removed,
     Table,
     Totals,
@@ -41,10 +43,12 @@ from rpc25519_tools.sync.records import (
     decode_hashes,
     encode_overview,
     encode_plain,
+    is_quick,
 )
 from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Batch, Item, Walk
 from rpc25519_tools.sync.window import StoreWindow
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
 #: Entries that may be on their way without a verdict, at first and at most.
@@ -63,6 +67,9 @@ _BUNDLE_LEN: Final = 128 * 1024
 _BUNDLE_COUNT: Final = 512
 #: Messages that are ready before their turn.
 _AHEAD: Final = 2
+_LAST_VERDICT: Final = max(Verdict)
+
+T = TypeVar("T")
 
 
 class Sender:
@@ -190,21 +197,29 @@ class Sender:
                 raise IncompleteTransferError("the receiver ended the sync early")
             for part in parts:
                 if part.step is RsyncStep.HASHES:
-                    for record in decode_hashes(part.payload):
-                        if isinstance(record, Table):
-                            self._take_table(record)
-                        elif isinstance(record, Blocks):
-                            self._large.take_blocks(record)
-                        else:
-                            self._take_verdicts(record)
+                    await self._take_hashes(await _decoded(decode_hashes, part.payload))
                 elif part.step is RsyncStep.ACK:
-                    for fin in decode_fins(part.payload):
+                    for fin in await _decoded(decode_fins, part.payload):
                         self._take_fin(fin)
+                await asyncio.sleep(0)  # others have a right to the loop, too
             self._changed.set()
 
+    async def _take_hashes(self, records: Sequence[Hashes]) -> None:
+        for record in records:
+            if isinstance(record, Table):
+                self._take_table(record)
+            elif isinstance(record, Blocks):
+                self._large.take_blocks(record)
+            else:
+                self._take_verdicts(record)
+                await asyncio.sleep(0)
+
     def _note_judged(self, record: Verdicts) -> None:
-        if self._batches and self._batches[0].base == record.base:
+        batch = self._batches[0] if self._batches else None
+        if batch is not None and batch.base == record.base:
             self._batches.popleft()
+        if not record.verdicts and (batch is None or batch.items):
+            raise RemoteProtocolError("the receiver judged nothing")
 
     def _take_verdicts(self, record: Verdicts) -> None:
         if record.key:
@@ -219,7 +234,7 @@ class Sender:
         equal = 0
         for at, number in enumerate(record.verdicts):
             index = record.base + at
-            if number > max(Verdict):
+            if number > _LAST_VERDICT:
                 raise RemoteProtocolError("the receiver sent an unknown verdict")
             verdict = Verdict(number)
             change = record.changes[at] if record.changes else 0
@@ -375,3 +390,8 @@ class Sender:
             await self._large.send(wanted, self._key)
         finally:
             self._end_of(wanted)
+
+
+async def _decoded(decode: Callable[[Buffer], T], payload: Buffer) -> T:
+    """Decode a message: a few bytes can unpack to what takes the loop too long."""
+    return decode(payload) if is_quick(payload) else await in_worker(decode, payload)
