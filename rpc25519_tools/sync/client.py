@@ -14,14 +14,14 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.files.carry_on import OnRetry, Progressed, with_retries
 from rpc25519_tools.files.parts import naming_service, within
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.sync.channel import STALL_S, Channel, Pace, run_together
 from rpc25519_tools.sync.observer import Silence, Subject, SyncObserver
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
-from rpc25519_tools.sync.places import open_local_place
+from rpc25519_tools.sync.places import OpenPlace, open_local_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
     ARG_DIRECTION,
@@ -379,7 +379,9 @@ async def _receive(
         if first is None:
             raise IncompleteTransferError("the server sent nothing")
         single = first.args.get(_ARG_SINGLE) == "1"
-        place = await in_worker(open_local_place, dest, options, single=single)
+        place = await open_in_worker(
+            lambda: open_local_place(dest, options, single=single), OpenPlace.close
+        )
         receiver = Receiver(
             channel,
             place.destination,

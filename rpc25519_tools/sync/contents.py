@@ -13,7 +13,7 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
     Rpc25519Error,
 )
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.sync.chunking import REFINED_ABOVE, chunk_sizes
 from rpc25519_tools.sync.matching import PIECE_LEN, Matcher
 from rpc25519_tools.sync.observer import SyncObserver
@@ -101,7 +101,7 @@ class LargeFiles:
         """
         self._key = key
         try:
-            source = await in_worker(OpenSource, wanted)
+            source = await open_in_worker(lambda: OpenSource(wanted), OpenSource.close)
         except (OSError, Rpc25519Error) as exc:
             await self._records(failed_end(wanted, exc))
             return

@@ -16,7 +16,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.files.descriptors import OpenFiles, open_files
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.record import TransferLog, TransferRecord
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.identity.access import Right
 from rpc25519_tools.rpc.calls import CallKind, RsyncStep
 from rpc25519_tools.rpc.context import CallContext
@@ -302,7 +302,9 @@ class ReceivingService:
             )
 
             async def receive() -> None:
-                place = await in_worker(self._open, request, permit, owner)
+                place = await open_in_worker(
+                    lambda: self._open(request, permit, owner), OpenPlace.close
+                )
                 try:
                     receiver = await in_worker(
                         Receiver,
