@@ -3,22 +3,27 @@
 import asyncio
 import gc
 import os
+import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from rpc25519_tools.config import Config, parse_address
+from rpc25519_tools.errors import LocalFileError
 from rpc25519_tools.files.jail import Root
-from rpc25519_tools.rpc.calls import CallKind
+from rpc25519_tools.rpc.calls import CallKind, RsyncStep
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.sync import client as client_module
 from rpc25519_tools.sync import outgoing, service
-from rpc25519_tools.sync.client import SyncSettings, pull
+from rpc25519_tools.sync.channel import Channel, run_together
+from rpc25519_tools.sync.client import SyncSettings, pull, push
 from rpc25519_tools.sync.contents import LargeFiles
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
@@ -33,6 +38,7 @@ from rpc25519_tools.sync.records import (
 from rpc25519_tools.sync.service import add_sync_services
 from rpc25519_tools.sync.source import local_source
 from rpc25519_tools.sync.walk import Walk
+from tests.sync.local import MemoryChannel
 
 OPTIONS = SyncOptions(recursive=True, fsync=False)
 
@@ -139,3 +145,69 @@ async def test_file_whose_sending_is_cancelled_while_it_opens_is_closed(
     opening.go_on()
     with pytest.raises(asyncio.CancelledError):
         await sending
+
+
+async def _leave(state: list[str], may_end: asyncio.Event) -> None:
+    """Work that takes a while to end."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await may_end.wait()
+        state.append("ended")
+
+
+def _alive(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    return MemoryChannel().while_alive(RsyncStep.ACK, work)
+
+
+@pytest.mark.parametrize("run", [_alive, run_together])
+async def test_who_is_cancelled_twice_still_waits_for_the_work(
+    run: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]],
+) -> None:
+    state: list[str] = []
+    may_end = asyncio.Event()
+    task = asyncio.ensure_future(run(_leave(state, may_end)))
+    for _ in range(3):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert state == ["ended"]
+
+
+async def test_cancellation_that_comes_when_the_work_is_done_is_not_lost() -> None:
+    may_end = asyncio.Event()
+
+    async def fail() -> None:
+        raise LocalFileError("no")
+
+    task = asyncio.ensure_future(run_together(_leave([], may_end), fail()))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_slow_push_takes_the_time_that_its_rate_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As 1 MiB takes longer than 300 s at 3 KB/s.
+    defaults = Channel.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "stall_s", 0.2)
+    data = random.Random(1).randbytes(1 << 20)
+    (tmp_path / "served").mkdir()
+    (tmp_path / "f").write_bytes(data)
+    options = msgspec.structs.replace(OPTIONS, bandwidth=1 << 20)
+    how = SyncSettings(retry_for_s=0)
+    async with connected(tmp_path / "served") as connect:
+        paths = [os.fsencode(tmp_path / "f")]
+        await push(connect, paths, b"", options, Silence(), how)
+    assert (tmp_path / "served" / "f").read_bytes() == data
