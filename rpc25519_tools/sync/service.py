@@ -286,6 +286,7 @@ class ReceivingService:
             channel = Channel(out, parts)
             request = await _opening(channel, record)
             request.options.check()
+            channel.keep_to(request.options.bandwidth)
             files = self._files or open_files()
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
