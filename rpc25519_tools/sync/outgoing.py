@@ -25,6 +25,9 @@ from rpc25519_tools.wire.greenpack import Buffer
 
 #: Files up to this length travel with others in one message.
 SMALL_LEN: Final = 64 * 1024
+#: Bytes of small files in one message, of which the last one may be beyond; what a cut
+#: takes is lost.
+BUNDLE_LEN: Final = 128 * 1024
 #: The sum of a piece that is a hole.
 HOLE_SUM: Final = bytes(32)
 
@@ -128,18 +131,27 @@ class SmallFiles:
         self._key = key
         #: Files whose contents changed while they were read.
         self.changed: list[Item] = []
+        #: How many files are dealt with, and their bytes.
+        self.done = 0
+        self._read_len = 0
         #: Bytes that went out, and that did not have to.
         self.literal = 0
         self.matched = 0
 
     def records(self, files: Sequence[Wanted]) -> list[Deltas]:
-        """Return what to send of some files, or why it cannot be."""
+        """Return what to send of some files, or why it cannot be.
+
+        Files that have grown are too much for one message: the last ones are left then.
+        """
         records: list[Deltas] = []
         for wanted in files:
+            if self._read_len >= BUNDLE_LEN:
+                break
             try:
                 self._add(wanted, records)
             except (OSError, Rpc25519Error) as exc:
                 records.append(failed_end(wanted, exc))
+            self.done += 1
         return records
 
     def _add(self, wanted: Wanted, records: list[Deltas]) -> None:
@@ -149,6 +161,7 @@ class SmallFiles:
         try:
             if source.size > 2 * SMALL_LEN:
                 raise FileChangedError(_CHANGED)
+            self._read_len += source.size
             if wanted.tables is None:
                 data = source.read_all()
                 total = blake3(data, key=self._key).digest()

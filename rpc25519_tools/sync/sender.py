@@ -25,10 +25,7 @@ from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.contents import LargeFiles, Message
 from rpc25519_tools.sync.matching import Tables
 from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
-from rpc25519_tools.sync.outgoing import (
-    SmallFiles,
-    Wanted,
-)
+from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SmallFiles, Wanted
 from rpc25519_tools.sync.records import (
     KEY_LEN,
     Acks,
@@ -62,8 +59,7 @@ _MAX_TABLED: Final = 64 << 20
 _TABLE_COST: Final = 256
 #: How often a file may be wanted: once more if it changed while it was read.
 _MAX_TRIES: Final = 2
-#: Bytes of small files in one message, and how many; what a cut takes is lost.
-_BUNDLE_LEN: Final = 128 * 1024
+#: Small files in one message.
 _BUNDLE_COUNT: Final = 512
 #: Messages that are ready before their turn.
 _AHEAD: Final = 2
@@ -361,7 +357,7 @@ class Sender:
     def _next_bundle(self) -> list[Wanted]:
         """Take small files that are wanted, as many as fit into one message."""
         bundle: list[Wanted] = []
-        room = _BUNDLE_LEN
+        room = BUNDLE_LEN
         while self._ready and self._ready[0].is_small:
             if room <= 0 or len(bundle) == _BUNDLE_COUNT:
                 break
@@ -375,6 +371,8 @@ class Sender:
     async def _send_bundle(self, bundle: list[Wanted]) -> None:
         small = SmallFiles(self._key)
         records = await in_worker(small.records, bundle)
+        self._ready.extendleft(reversed(bundle[small.done :]))
+        del bundle[small.done :]
         for wanted in bundle:
             self._end_of(wanted)
         payload = encode_plain(records)
