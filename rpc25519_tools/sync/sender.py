@@ -110,13 +110,15 @@ class Sender:
     def frontier(self) -> Parts | None:
         """Where another attempt may begin: all before it is in place.
 
+        None: where this one did. What it begins with may be the way to there.
+
         That a directory has no more entries is news, too: it gets its time and mode
         only then. So nothing of a batch that was not judged is left out.
         """
         index, item = next(iter(self._open.items()), (0, None))
         for batch in self._batches:
             if batch.start is not None and (item is None or index >= batch.base):
-                return batch.start
+                return batch.start if batch.base else None
         return self._last_path if item is None else item.path
 
     async def run(self) -> Totals:

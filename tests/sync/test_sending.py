@@ -1,9 +1,14 @@
 """What a sender sends, and where another attempt begins after it."""
 
 import asyncio
+import os
 from pathlib import Path
 
+import pytest
+
+from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.rpc.calls import RsyncStep
+from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SMALL_LEN
 from rpc25519_tools.sync.records import (
     Acks,
@@ -13,7 +18,11 @@ from rpc25519_tools.sync.records import (
     Whole,
     decode_deltas,
 )
-from tests.sync.attackers import HostileReceiver, attack_sender
+from rpc25519_tools.sync.sender import Sender
+from rpc25519_tools.sync.source import local_source
+from rpc25519_tools.sync.walk import Walk
+from tests.sync.attackers import ALL, HostileReceiver, attack_sender
+from tests.sync.test_starting_late import Cable, CutChannel
 
 KEY = bytes(range(32))
 
@@ -51,3 +60,23 @@ async def test_files_that_grow_to_too_much_for_one_message_come_in_several(
     assert came == list(range(1, count + 1))
     assert max(sizes) < BUNDLE_LEN + 2 * SMALL_LEN + 4096
     assert len(sizes) == count // 4
+
+
+async def test_attempt_of_which_nothing_was_judged_leaves_the_place_as_it_was(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("f", "g"):
+        (tmp_path / "a" / "b" / name).touch()
+    cable = Cable(2)  # the first entries get through, and nothing comes back
+    up, down = CutChannel(cable), CutChannel(cable)
+    up.peer, down.peer = down, up
+    source = local_source([os.fsencode(tmp_path) + b"/"])
+    sender = Sender(up, Walk(source, ALL, start_at=(b"a", b"b", b"g")), Silence())
+    sending = asyncio.ensure_future(sender.run())
+    assert await down.receive()
+    cable.left = 0
+    up._arrived.set()
+    with pytest.raises(ConnectionLostError):
+        await sending
+    assert sender.frontier is None
