@@ -67,6 +67,10 @@ _LARGE_FILE_LEN: Final = 32 << 30
 #: Files that are longer have long chunks, and those that do not match are compared once
 #: more, block by block: see refining.py.
 REFINED_ABOVE: Final = 512 << 20
+#: Bytes of a local file that are cut for a file of so many bytes, and for any file: see
+#: basis.py.
+_BASIS_FACTOR: Final = 2
+_BASIS_AT_LEAST: Final = 64 << 20
 #: Size of a file, and the mean length of its chunks up to there. Below 16 KiB the mean
 #: grows with about the square root of the size, which is best for a table and a given
 #: number of edits together.
@@ -122,6 +126,15 @@ def chunk_sizes(file_len: int) -> ChunkSizes:
     mean = _mean_len(file_len)
     avg = mean // 4 * 3
     return ChunkSizes(min(avg, _MOST_MIN_LEN), avg, mean * 4)
+
+
+def basis_len(file_len: int) -> int:
+    """Return how many bytes of a local file are cut at most for a sender's file.
+
+    Args:
+        file_len: of the sender's file, in bytes.
+    """
+    return max(_BASIS_FACTOR * file_len, _BASIS_AT_LEAST)
 
 
 def _mean_len(file_len: int) -> int:

@@ -204,7 +204,7 @@ class LargeFiles:
         while not wanted.tables.complete:
             while not wanted.arrived:
                 await self._change()
-            wanted.take_tables()
+            await in_worker(wanted.take_tables)
         await self._settle(matcher, reader, source, refines=refines)
         return matcher.pieces
 

@@ -173,6 +173,7 @@ class SmallFiles:
                 self.changed.append(wanted.item)
         finally:
             source.close()
+            wanted.tables = None  # of a bundle's files those of one are there at a time
 
     def _delta(self, source: OpenSource) -> list[Deltas]:
         wanted = source.wanted

@@ -23,7 +23,7 @@ from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.contents import LargeFiles, Message
-from rpc25519_tools.sync.matching import Tables
+from rpc25519_tools.sync.matching import Tables, most_chunks
 from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
 from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SmallFiles, Wanted
 from rpc25519_tools.sync.records import (
@@ -54,9 +54,12 @@ LAST_WINDOW: Final = 65536
 #: Wanted files that are not in place, beyond which no more entries go out: more than
 #: a receiver of ours ever has.
 _MAX_WANTED: Final = 16384
-#: Bytes of tables that are kept; ``_TABLE_COST`` each counts beside its chunks.
-_MAX_TABLED: Final = 64 << 20
+#: Bytes of tables that are kept; ``_TABLE_COST`` each counts beside its chunks. At most
+#: 8 MiB, and those of one message or one file, a receiver of ours has out.
+_MAX_TABLED: Final = 32 << 20
 _TABLE_COST: Final = 256
+#: In use tables take so many times as much more: 150 bytes for each chunk of 10.
+_IN_USE_FACTOR: Final = 16
 #: How often a file may be wanted: once more if it changed while it was read.
 _MAX_TRIES: Final = 2
 #: Small files in one message.
@@ -75,12 +78,21 @@ class Sender:
         channel: the call.
         walk: over what is sent.
         observer: learns what happens.
+        hold: learns how many bytes the receiver makes us hold.
     """
 
-    def __init__(self, channel: Channel, walk: Walk, observer: SyncObserver) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        walk: Walk,
+        observer: SyncObserver,
+        *,
+        hold: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._channel = channel
         self._walk = walk
         self._observer = observer
+        self._hold = hold
         self._open: dict[int, Item] = {}
         #: Batches without verdicts.
         self._batches: deque[Batch] = deque()
@@ -90,6 +102,8 @@ class Sender:
         self._walked = False
         self._final_sent = False
         self._tabled_len = 0
+        #: The file whose tables are unpacked: the one of a bundle that has most.
+        self._in_use: Wanted | None = None
         self._changed = asyncio.Event()
         self._key = b""
         self._ready: deque[Wanted] = deque()
@@ -275,7 +289,9 @@ class Sender:
         if item.tries == _MAX_TRIES:
             raise RemoteProtocolError("the receiver wants a file again and again")
         item.tries += 1
-        tables = Tables(chunk_sizes(item.size)) if with_tables else None
+        tables = None
+        if with_tables:
+            tables = Tables(chunk_sizes(item.size), most_chunks(item.size))
         wanted = Wanted(index, item, tables)
         if with_tables:
             self._tabled[index] = wanted
@@ -296,6 +312,7 @@ class Sender:
         self._tabled_len += cost
         if self._tabled_len > _MAX_TABLED:
             raise RemoteProtocolError("the receiver sent more chunks than can be kept")
+        self._count_tables()
         wanted.arrived.append(table)
         if table.last if wanted.is_small else is_first:
             self._ready.append(wanted)
@@ -306,6 +323,15 @@ class Sender:
         wanted.arrived.clear()
         wanted.tables = None
         self._tabled_len -= wanted.tabled_len
+
+    def _count_tables(self) -> None:
+        in_use = 0 if self._in_use is None else self._in_use.tabled_len
+        self._hold(self._tabled_len + _IN_USE_FACTOR * in_use)
+
+    def _use_tables(self, wanted: Wanted | None) -> None:
+        """Note whose tables are in use from now on."""
+        self._in_use = wanted
+        self._count_tables()
 
     def _take_fin(self, fin: Acks | Removed) -> None:
         if isinstance(fin, Removed):
@@ -372,11 +398,13 @@ class Sender:
 
     async def _send_bundle(self, bundle: list[Wanted]) -> None:
         small = SmallFiles(self._key)
+        self._use_tables(max(bundle, key=lambda wanted: wanted.tabled_len))
         records = await in_worker(small.records, bundle)
         self._ready.extendleft(reversed(bundle[small.done :]))
         del bundle[small.done :]
         for wanted in bundle:
             self._end_of(wanted)
+        self._use_tables(None)
         payload = encode_plain(records)
         await self._outbox.put(Message(payload, NO_ARGS))
         self._small_literal += small.literal
@@ -386,10 +414,12 @@ class Sender:
             self._observer.warned(item.path, "it changed while it was read")
 
     async def _send_large(self, wanted: Wanted) -> None:
+        self._use_tables(wanted)
         try:
             await self._large.send(wanted, self._key)
         finally:
             self._end_of(wanted)
+            self._use_tables(None)
 
 
 async def _decoded(decode: Callable[[Buffer], T], payload: Buffer) -> T:

@@ -45,6 +45,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import Source, served_source
 from rpc25519_tools.sync.tree import KEPT_DIRS, Parts, Permit, Tree, split_path
 from rpc25519_tools.sync.walk import Walk
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
 #: Argument of a pull's first part: the source is one thing that is no directory.
@@ -52,6 +53,8 @@ ARG_SINGLE: Final = "single"
 #: Descriptors of one sync: beside the directories files that others are made of, begun,
 #: carried on with, and finished without a name.
 _PER_SYNC: Final = KEPT_DIRS + 26
+#: What a path takes beside its bytes, in a request and in what is chosen.
+_PATH_COST: Final = 160
 
 
 def add_sync_services(
@@ -212,7 +215,7 @@ class SendingService:
             contextlib.ExitStack() as reserved,
         ):
             channel = Channel(out, parts)
-            request = await _opening(channel, record)
+            request, held_len = await _opening(channel, out, reserved)
             request.options.check()
             channel.keep_to(request.options.bandwidth)
             files = self._files or open_files()
@@ -231,7 +234,11 @@ class SendingService:
                 encode_overview(Overview()),
                 args={ARG_SINGLE: "1" if source.single else ""},
             )
-            await Sender(channel, walk, observer).run()
+
+            def hold(tables_len: int) -> None:
+                out.turn.hold(held_len + tables_len)
+
+            await Sender(channel, walk, observer, hold=hold).run()
             return Reply()
 
     def _open(
@@ -284,7 +291,7 @@ class ReceivingService:
             contextlib.ExitStack() as reserved,
         ):
             channel = Channel(out, parts)
-            request = await _opening(channel, record)
+            request, _ = await _opening(channel, out, reserved)
             request.options.check()
             channel.keep_to(request.options.bandwidth)
             files = self._files or open_files()
@@ -350,12 +357,26 @@ class ReceivingService:
         )
 
 
-async def _opening(channel: Channel, record: TransferRecord) -> Request:
+async def _opening(
+    channel: Channel, out: OutgoingStream, reserved: contextlib.ExitStack
+) -> tuple[Request, int]:
+    """Return what opens a sync, and about how many bytes its paths take.
+
+    These are held by the connection, as far as limits go, until the stack is left.
+    """
     part = await channel.receive_one()
     if part is None:
         raise IncompleteTransferError("the sync has no beginning")
-    record.name = ""
-    return await in_worker(decode_request, part.payload)
+    request, held_len = await in_worker(_read_request, part.payload)
+    reserved.callback(out.turn.hold, 0)
+    out.turn.hold(held_len)
+    return request, held_len
+
+
+def _read_request(payload: Buffer) -> tuple[Request, int]:
+    request = decode_request(payload)
+    paths = (*request.paths, *(request.only or ()))
+    return request, sum(map(len, paths)) + _PATH_COST * len(paths)
 
 
 def _text(path: bytes) -> str:
