@@ -7,8 +7,9 @@ a test fixes the cut points. pyfastcdc does the cutting (FastCDC of 2020; the de
 gear table), blake3 the hashing; both let other threads run meanwhile.
 
 How the sizes were chosen: for a file of 1 GiB, with 100 edits of 1 KiB, one insertion
-and one deletion, what a peer has to move is the table (8 bytes for each chunk) and the
-bytes of the chunks that changed. Smallest chunk, FastCDC's average and level:
+and one deletion, what a peer has to move is the table (8 bytes for each chunk then, 10
+now) and the bytes of the chunks that changed. Smallest chunk, FastCDC's average and
+level:
 
 ====== ===== ===== =========== ============ ========= ======= ======= ==============
 min    avg   level mean length cutting MB/s table     literal total   remarks
@@ -264,26 +265,6 @@ def cut_blocks(
     chunks = chunker.finish()
     if chunks:
         yield chunks
-
-
-def cut(
-    fd: int,
-    file_len: int,
-    sizes: ChunkSizes | None = None,
-    *,
-    block_len: int = BLOCK_LEN,
-) -> Iterator[tuple[int, int, memoryview]]:
-    """Cut a file; arguments and errors are those of `cut_blocks`.
-
-    Yields:
-        Offset and length of each chunk, in bytes, and a view of its data that holds
-        until the next chunk.
-    """
-    offset = 0
-    for chunks in cut_blocks(fd, file_len, sizes, block_len=block_len):
-        for chunk in chunks:
-            yield offset, len(chunk), chunk
-            offset += len(chunk)
 
 
 def chunk_digests(

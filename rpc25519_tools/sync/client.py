@@ -26,6 +26,7 @@ from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
     ARG_DIRECTION,
     ARG_KIND,
+    ARG_SINGLE,
     KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
@@ -42,8 +43,6 @@ from rpc25519_tools.sync.walk import Walk
 
 #: Bytes of what names all attempts of a push.
 _RUN_LEN: Final = 16
-#: Argument of a pull's first part; see ``service.py``.
-_ARG_SINGLE: Final = "single"
 
 _SILENT: Final = "the server did not answer"
 
@@ -378,7 +377,7 @@ async def _receive(
         first = await within(STALL_S, _SILENT, channel.receive_one())
         if first is None:
             raise IncompleteTransferError("the server sent nothing")
-        single = first.args.get(_ARG_SINGLE) == "1"
+        single = first.args.get(ARG_SINGLE) == "1"
         place = await open_in_worker(
             lambda: open_local_place(dest, options, single=single), OpenPlace.close
         )

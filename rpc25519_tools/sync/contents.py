@@ -76,8 +76,6 @@ class LargeFiles:
         self._key = b""
         self._asked_for: int | None = None
         self._blocks: bytes | None = None
-        #: Bytes of contents that went out.
-        self.literal = 0
 
     def take_blocks(self, record: Blocks) -> None:
         """Take the answer to what was asked.
@@ -172,7 +170,6 @@ class LargeFiles:
             args = {ARG_INDEX: str(wanted.index), ARG_AT: str(at)}
             await self._outbox.put(Message(payload, args))
             del payload  # its memory may be used again as soon as it has left
-            self.literal += count
             self._observer.moved(count)
             at += count
 

@@ -134,9 +134,6 @@ class SmallFiles:
         #: How many files are dealt with, and their bytes.
         self.done = 0
         self._read_len = 0
-        #: Bytes that went out, and that did not have to.
-        self.literal = 0
-        self.matched = 0
 
     def records(self, files: Sequence[Wanted]) -> list[Deltas]:
         """Return what to send of some files, or why it cannot be.
@@ -166,7 +163,6 @@ class SmallFiles:
                 data = source.read_all()
                 total = blake3(data, key=self._key).digest()
                 records.append(Whole(wanted.index, data, total))
-                self.literal += len(data)
             else:
                 records += self._delta(source)
             if source.has_changed():
@@ -193,8 +189,6 @@ class SmallFiles:
                 raise FileChangedError(_CHANGED)
             matcher.pieces.add(at, length, blake3(data, key=self._key).digest())
             records.append(Data(wanted.index, at, data))
-            self.literal += length
-        self.matched += matcher.matched
         records.append(End(wanted.index, source.size, matcher.pieces.root()))
         return records
 
@@ -224,10 +218,7 @@ class PieceReader:
 
         Its memory is used again when nothing refers to it any more.
         """
-        memory = self._memory.allocate(length)
-        if len(memory) < length:
-            memory = bytearray(length)
-        view = memoryview(memory)[:length]
+        view = memoryview(self._memory.allocate(length))[:length]
         self._source.read_into(view, at)
         self._pieces.add(at, length, blake3(view, key=self._key).digest())
         return view

@@ -111,14 +111,8 @@ class Sender:
         self._outbox: asyncio.Queue[Message | None] = asyncio.Queue(_AHEAD)
         self._totals: Totals | None = None
         self._last_path: Parts | None = None
-        self._small_literal = 0
         self._store_window = StoreWindow()
         self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
-
-    @property
-    def literal(self) -> int:
-        """Bytes of contents that went out."""
-        return self._small_literal + self._large.literal
 
     @property
     def frontier(self) -> Parts | None:
@@ -407,7 +401,6 @@ class Sender:
         self._use_tables(None)
         payload = encode_plain(records)
         await self._outbox.put(Message(payload, NO_ARGS))
-        self._small_literal += small.literal
         for wanted in bundle:
             self._observer.moved(wanted.item.size)
         for item in small.changed:

@@ -25,19 +25,19 @@ from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.sync.attempts import Attempt, Attempts
 from rpc25519_tools.sync.channel import Channel
-from rpc25519_tools.sync.observer import Silence, Subject
+from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import OpenPlace, open_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
     ARG_DIRECTION,
     ARG_KIND,
+    ARG_SINGLE,
     KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
     Overview,
     Request,
-    Verdict,
     decode_request,
     encode_overview,
 )
@@ -48,8 +48,6 @@ from rpc25519_tools.sync.walk import Walk
 from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
-#: Argument of a pull's first part: the source is one thing that is no directory.
-ARG_SINGLE: Final = "single"
 #: Descriptors of one sync: beside the directories files that others are made of, begun,
 #: carried on with, and finished without a name.
 _PER_SYNC: Final = KEPT_DIRS + 26
@@ -168,11 +166,6 @@ class _Counting(Silence):
         """Count failures."""
         self._failures += 1
         self._count()
-
-    def judged(
-        self, subject: Subject, verdict: Verdict, change: int, note: str
-    ) -> None:
-        """Do nothing."""
 
 
 def _permit(context: CallContext) -> Permit | None:
