@@ -152,12 +152,12 @@ class SmallFiles:
         return records
 
     def _add(self, wanted: Wanted, records: list[Deltas]) -> None:
-        if wanted.tables is not None:
-            wanted.take_tables()
         source = OpenSource(wanted)
         try:
             if source.size > 2 * SMALL_LEN:
                 raise FileChangedError(_CHANGED)
+            if wanted.tables is not None:
+                wanted.take_tables()
             self._read_len += source.size
             if wanted.tables is None:
                 data = source.read_all()

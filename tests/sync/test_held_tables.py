@@ -5,14 +5,18 @@ import os
 import random
 import stat
 import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from rpc25519_tools.config import Config, parse_address
+from rpc25519_tools.errors import RemoteCallError
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.rpc.calls import CallKind, RsyncStep
 from rpc25519_tools.rpc.client import Client
+from rpc25519_tools.rpc.client_stream import ClientStream
 from rpc25519_tools.rpc.registry import Registry
 from rpc25519_tools.rpc.server import Server
 from rpc25519_tools.sync import sender as sender_module
@@ -34,6 +38,7 @@ from rpc25519_tools.sync.records import (
     Verdict,
     Verdicts,
     decode_deltas,
+    encode_records,
     encode_request,
     pack_lengths,
     unpack_table,
@@ -42,6 +47,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.service import add_sync_services
 from rpc25519_tools.sync.source import local_source
 from rpc25519_tools.sync.walk import Walk
+from tests.helpers import wait_until
 from tests.sync.attackers import ALL, HostileReceiver
 from tests.sync.local import channel_pair
 
@@ -155,26 +161,57 @@ def test_what_a_receiver_cuts_of_a_long_file_is_taken(
     assert 7 * (basis_len(size) // chunk_sizes(size).min_len + 1) <= most_chunks(size)
 
 
-async def test_chosen_paths_are_counted_while_they_are_pulled(tmp_path: Path) -> None:
-    count = 20_000
-    (tmp_path / "f").touch()
+@asynccontextmanager
+async def pulled(
+    top: Path, request: Request
+) -> AsyncIterator[tuple[Server, ClientStream]]:
+    """Serve a directory; yield the server, and a pull from it that has begun."""
     registry = Registry()
-    only = tuple(b"%x" % number for number in range(count))
-    request = encode_request(Request(VERSION, ALL, (b"",), only=only))
-    with Root(tmp_path) as root:
+    with Root(top) as root:
         add_sync_services(registry, read_root=root, write_root=None, log=lambda _: None)
         config = Config(address=parse_address("127.0.0.1:0"), network="tcp")
         async with Server(config, registry) as server:
             address = parse_address(server.address)
             client = await Client.connect(Config(address=address, network="tcp"))
-            async with (
-                client,
-                client.rsync(CallKind.RSYNC_READ, SYNC_SERVICE, request) as stream,
-            ):
-                parts = aiter(stream)
-                await anext(parts)  # the pull has begun
-                assert server._memory.total_len >= count * 160
-                await stream.send(b"\0nonsense", step=RsyncStep.HASHES)
-                with pytest.raises(Exception, match="malformed"):
-                    await stream.reply()
-                assert server._memory.total_len < 64 * 1024
+            opening = client.rsync(
+                CallKind.RSYNC_READ, SYNC_SERVICE, encode_request(request)
+            )
+            async with client, opening as stream:
+                await anext(aiter(stream))
+                yield server, stream
+
+
+async def _fail(server: Server, stream: ClientStream) -> None:
+    """End a pull, and see that nothing of it is held then."""
+    await stream.send(b"\0nonsense", step=RsyncStep.HASHES)
+    with pytest.raises(RemoteCallError, match="malformed"):
+        await stream.reply()
+    await asyncio.to_thread(wait_until, lambda: server._memory.total_len == 0)
+
+
+async def test_chosen_paths_are_counted_while_they_are_pulled(tmp_path: Path) -> None:
+    count = 20_000
+    (tmp_path / "f").touch()
+    only = tuple(b"%x" % number for number in range(count))
+    request = Request(VERSION, ALL, (b"",), only=only)
+    async with pulled(tmp_path, request) as (server, stream):
+        assert server._memory.total_len >= count * 160
+        await _fail(server, stream)
+
+
+async def test_tables_are_counted_at_a_server(tmp_path: Path) -> None:
+    count = 20_000
+    (tmp_path / "f").write_bytes(bytes(1 << 20))
+    async with pulled(tmp_path, Request(VERSION, ALL, (b"",))) as (server, stream):
+        assert server._memory.total_len == 0
+        await anext(aiter(stream))  # the entries
+        verdicts = bytes([Verdict.EQUAL, Verdict.WANT_DELTA])
+        message = encode_records(
+            [Verdicts(0, verdicts, key=KEY), table(1, count, last=False)]
+        )
+        await stream.send(message, step=RsyncStep.HASHES)
+        each_len = CHUNK_LEN + CHUNK_IN_USE_LEN
+        await asyncio.to_thread(
+            wait_until, lambda: server._memory.total_len >= count * each_len
+        )
+        await _fail(server, stream)
