@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from rpc25519_tools.errors import DeadlineError
+from rpc25519_tools.files.workers import finished
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
@@ -181,12 +182,7 @@ class Channel:
                 working.cancel()
             return await working
         finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.wait([working, watching])
-            for task in (working, watching):
-                if not task.cancelled():
-                    task.exception()  # one error is raised; others follow from it
+            await _stop(working, watching)
 
     async def _watch(self, step: RsyncStep, is_busy: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
@@ -218,9 +214,19 @@ async def run_together(*steps: Coroutine[Any, Any, None]) -> None:
             if task.done():
                 task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()  # one error is raised; the others follow from it
+        await _stop(*tasks)
+
+
+async def _stop(*tasks: asyncio.Future[Any]) -> None:
+    """End tasks and wait for that, however often we are cancelled meanwhile.
+
+    What they raise is dropped: one error is raised already; others follow from it.
+    """
+    for task in tasks:
+        task.cancel()
+    ending = asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        await finished(ending)
+        raise
