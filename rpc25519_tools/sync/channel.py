@@ -24,6 +24,9 @@ STALL_S: Final = 300.0
 _ALIVE_S: Final = 30.0
 #: What says so: a message of no records.
 _NOTHING: Final = b"\0\x90"
+#: Where the rate is limited, messages take so long, in seconds, or have so many bytes.
+_MESSAGE_S: Final = 0.25
+_LEAST_MESSAGE_LEN: Final = 4096
 #: A message can take so many bytes' time where the rate is limited, and no more than
 #: so many seconds.
 _LONG_LEN: Final = 4 << 20
@@ -60,6 +63,16 @@ class Pace:
     def time_of(self, count: int, most_s: float) -> float:
         """Return how long so many bytes take at least, in seconds, up to a limit."""
         return min(count / self._limit, most_s) if self._limit else 0.0
+
+    def message_len(self, most: int) -> int:
+        """Return how long messages may be, in bytes, up to a limit.
+
+        Each waits for all of its time and then goes at once: long ones would leave a
+        slow line silent for minutes.
+        """
+        if not self._limit:
+            return most
+        return min(most, max(int(self._limit * _MESSAGE_S), _LEAST_MESSAGE_LEN))
 
     async def spend(self, count: int) -> None:
         """Wait until so many bytes may go."""
@@ -112,6 +125,10 @@ class Channel:
     def keep_to(self, bandwidth: int) -> None:
         """Send no more than so many bytes a second from now on; 0: any number."""
         self._pace = Pace(bandwidth)
+
+    def message_len(self, most: int) -> int:
+        """Return how many bytes of contents one message is to have, up to a limit."""
+        return self._pace.message_len(most)
 
     async def send(
         self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS

@@ -60,6 +60,7 @@ class LargeFiles:
         changed: is set when something has come from the receiver.
         is_open: the entries that the receiver has not dealt with.
         observer: learns what happens.
+        piece_len: bytes in one message.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class LargeFiles:
         changed: asyncio.Event,
         is_open: Container[int],
         observer: SyncObserver,
+        piece_len: int = PIECE_LEN,
     ) -> None:
         self._outbox = outbox
+        self._piece_len = piece_len
         self._changed = changed
         self._open = is_open
         self._observer = observer
@@ -165,7 +168,7 @@ class LargeFiles:
         end = at + length
         while at < end:
             self._check(wanted)
-            count = min(PIECE_LEN, end - at)
+            count = min(self._piece_len, end - at)
             payload = await in_worker(reader.read, at, count)
             args = {ARG_INDEX: str(wanted.index), ARG_AT: str(at)}
             await self._outbox.put(Message(payload, args))

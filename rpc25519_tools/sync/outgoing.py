@@ -41,6 +41,7 @@ class Wanted:
     Attributes:
         index: of its entry.
         item: the entry.
+        is_small: whether it can be sent at once, with others.
         tables: what the receiver has; None where it wants the whole file.
         arrived: tables that have come and are not in ``tables`` yet.
         tabled_len: what all tables that have come cost.
@@ -49,15 +50,11 @@ class Wanted:
 
     index: int
     item: Item
+    is_small: bool
     tables: Tables | None
     arrived: deque[Table] = field(default_factory=deque)
     tabled_len: int = 0
     is_over: bool = False
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it can be sent at once, with others."""
-        return self.item.size <= SMALL_LEN and not self.item.holes
 
     def take_tables(self) -> None:
         """Add what has arrived to the tables."""

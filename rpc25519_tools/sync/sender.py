@@ -23,9 +23,9 @@ from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.contents import LargeFiles, Message
-from rpc25519_tools.sync.matching import Tables, most_chunks
+from rpc25519_tools.sync.matching import PIECE_LEN, Tables, most_chunks
 from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
-from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SmallFiles, Wanted
+from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SMALL_LEN, SmallFiles, Wanted
 from rpc25519_tools.sync.records import (
     KEY_LEN,
     Acks,
@@ -112,7 +112,12 @@ class Sender:
         self._totals: Totals | None = None
         self._last_path: Parts | None = None
         self._store_window = StoreWindow()
-        self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
+        self._bundle_len = channel.message_len(BUNDLE_LEN)
+        self._small_len = channel.message_len(SMALL_LEN)
+        piece_len = channel.message_len(PIECE_LEN)
+        self._large = LargeFiles(
+            self._outbox, self._changed, self._open, observer, piece_len
+        )
 
     @property
     def frontier(self) -> Parts | None:
@@ -286,7 +291,8 @@ class Sender:
         tables = None
         if with_tables:
             tables = Tables(chunk_sizes(item.size), most_chunks(item.size))
-        wanted = Wanted(index, item, tables)
+        is_small = item.size <= self._small_len and not item.holes
+        wanted = Wanted(index, item, is_small, tables)
         if with_tables:
             self._tabled[index] = wanted
         else:
@@ -379,7 +385,7 @@ class Sender:
     def _next_bundle(self) -> list[Wanted]:
         """Take small files that are wanted, as many as fit into one message."""
         bundle: list[Wanted] = []
-        room = BUNDLE_LEN
+        room = self._bundle_len
         while self._ready and self._ready[0].is_small:
             if room <= 0 or len(bundle) == _BUNDLE_COUNT:
                 break

@@ -137,7 +137,7 @@ async def test_file_whose_sending_is_cancelled_while_it_opens_is_closed(
     opening = Slow(monkeypatch, outgoing, "open_source")
     [batch, *_] = Walk(local_source([os.fsencode(tmp_path / "f")]), OPTIONS).batches()
     files = LargeFiles(asyncio.Queue(), asyncio.Event(), {0: None}, Silence())
-    wanted = Wanted(0, batch.items[0], None)
+    wanted = Wanted(0, batch.items[0], True, None)
     sending = asyncio.ensure_future(files.send(wanted, bytes(32)))
     await opening.wait_begun()
     sending.cancel()

@@ -124,7 +124,7 @@ def test_tables_of_small_files_are_in_use_one_after_the_other(tmp_path: Path) ->
         (tmp_path / name).write_bytes(bytes(2000))
     [batch, *_] = Walk(local_source([os.fsencode(tmp_path) + b"/"]), ALL).batches()
     files = [
-        Wanted(index, item, Tables(chunk_sizes(2000)))
+        Wanted(index, item, True, Tables(chunk_sizes(2000)))
         for index, item in enumerate(batch.items)
         if stat.S_ISREG(item.mode)
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.rpc.calls import RsyncStep
+from rpc25519_tools.sync.channel import Pace
 from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SMALL_LEN
 from rpc25519_tools.sync.records import (
@@ -22,7 +23,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import local_source
 from rpc25519_tools.sync.walk import Walk
 from tests.sync.attackers import ALL, HostileReceiver, attack_sender
-from tests.sync.test_starting_late import Cable, CutChannel
+from tests.sync.local import Cable, CutChannel, MemoryChannel
 
 KEY = bytes(range(32))
 
@@ -60,6 +61,38 @@ async def test_files_that_grow_to_too_much_for_one_message_come_in_several(
     assert came == list(range(1, count + 1))
     assert max(sizes) < BUNDLE_LEN + 2 * SMALL_LEN + 4096
     assert len(sizes) == count // 4
+
+
+@pytest.mark.parametrize("limit", [2_000, 100_000, 10_000_000])
+async def test_messages_are_short_where_the_rate_is_limited(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for its time, and the line is silent until then."""
+    (tmp_path / "large").write_bytes(bytes(3_000_000))
+    for number in range(9):
+        (tmp_path / f"small{number}").write_bytes(bytes(60_000))
+    pace = Pace(limit)
+    monkeypatch.setattr(
+        MemoryChannel, "message_len", lambda _, most: pace.message_len(most)
+    )
+    sizes: list[int] = []
+
+    async def script(receiver: HostileReceiver) -> None:
+        await receiver.parts(RsyncStep.OVERVIEW)
+        verdicts = bytes([Verdict.EQUAL] + [Verdict.WANT] * 10)
+        await receiver.hashes(Verdicts(0, verdicts, key=KEY))
+        while sum(sizes) < 3_540_000:
+            for part in await receiver.channel.receive():
+                if part.step is RsyncStep.DELTAS:
+                    sizes.append(len(part.payload))
+                    await receiver.fins(Acks([], stored=sum(sizes)))
+        await receiver.fins(Acks(list(range(1, 11))), Acks([], {}, Totals()))
+        await asyncio.Event().wait()
+
+    await attack_sender(tmp_path, script)
+    # A small file travels whole where it takes a quarter of a second at most.
+    assert max(sizes) <= min(max(4096, limit // 4), 1 << 20) + 61_000 * (limit > 1e6)
+    assert len(sizes) >= 3_540_000 // max(sizes)
 
 
 async def test_attempt_of_which_nothing_was_judged_leaves_the_place_as_it_was(
