@@ -23,7 +23,7 @@ from typing import Final
 
 from rpc25519_tools.errors import FileChangedError, Rpc25519Error
 from rpc25519_tools.files.jail import READ_FLAGS, is_partial_name
-from rpc25519_tools.sync.chunking import chunk_digests, chunk_sizes
+from rpc25519_tools.sync.chunking import basis_len, chunk_digests, chunk_sizes
 from rpc25519_tools.sync.destination import Destination
 from rpc25519_tools.sync.noted import NotedFiles, join, split
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, SUM_LEN, Table, pack_lengths
@@ -39,9 +39,6 @@ _MAX_WAITING_LEN: Final = 4 << 20
 _MAX_GUESSES: Final = 3
 #: Guesses in a row that were of no use, after which there are no more.
 _PATIENCE: Final = 8
-#: Bytes of a basis that are cut for a file of so many bytes, and of any file.
-_CUT_FACTOR: Final = 2
-_CUT_AT_LEAST: Final = 64 << 20
 #: Chunks in one message.
 _TABLE_LEN: Final = 1024
 
@@ -124,8 +121,7 @@ class Basis:
         sums: list[bytes] = []
         # What is past the end of an unfinished file is of no use; and a short file is
         # not worth the cutting of an endless one.
-        most = max(_CUT_FACTOR * file_len, _CUT_AT_LEAST)
-        most = file_len if self.in_place else most
+        most = file_len if self.in_place else basis_len(file_len)
         size = min(os.fstat(self.fd).st_size, most)
         for some_lengths, some_sums in self._digests(size, key, file_len):
             self.lengths.extend(some_lengths)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from rpc25519_tools.errors import DeadlineError
+from rpc25519_tools.files.workers import finished
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import IncomingStream, Part
 from rpc25519_tools.wire.greenpack import Buffer
@@ -23,6 +24,9 @@ STALL_S: Final = 300.0
 _ALIVE_S: Final = 30.0
 #: What says so: a message of no records.
 _NOTHING: Final = b"\0\x90"
+#: Where the rate is limited, messages take so long, in seconds, or have so many bytes.
+_MESSAGE_S: Final = 0.25
+_LEAST_MESSAGE_LEN: Final = 4096
 #: A message can take so many bytes' time where the rate is limited, and no more than
 #: so many seconds.
 _LONG_LEN: Final = 4 << 20
@@ -59,6 +63,16 @@ class Pace:
     def time_of(self, count: int, most_s: float) -> float:
         """Return how long so many bytes take at least, in seconds, up to a limit."""
         return min(count / self._limit, most_s) if self._limit else 0.0
+
+    def message_len(self, most: int) -> int:
+        """Return how long messages may be, in bytes, up to a limit.
+
+        Each waits for all of its time and then goes at once: long ones would leave a
+        slow line silent for minutes.
+        """
+        if not self._limit:
+            return most
+        return min(most, max(int(self._limit * _MESSAGE_S), _LEAST_MESSAGE_LEN))
 
     async def spend(self, count: int) -> None:
         """Wait until so many bytes may go."""
@@ -111,6 +125,10 @@ class Channel:
     def keep_to(self, bandwidth: int) -> None:
         """Send no more than so many bytes a second from now on; 0: any number."""
         self._pace = Pace(bandwidth)
+
+    def message_len(self, most: int) -> int:
+        """Return how many bytes of contents one message is to have, up to a limit."""
+        return self._pace.message_len(most)
 
     async def send(
         self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
@@ -181,12 +199,7 @@ class Channel:
                 working.cancel()
             return await working
         finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.wait([working, watching])
-            for task in (working, watching):
-                if not task.cancelled():
-                    task.exception()  # one error is raised; others follow from it
+            await _stop(working, watching)
 
     async def _watch(self, step: RsyncStep, is_busy: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
@@ -218,9 +231,19 @@ async def run_together(*steps: Coroutine[Any, Any, None]) -> None:
             if task.done():
                 task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()  # one error is raised; the others follow from it
+        await _stop(*tasks)
+
+
+async def _stop(*tasks: asyncio.Future[Any]) -> None:
+    """End tasks and wait for that, however often we are cancelled meanwhile.
+
+    What they raise is dropped: one error is raised already; others follow from it.
+    """
+    for task in tasks:
+        task.cancel()
+    ending = asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        await finished(ending)
+        raise

@@ -7,8 +7,9 @@ a test fixes the cut points. pyfastcdc does the cutting (FastCDC of 2020; the de
 gear table), blake3 the hashing; both let other threads run meanwhile.
 
 How the sizes were chosen: for a file of 1 GiB, with 100 edits of 1 KiB, one insertion
-and one deletion, what a peer has to move is the table (8 bytes for each chunk) and the
-bytes of the chunks that changed. Smallest chunk, FastCDC's average and level:
+and one deletion, what a peer has to move is the table (8 bytes for each chunk then, 10
+now) and the bytes of the chunks that changed. Smallest chunk, FastCDC's average and
+level:
 
 ====== ===== ===== =========== ============ ========= ======= ======= ==============
 min    avg   level mean length cutting MB/s table     literal total   remarks
@@ -67,6 +68,10 @@ _LARGE_FILE_LEN: Final = 32 << 30
 #: Files that are longer have long chunks, and those that do not match are compared once
 #: more, block by block: see refining.py.
 REFINED_ABOVE: Final = 512 << 20
+#: Bytes of a local file that are cut for a file of so many bytes, and for any file: see
+#: basis.py.
+_BASIS_FACTOR: Final = 2
+_BASIS_AT_LEAST: Final = 64 << 20
 #: Size of a file, and the mean length of its chunks up to there. Below 16 KiB the mean
 #: grows with about the square root of the size, which is best for a table and a given
 #: number of edits together.
@@ -122,6 +127,15 @@ def chunk_sizes(file_len: int) -> ChunkSizes:
     mean = _mean_len(file_len)
     avg = mean // 4 * 3
     return ChunkSizes(min(avg, _MOST_MIN_LEN), avg, mean * 4)
+
+
+def basis_len(file_len: int) -> int:
+    """Return how many bytes of a local file are cut at most for a sender's file.
+
+    Args:
+        file_len: of the sender's file, in bytes.
+    """
+    return max(_BASIS_FACTOR * file_len, _BASIS_AT_LEAST)
 
 
 def _mean_len(file_len: int) -> int:
@@ -251,26 +265,6 @@ def cut_blocks(
     chunks = chunker.finish()
     if chunks:
         yield chunks
-
-
-def cut(
-    fd: int,
-    file_len: int,
-    sizes: ChunkSizes | None = None,
-    *,
-    block_len: int = BLOCK_LEN,
-) -> Iterator[tuple[int, int, memoryview]]:
-    """Cut a file; arguments and errors are those of `cut_blocks`.
-
-    Yields:
-        Offset and length of each chunk, in bytes, and a view of its data that holds
-        until the next chunk.
-    """
-    offset = 0
-    for chunks in cut_blocks(fd, file_len, sizes, block_len=block_len):
-        for chunk in chunks:
-            yield offset, len(chunk), chunk
-            offset += len(chunk)
 
 
 def chunk_digests(

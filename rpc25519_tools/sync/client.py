@@ -15,7 +15,7 @@ from rpc25519_tools.errors import (
 )
 from rpc25519_tools.files.carry_on import OnRetry, Progressed, with_retries
 from rpc25519_tools.files.parts import naming_service, within
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.rpc.calls import CallKind
 from rpc25519_tools.rpc.client import Client
 from rpc25519_tools.rpc.client_stream import ClientStream
@@ -23,11 +23,12 @@ from rpc25519_tools.sync.carrying import Attempts, Mark
 from rpc25519_tools.sync.channel import STALL_S, Channel, Pace, run_together
 from rpc25519_tools.sync.observer import SyncObserver
 from rpc25519_tools.sync.options import MAX_PATH_LEN, SyncOptions
-from rpc25519_tools.sync.places import open_local_place
+from rpc25519_tools.sync.places import OpenPlace, open_local_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
     ARG_DIRECTION,
     ARG_KIND,
+    ARG_SINGLE,
     KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
@@ -43,8 +44,6 @@ from rpc25519_tools.sync.walk import Walk
 
 #: Bytes of what names all attempts of a push.
 _RUN_LEN: Final = 16
-#: Argument of a pull's first part; see ``service.py``.
-_ARG_SINGLE: Final = "single"
 
 _SILENT: Final = "the server did not answer"
 
@@ -340,9 +339,10 @@ async def _receive(
         first = await within(STALL_S, _SILENT, channel.receive_one())
         if first is None:
             raise IncompleteTransferError("the server sent nothing")
-        single = first.args.get(_ARG_SINGLE) == "1"
-        place = await in_worker(
-            open_local_place, receiving.dest, options, single=single
+        single = first.args.get(ARG_SINGLE) == "1"
+        place = await open_in_worker(
+            lambda: open_local_place(receiving.dest, options, single=single),
+            OpenPlace.close,
         )
         receiver = Receiver(
             channel,

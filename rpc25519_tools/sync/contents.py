@@ -13,7 +13,7 @@ from rpc25519_tools.errors import (
     RemoteProtocolError,
     Rpc25519Error,
 )
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.sync.chunking import REFINED_ABOVE, chunk_sizes
 from rpc25519_tools.sync.matching import PIECE_LEN, Matcher
 from rpc25519_tools.sync.observer import SyncObserver
@@ -60,6 +60,7 @@ class LargeFiles:
         changed: is set when something has come from the receiver.
         is_open: the entries that the receiver has not dealt with.
         observer: learns what happens.
+        piece_len: bytes in one message.
     """
 
     def __init__(
@@ -68,16 +69,16 @@ class LargeFiles:
         changed: asyncio.Event,
         is_open: Container[int],
         observer: SyncObserver,
+        piece_len: int = PIECE_LEN,
     ) -> None:
         self._outbox = outbox
+        self._piece_len = piece_len
         self._changed = changed
         self._open = is_open
         self._observer = observer
         self._key = b""
         self._asked_for: int | None = None
         self._blocks: bytes | None = None
-        #: Bytes of contents that went out.
-        self.literal = 0
 
     def take_blocks(self, record: Blocks) -> None:
         """Take the answer to what was asked.
@@ -101,7 +102,7 @@ class LargeFiles:
         """
         self._key = key
         try:
-            source = await in_worker(OpenSource, wanted)
+            source = await open_in_worker(lambda: OpenSource(wanted), OpenSource.close)
         except (OSError, Rpc25519Error) as exc:
             await self._records(failed_end(wanted, exc))
             return
@@ -167,12 +168,12 @@ class LargeFiles:
         end = at + length
         while at < end:
             self._check(wanted)
-            count = min(PIECE_LEN, end - at)
+            count = min(self._piece_len, end - at)
             payload = await in_worker(reader.read, at, count)
             args = {ARG_INDEX: str(wanted.index), ARG_AT: str(at)}
             await self._outbox.put(Message(payload, args))
             del payload  # its memory may be used again as soon as it has left
-            self.literal += count
+            wanted.item.literal += count
             self._observer.moved(count)
             at += count
 
@@ -204,7 +205,7 @@ class LargeFiles:
         while not wanted.tables.complete:
             while not wanted.arrived:
                 await self._change()
-            wanted.take_tables()
+            await in_worker(wanted.take_tables)
         await self._settle(matcher, reader, source, refines=refines)
         return matcher.pieces
 

@@ -22,7 +22,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from rpc25519_tools.errors import FileChangedError, RemoteProtocolError
-from rpc25519_tools.sync.chunking import ChunkDigest, ChunkSizes
+from rpc25519_tools.sync.chunking import (
+    ChunkDigest,
+    ChunkSizes,
+    basis_len,
+    chunk_sizes,
+)
 from rpc25519_tools.sync.pieces import Pieces
 from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 
@@ -31,9 +36,12 @@ from rpc25519_tools.sync.records import SHORT_SUM_LEN, Table, unpack_table
 STEP_LEN: Final = 8 << 20
 _READ_LEN: Final = 1 << 20
 #: Chunks in the tables for one file; bounds what a receiver can make a sender hold.
-MAX_CHUNKS: Final = 1 << 20
-#: Bases that a file may have.
+_CHUNK_BITS: Final = 20
+MAX_CHUNKS: Final = 1 << _CHUNK_BITS
+#: Bases that a file may have; and how many a receiver finds at most that are cut as far
+#: as can be: what was left of it, the one of its name, and a few guesses.
 MAX_BASES: Final = 16
+_LONG_BASES: Final = 8
 #: Bytes of a piece that is sent.
 PIECE_LEN: Final = 1 << 20
 
@@ -51,17 +59,26 @@ class _Basis:
     is_short: bool = False  # its last chunk is shorter than one in the middle can be
 
 
+def most_chunks(file_len: int) -> int:
+    """Return how many chunks a receiver can have for a file of so many bytes."""
+    shortest = chunk_sizes(file_len).min_len
+    return min(_LONG_BASES * basis_len(file_len) // shortest, MAX_CHUNKS)
+
+
 class Tables:
     """The chunks that the receiver has for one file, as far as they have come.
 
     Args:
         sizes: how both sides cut it; nothing else is taken.
+        most: how many chunks are taken.
     """
 
-    def __init__(self, sizes: ChunkSizes) -> None:
+    def __init__(self, sizes: ChunkSizes, most: int = MAX_CHUNKS) -> None:
         self._sizes = sizes
+        self._most = most
         self._bases: list[_Basis] = []
-        self._known: dict[bytes, tuple[int, int]] = {}
+        #: Basis and chunk of each sum, as one number: half the memory of a pair.
+        self._known: dict[bytes, int] = {}
         self._count = 0
         #: Whether nothing more will come.
         self.complete = False
@@ -80,8 +97,8 @@ class Tables:
             raise RemoteProtocolError("the chunks of a file came out of order")
         lengths = unpack_table(table)
         self._count += len(lengths)
-        if self._count > MAX_CHUNKS:
-            raise RemoteProtocolError(f"over {MAX_CHUNKS} chunks came for one file")
+        if self._count > self._most:
+            raise RemoteProtocolError(f"over {self._most} chunks came for one file")
         basis = self._bases[-1]
         self._check(basis, lengths)
         first = len(basis.lengths)
@@ -91,10 +108,10 @@ class Tables:
         )
         basis.end += sum(lengths)
         basis.sums += table.sums
-        known, sums, number = self._known, table.sums, table.basis
+        known, sums, number = self._known, table.sums, table.basis << _CHUNK_BITS
         for at in range(len(lengths)):
             begin = at * SHORT_SUM_LEN
-            known.setdefault(sums[begin : begin + SHORT_SUM_LEN], (number, first + at))
+            known.setdefault(sums[begin : begin + SHORT_SUM_LEN], number + first + at)
         self.complete = table.last
 
     def _check(self, basis: _Basis, lengths: "array[int]") -> None:
@@ -196,10 +213,11 @@ class Tables:
 
     def find(self, short_sum: bytes, length: int, at: int) -> tuple[int, int] | None:
         """Return where a chunk is that may stand at a place of the new file."""
-        found = self._known.get(short_sum)
-        if found is None or not self.fits(found, length, at):
+        known = self._known.get(short_sum)
+        if known is None:
             return None
-        return found
+        found = known >> _CHUNK_BITS, known & (1 << _CHUNK_BITS) - 1
+        return found if self.fits(found, length, at) else None
 
     def fits(self, found: tuple[int, int], length: int, at: int) -> bool:
         """Tell whether a chunk may be used at a place of the new file."""

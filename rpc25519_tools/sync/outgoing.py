@@ -25,6 +25,9 @@ from rpc25519_tools.wire.greenpack import Buffer
 
 #: Files up to this length travel with others in one message.
 SMALL_LEN: Final = 64 * 1024
+#: Bytes of small files in one message, of which the last one may be beyond; what a cut
+#: takes is lost.
+BUNDLE_LEN: Final = 128 * 1024
 #: The sum of a piece that is a hole.
 HOLE_SUM: Final = bytes(32)
 
@@ -38,6 +41,7 @@ class Wanted:
     Attributes:
         index: of its entry.
         item: the entry.
+        is_small: whether it can be sent at once, with others.
         tables: what the receiver has; None where it wants the whole file.
         arrived: tables that have come and are not in ``tables`` yet.
         tabled_len: what all tables that have come cost.
@@ -46,15 +50,11 @@ class Wanted:
 
     index: int
     item: Item
+    is_small: bool
     tables: Tables | None
     arrived: deque[Table] = field(default_factory=deque)
     tabled_len: int = 0
     is_over: bool = False
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it can be sent at once, with others."""
-        return self.item.size <= SMALL_LEN and not self.item.holes
 
     def take_tables(self) -> None:
         """Add what has arrived to the tables."""
@@ -128,38 +128,45 @@ class SmallFiles:
         self._key = key
         #: Files whose contents changed while they were read.
         self.changed: list[Item] = []
-        #: Bytes that went out, and that did not have to.
-        self.literal = 0
-        self.matched = 0
+        #: How many files are dealt with, and their bytes.
+        self.done = 0
+        self._read_len = 0
 
     def records(self, files: Sequence[Wanted]) -> list[Deltas]:
-        """Return what to send of some files, or why it cannot be."""
+        """Return what to send of some files, or why it cannot be.
+
+        Files that have grown are too much for one message: the last ones are left then.
+        """
         records: list[Deltas] = []
         for wanted in files:
+            if self._read_len >= BUNDLE_LEN:
+                break
             try:
                 self._add(wanted, records)
             except (OSError, Rpc25519Error) as exc:
                 records.append(failed_end(wanted, exc))
+            self.done += 1
         return records
 
     def _add(self, wanted: Wanted, records: list[Deltas]) -> None:
-        if wanted.tables is not None:
-            wanted.take_tables()
         source = OpenSource(wanted)
         try:
             if source.size > 2 * SMALL_LEN:
                 raise FileChangedError(_CHANGED)
+            if wanted.tables is not None:
+                wanted.take_tables()
+            self._read_len += source.size
             if wanted.tables is None:
                 data = source.read_all()
                 total = blake3(data, key=self._key).digest()
                 records.append(Whole(wanted.index, data, total))
-                self.literal += len(data)
             else:
                 records += self._delta(source)
             if source.has_changed():
                 self.changed.append(wanted.item)
         finally:
             source.close()
+            wanted.tables = None  # of a bundle's files those of one are there at a time
 
     def _delta(self, source: OpenSource) -> list[Deltas]:
         wanted = source.wanted
@@ -179,8 +186,6 @@ class SmallFiles:
                 raise FileChangedError(_CHANGED)
             matcher.pieces.add(at, length, blake3(data, key=self._key).digest())
             records.append(Data(wanted.index, at, data))
-            self.literal += length
-        self.matched += matcher.matched
         records.append(End(wanted.index, source.size, matcher.pieces.root()))
         return records
 
@@ -210,10 +215,7 @@ class PieceReader:
 
         Its memory is used again when nothing refers to it any more.
         """
-        memory = self._memory.allocate(length)
-        if len(memory) < length:
-            memory = bytearray(length)
-        view = memoryview(memory)[:length]
+        view = memoryview(self._memory.allocate(length))[:length]
         self._source.read_into(view, at)
         self._pieces.add(at, length, blake3(view, key=self._key).digest())
         return view

@@ -1,6 +1,6 @@
 """The messages of the five steps: what they hold, encoded and decoded (sans-IO).
 
-Entries travel in columns, packed with zstd: 10,000 of them take some 90 KB. Names are
+Entries travel in columns, packed with zstd: 10,000 of them take about 75 KB. Names are
 single components; where they belong is told by the number of their directory. The
 transfer's root has number 0, and every further directory gets the next number when its
 entry passes, on both sides alike, so that no path is ever sent, and none can lie.
@@ -37,6 +37,9 @@ ARG_DIRECTION: Final = "direction"
 ARG_KIND: Final = "kind"
 KIND_DIRECTORY: Final = "directory"
 
+#: Argument of a pull's first part: the source is one thing that is no directory.
+ARG_SINGLE: Final = "single"
+
 #: Entries in one message.
 MAX_BATCH: Final = 8192
 #: Bytes that one message unpacks to.
@@ -44,10 +47,19 @@ MAX_RECORD_LEN: Final = 16 << 20
 #: Records, or members of one, in one message: what costs some bytes of it costs more
 #: in memory, so their number is checked before any of them is made.
 MAX_RECORDS: Final = 1 << 16
+#: The same of step 2 where all are tables: a receiver of ours sends those of 256 small
+#: files together, for some local files each, of 1024 chunks each but the last one.
+_MAX_TABLES: Final = 4096
+#: The same where they are not, and of step 4: it sends one, and each may have 8192
+#: verdicts, notes or paths. Messages with no more begin with a byte below 0xa0.
+_MAX_FEW: Final = 15
+_AFTER_FEW: Final = 0xA0
 #: Ranges in one Refine.
 MAX_RANGES: Final = 4096
 #: Messages from this length on are packed.
 _PACK_FROM: Final = 256
+#: Messages up to this length that are not packed are decoded in next to no time.
+_QUICK_LEN: Final = 4096
 #: Bytes of a chunk's sum that travel. The sums are keyed by the receiver for each sync,
 #: so nobody can make contents ahead whose sums are alike; and a file is only right when
 #: the full sums of all its chunks are.
@@ -74,6 +86,7 @@ _Path = Annotated[bytes, msgspec.Meta(max_length=MAX_PATH_LEN)]
 
 _MostBatch = msgspec.Meta(max_length=MAX_BATCH)
 _Most = msgspec.Meta(max_length=MAX_RECORDS)
+_Few = msgspec.Meta(max_length=_MAX_FEW)
 _Modes = Annotated[list[_Mode], _MostBatch]
 _Sizes = Annotated[list[_Size], _MostBatch]
 _Ids = Annotated[list[_Id], _MostBatch]
@@ -368,9 +381,12 @@ Fins: TypeAlias = Acks | Removed
 _encoder = msgspec.msgpack.Encoder()
 _request = msgspec.msgpack.Decoder(Request)
 _overview = msgspec.msgpack.Decoder(Overview)
-_hashes = msgspec.msgpack.Decoder(Annotated[list[Hashes], _Most])
+_few_hashes = msgspec.msgpack.Decoder(Annotated[list[Hashes], _Few])
+_tables = msgspec.msgpack.Decoder(
+    Annotated[list[Table], msgspec.Meta(max_length=_MAX_TABLES)]
+)
 _deltas = msgspec.msgpack.Decoder(Annotated[list[Deltas], _Most])
-_fins = msgspec.msgpack.Decoder(Annotated[list[Fins], _Most])
+_fins = msgspec.msgpack.Decoder(Annotated[list[Fins], _Few])
 
 
 def _pack(record: object) -> bytes:
@@ -381,6 +397,10 @@ def _pack(record: object) -> bytes:
 
 
 def _unpack(data: Buffer, decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
+    return _decode(_plain(data), decoder)
+
+
+def _plain(data: Buffer) -> memoryview:
     view = memoryview(data)
     mark, body = bytes(view[:1]), view[1:]
     if mark == b"\1":
@@ -389,6 +409,10 @@ def _unpack(data: Buffer, decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
         raise RemoteProtocolError("a sync message has no known form")
     elif len(body) > MAX_RECORD_LEN:
         raise RemoteProtocolError(f"a sync message has over {MAX_RECORD_LEN} bytes")
+    return body
+
+
+def _decode(body: memoryview, decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
@@ -532,9 +556,17 @@ def encode_plain(records: Sequence[Deltas]) -> bytes:
     return b"\0" + _encoder.encode(records)
 
 
-def decode_hashes(data: Buffer) -> list[Hashes]:
-    """Return the records of a message of step 2."""
-    return _unpack(data, _hashes)
+def is_quick(data: Buffer) -> bool:
+    """Tell whether a message may be decoded on an event loop: short, and not packed."""
+    return len(data) <= _QUICK_LEN and bytes(data[:1]) != b"\1"
+
+
+def decode_hashes(data: Buffer) -> Sequence[Hashes]:
+    """Return the records of a message of step 2: a few of any kind, or many tables."""
+    body = _plain(data)
+    if not body or body[0] < _AFTER_FEW:
+        return _decode(body, _few_hashes)
+    return _decode(body, _tables)
 
 
 def decode_deltas(data: Buffer) -> list[Deltas]:

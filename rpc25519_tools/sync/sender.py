@@ -11,7 +11,8 @@ which there are no more than the window allows, and the tables of a few files.
 import asyncio
 import stat
 from collections import deque
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 from rpc25519_tools.errors import (
     IncompleteTransferError,
@@ -23,17 +24,15 @@ from rpc25519_tools.sync.carrying import Mark, Placed
 from rpc25519_tools.sync.channel import Channel, run_together
 from rpc25519_tools.sync.chunking import chunk_sizes
 from rpc25519_tools.sync.contents import LargeFiles, Message
-from rpc25519_tools.sync.matching import Tables
+from rpc25519_tools.sync.matching import PIECE_LEN, Tables, most_chunks
 from rpc25519_tools.sync.observer import NOTHING_DELETED, Subject, SyncObserver
-from rpc25519_tools.sync.outgoing import (
-    SmallFiles,
-    Wanted,
-)
+from rpc25519_tools.sync.outgoing import BUNDLE_LEN, SMALL_LEN, SmallFiles, Wanted
 from rpc25519_tools.sync.records import (
     KEY_LEN,
     Acks,
     Blocks,
     Data,
+    Hashes,
     Removed,
     Table,
     Totals,
@@ -44,9 +43,11 @@ from rpc25519_tools.sync.records import (
     decode_hashes,
     encode_overview,
     encode_plain,
+    is_quick,
 )
 from rpc25519_tools.sync.walk import Batch, Item, Walk
 from rpc25519_tools.sync.window import StoreWindow
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
 #: Entries that may be on their way without a verdict, at first and at most.
@@ -55,16 +56,21 @@ LAST_WINDOW: Final = 65536
 #: Wanted files that are not in place, beyond which no more entries go out: more than
 #: a receiver of ours ever has.
 _MAX_WANTED: Final = 16384
-#: Bytes of tables that are kept; ``_TABLE_COST`` each counts beside its chunks.
-_MAX_TABLED: Final = 64 << 20
+#: Bytes of tables that are kept; ``_TABLE_COST`` each counts beside its chunks. At most
+#: 8 MiB, and those of one message or one file, a receiver of ours has out.
+_MAX_TABLED: Final = 32 << 20
 _TABLE_COST: Final = 256
+#: In use tables take so many times as much more: 150 bytes for each chunk of 10.
+_IN_USE_FACTOR: Final = 16
 #: How often a file may be wanted: once more if it changed while it was read.
 _MAX_TRIES: Final = 2
-#: Bytes of small files in one message, and how many; what a cut takes is lost.
-_BUNDLE_LEN: Final = 128 * 1024
+#: Small files in one message.
 _BUNDLE_COUNT: Final = 512
 #: Messages that are ready before their turn.
 _AHEAD: Final = 2
+_LAST_VERDICT: Final = max(Verdict)
+
+T = TypeVar("T")
 
 
 class Sender:
@@ -74,12 +80,21 @@ class Sender:
         channel: the call.
         walk: over what is sent.
         observer: learns what happens.
+        hold: learns how many bytes the receiver makes us hold.
     """
 
-    def __init__(self, channel: Channel, walk: Walk, observer: SyncObserver) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        walk: Walk,
+        observer: SyncObserver,
+        *,
+        hold: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._channel = channel
         self._walk = walk
         self._observer = observer
+        self._hold = hold
         self._open: dict[int, Item] = {}
         #: Batches without verdicts.
         self._batches: deque[Batch] = deque()
@@ -89,6 +104,8 @@ class Sender:
         self._walked = False
         self._final_sent = False
         self._tabled_len = 0
+        #: The file whose tables are unpacked: the one of a bundle that has most.
+        self._in_use: Wanted | None = None
         self._changed = asyncio.Event()
         self._key = b""
         self._ready: deque[Wanted] = deque()
@@ -98,15 +115,14 @@ class Sender:
         self._last: Item | None = None
         #: Bytes of messages that the receiver has stored, and what it has removed.
         self.stored = self.removed = 0
-        self._small_literal = 0
         self._placed_len = self._placed_literal = 0
         self._store_window = StoreWindow()
-        self._large = LargeFiles(self._outbox, self._changed, self._open, observer)
-
-    @property
-    def literal(self) -> int:
-        """Bytes of contents that went out."""
-        return self._small_literal + self._large.literal
+        self._bundle_len = channel.message_len(BUNDLE_LEN)
+        self._small_len = channel.message_len(SMALL_LEN)
+        piece_len = channel.message_len(PIECE_LEN)
+        self._large = LargeFiles(
+            self._outbox, self._changed, self._open, observer, piece_len
+        )
 
     @property
     def placed(self) -> Placed:
@@ -122,13 +138,15 @@ class Sender:
     def frontier(self) -> Mark | None:
         """Where another attempt may begin: all before it is in place.
 
+        None: where this one did. What it begins with may be the way to there.
+
         That a directory has no more entries is news, too: it gets its time and mode
         only then. So nothing of a batch that was not judged is left out.
         """
         index, item = next(iter(self._open.items()), (0, None))
         for batch in self._batches:
             if batch.start is not None and (item is None or index >= batch.base):
-                return batch.start
+                return batch.start if batch.base else None
         last = self._last if item is None else item
         return None if last is None else last.mark
 
@@ -206,21 +224,29 @@ class Sender:
                 raise IncompleteTransferError("the receiver ended the sync early")
             for part in parts:
                 if part.step is RsyncStep.HASHES:
-                    for record in decode_hashes(part.payload):
-                        if isinstance(record, Table):
-                            self._take_table(record)
-                        elif isinstance(record, Blocks):
-                            self._large.take_blocks(record)
-                        else:
-                            self._take_verdicts(record)
+                    await self._take_hashes(await _decoded(decode_hashes, part.payload))
                 elif part.step is RsyncStep.ACK:
-                    for fin in decode_fins(part.payload):
+                    for fin in await _decoded(decode_fins, part.payload):
                         self._take_fin(fin)
+                await asyncio.sleep(0)  # others have a right to the loop, too
             self._changed.set()
 
+    async def _take_hashes(self, records: Sequence[Hashes]) -> None:
+        for record in records:
+            if isinstance(record, Table):
+                self._take_table(record)
+            elif isinstance(record, Blocks):
+                self._large.take_blocks(record)
+            else:
+                self._take_verdicts(record)
+                await asyncio.sleep(0)
+
     def _note_judged(self, record: Verdicts) -> None:
-        if self._batches and self._batches[0].base == record.base:
+        batch = self._batches[0] if self._batches else None
+        if batch is not None and batch.base == record.base:
             self._batches.popleft()
+        if not record.verdicts and (batch is None or batch.items):
+            raise RemoteProtocolError("the receiver judged nothing")
 
     def _take_verdicts(self, record: Verdicts) -> None:
         if record.key:
@@ -235,7 +261,7 @@ class Sender:
         equal = 0
         for at, number in enumerate(record.verdicts):
             index = record.base + at
-            if number > max(Verdict):
+            if number > _LAST_VERDICT:
                 raise RemoteProtocolError("the receiver sent an unknown verdict")
             verdict = Verdict(number)
             change = record.changes[at] if record.changes else 0
@@ -278,8 +304,11 @@ class Sender:
         if item.tries == _MAX_TRIES:
             raise RemoteProtocolError("the receiver wants a file again and again")
         item.tries += 1
-        tables = Tables(chunk_sizes(item.size)) if with_tables else None
-        wanted = Wanted(index, item, tables)
+        tables = None
+        if with_tables:
+            tables = Tables(chunk_sizes(item.size), most_chunks(item.size))
+        is_small = item.size <= self._small_len and not item.holes
+        wanted = Wanted(index, item, is_small, tables)
         if with_tables:
             self._tabled[index] = wanted
         else:
@@ -299,6 +328,7 @@ class Sender:
         self._tabled_len += cost
         if self._tabled_len > _MAX_TABLED:
             raise RemoteProtocolError("the receiver sent more chunks than can be kept")
+        self._count_tables()
         wanted.arrived.append(table)
         if table.last if wanted.is_small else is_first:
             self._ready.append(wanted)
@@ -309,6 +339,15 @@ class Sender:
         wanted.arrived.clear()
         wanted.tables = None
         self._tabled_len -= wanted.tabled_len
+
+    def _count_tables(self) -> None:
+        in_use = 0 if self._in_use is None else self._in_use.tabled_len
+        self._hold(self._tabled_len + _IN_USE_FACTOR * in_use)
+
+    def _use_tables(self, wanted: Wanted | None) -> None:
+        """Note whose tables are in use from now on."""
+        self._in_use = wanted
+        self._count_tables()
 
     def _take_fin(self, fin: Acks | Removed) -> None:
         if isinstance(fin, Removed):
@@ -366,7 +405,7 @@ class Sender:
     def _next_bundle(self) -> list[Wanted]:
         """Take small files that are wanted, as many as fit into one message."""
         bundle: list[Wanted] = []
-        room = _BUNDLE_LEN
+        room = self._bundle_len
         while self._ready and self._ready[0].is_small:
             if room <= 0 or len(bundle) == _BUNDLE_COUNT:
                 break
@@ -379,12 +418,15 @@ class Sender:
 
     async def _send_bundle(self, bundle: list[Wanted]) -> None:
         small = SmallFiles(self._key)
+        self._use_tables(max(bundle, key=lambda wanted: wanted.tabled_len))
         records = await in_worker(small.records, bundle)
+        self._ready.extendleft(reversed(bundle[small.done :]))
+        del bundle[small.done :]
         for wanted in bundle:
             self._end_of(wanted)
+        self._use_tables(None)
         payload = encode_plain(records)
         await self._outbox.put(Message(payload, NO_ARGS))
-        self._small_literal += small.literal
         items = {wanted.index: wanted.item for wanted in bundle}
         for record in records:
             if isinstance(record, Whole | Data):
@@ -395,9 +437,14 @@ class Sender:
             self._observer.warned(item.path, "it changed while it was read")
 
     async def _send_large(self, wanted: Wanted) -> None:
-        before = self._large.literal
+        self._use_tables(wanted)
         try:
             await self._large.send(wanted, self._key)
-            wanted.item.literal += self._large.literal - before
         finally:
             self._end_of(wanted)
+            self._use_tables(None)
+
+
+async def _decoded(decode: Callable[[Buffer], T], payload: Buffer) -> T:
+    """Decode a message: a few bytes can unpack to what takes the loop too long."""
+    return decode(payload) if is_quick(payload) else await in_worker(decode, payload)

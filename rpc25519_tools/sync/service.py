@@ -15,7 +15,7 @@ from rpc25519_tools.errors import (
 from rpc25519_tools.files.descriptors import OpenFiles, open_files
 from rpc25519_tools.files.jail import Root
 from rpc25519_tools.files.record import TransferLog, TransferRecord
-from rpc25519_tools.files.workers import in_worker
+from rpc25519_tools.files.workers import in_worker, open_in_worker
 from rpc25519_tools.identity.access import Right
 from rpc25519_tools.rpc.calls import CallKind, RsyncStep
 from rpc25519_tools.rpc.context import CallContext
@@ -25,19 +25,19 @@ from rpc25519_tools.rpc.streams import IncomingStream, OutgoingStream
 from rpc25519_tools.sync.attempts import Attempt, Attempts
 from rpc25519_tools.sync.carrying import Mark
 from rpc25519_tools.sync.channel import Channel
-from rpc25519_tools.sync.observer import Silence, Subject
+from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.options import SyncOptions
 from rpc25519_tools.sync.places import OpenPlace, open_place
 from rpc25519_tools.sync.receiver import Receiver
 from rpc25519_tools.sync.records import (
     ARG_DIRECTION,
     ARG_KIND,
+    ARG_SINGLE,
     KIND_DIRECTORY,
     OFFER_SERVICE,
     SYNC_SERVICE,
     Overview,
     Request,
-    Verdict,
     decode_request,
     encode_overview,
 )
@@ -45,13 +45,14 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import Source, served_source
 from rpc25519_tools.sync.tree import KEPT_DIRS, Parts, Permit, Tree, split_path
 from rpc25519_tools.sync.walk import Walk
+from rpc25519_tools.wire.greenpack import Buffer
 from rpc25519_tools.wire.message import NO_ARGS
 
-#: Argument of a pull's first part: the source is one thing that is no directory.
-ARG_SINGLE: Final = "single"
 #: Descriptors of one sync: beside the directories files that others are made of, begun,
 #: carried on with, and finished without a name.
 _PER_SYNC: Final = KEPT_DIRS + 26
+#: What a path takes beside its bytes, in a request and in what is chosen.
+_PATH_COST: Final = 160
 
 
 def add_sync_services(
@@ -158,11 +159,6 @@ class _Counting(Silence):
         self._failures += 1
         self._count()
 
-    def judged(
-        self, subject: Subject, verdict: Verdict, change: int, note: str
-    ) -> None:
-        """Do nothing."""
-
 
 def _permit(context: CallContext) -> Permit | None:
     """Return what asks for the peer's rights; None where it has all."""
@@ -204,7 +200,7 @@ class SendingService:
             contextlib.ExitStack() as reserved,
         ):
             channel = Channel(out, parts)
-            request = await _opening(channel, record)
+            request, held_len = await _opening(channel, out, reserved)
             request.options.check()
             channel.keep_to(request.options.bandwidth)
             files = self._files or open_files()
@@ -223,7 +219,11 @@ class SendingService:
                 encode_overview(Overview()),
                 args={ARG_SINGLE: "1" if source.single else ""},
             )
-            await Sender(channel, walk, observer).run()
+
+            def hold(tables_len: int) -> None:
+                out.turn.hold(held_len + tables_len)
+
+            await Sender(channel, walk, observer, hold=hold).run()
             return Reply()
 
     def _open(
@@ -276,8 +276,9 @@ class ReceivingService:
             contextlib.ExitStack() as reserved,
         ):
             channel = Channel(out, parts)
-            request = await _opening(channel, record)
+            request, _ = await _opening(channel, out, reserved)
             request.options.check()
+            channel.keep_to(request.options.bandwidth)
             files = self._files or open_files()
             reserved.enter_context(files.reserve(context.remote_address, _PER_SYNC))
             record.name = _text(request.dest) or "."
@@ -294,7 +295,9 @@ class ReceivingService:
             )
 
             async def receive() -> None:
-                place = await in_worker(self._open, request, permit, owner)
+                place = await open_in_worker(
+                    lambda: self._open(request, permit, owner), OpenPlace.close
+                )
                 try:
                     receiver = await in_worker(
                         Receiver,
@@ -339,12 +342,26 @@ class ReceivingService:
         )
 
 
-async def _opening(channel: Channel, record: TransferRecord) -> Request:
+async def _opening(
+    channel: Channel, out: OutgoingStream, reserved: contextlib.ExitStack
+) -> tuple[Request, int]:
+    """Return what opens a sync, and about how many bytes its paths take.
+
+    These are held by the connection, as far as limits go, until the stack is left.
+    """
     part = await channel.receive_one()
     if part is None:
         raise IncompleteTransferError("the sync has no beginning")
-    record.name = ""
-    return await in_worker(decode_request, part.payload)
+    request, held_len = await in_worker(_read_request, part.payload)
+    reserved.callback(out.turn.hold, 0)
+    out.turn.hold(held_len)
+    return request, held_len
+
+
+def _read_request(payload: Buffer) -> tuple[Request, int]:
+    request = decode_request(payload)
+    paths = (*request.paths, *(request.only or ()))
+    return request, sum(map(len, paths)) + _PATH_COST * len(paths)
 
 
 def _text(path: bytes) -> str:

@@ -159,7 +159,14 @@ SEEDS: dict[str, list[bytes]] = {
                 Table(3, 1, True, pack_lengths([5]), bytes(SHORT_SUM_LEN), last=True),
                 Blocks(3, bytes(3 * SHORT_SUM_LEN)),
             ]
-        )
+        ),
+        # More than a few records are tables, and nothing else.
+        encode_records(
+            [
+                Table(0, 0, False, _LENGTHS, bytes(2 * SHORT_SUM_LEN), last=False)
+                for _ in range(20)
+            ]
+        ),
     ],
     "deltas": [
         encode_records(

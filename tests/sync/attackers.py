@@ -23,6 +23,7 @@ from rpc25519_tools.sync.records import (
     ARG_AT,
     ARG_INDEX,
     Acks,
+    Data,
     Deltas,
     End,
     Fins,
@@ -35,6 +36,7 @@ from rpc25519_tools.sync.records import (
     Verdict,
     Verdicts,
     Whole,
+    decode_deltas,
     decode_fins,
     decode_hashes,
     encode_overview,
@@ -287,11 +289,17 @@ def listing(path: Path) -> dict[str, bytes]:
 
 
 class HostileReceiver:
-    """Drives the receiving end of a sync by hand."""
+    """Drives the receiving end of a sync by hand.
+
+    Attributes:
+        got: how many parts of each step have come.
+        literal: bytes of contents among them.
+    """
 
     def __init__(self, channel: MemoryChannel) -> None:
         self.channel = channel
         self.got: dict[RsyncStep, int] = dict.fromkeys(RsyncStep, 0)
+        self.literal = 0
 
     async def hashes(self, *records: Hashes) -> None:
         """Send verdicts and tables."""
@@ -307,6 +315,15 @@ class HostileReceiver:
             for part in await self.channel.receive():
                 assert part.step is not None
                 self.got[part.step] += 1
+                if part.step is RsyncStep.DELTAS:
+                    self.literal += _literal(part)
+
+
+def _literal(part: Part) -> int:
+    if ARG_INDEX in part.args:
+        return len(part.payload)
+    records = decode_deltas(part.payload)
+    return sum(len(one.data) for one in records if isinstance(one, Whole | Data))
 
 
 async def attack_sender(

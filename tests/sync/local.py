@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rpc25519_tools.errors import ConnectionLostError
 from rpc25519_tools.rpc.calls import RsyncStep
 from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync.carrying import Mark
@@ -76,6 +77,44 @@ def channel_pair() -> tuple[MemoryChannel, MemoryChannel]:
     one, two = MemoryChannel(), MemoryChannel()
     one.peer, two.peer = two, one
     return one, two
+
+
+class Cable:
+    """What two channels share: it breaks after so many messages."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    @property
+    def is_broken(self) -> bool:
+        return self.left <= 0
+
+
+class CutChannel(MemoryChannel):
+    """One end of a call that is cut at some time; what had come before can be read."""
+
+    def __init__(self, cable: Cable) -> None:
+        super().__init__()
+        self._cable = cable
+
+    async def send(
+        self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
+    ) -> None:
+        self._cable.left -= 1
+        if self._cable.is_broken:
+            assert isinstance(self.peer, CutChannel)
+            self._arrived.set()
+            self.peer._arrived.set()
+            raise ConnectionLostError("cut")
+        await super().send(step, payload, args=args)
+
+    async def receive(self) -> Sequence[Part]:
+        while not self._parts:
+            if self._cable.is_broken:
+                raise ConnectionLostError("cut")
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self.take_ready()
 
 
 class Lines(Silence):

@@ -17,7 +17,6 @@ from rpc25519_tools.sync.chunking import (
     ChunkSizes,
     chunk_digests,
     chunk_sizes,
-    cut,
     cut_blocks,
     cut_bytes,
 )
@@ -206,21 +205,19 @@ def test_a_file_is_cut_as_its_bytes_are(
     fd = os.open(path, os.O_RDONLY)
     try:
         found = [
-            (offset, length, bytes(chunk))
-            for offset, length, chunk in cut(fd, len(data), sizes, block_len=block_len)
+            bytes(chunk)
+            for chunks in cut_blocks(fd, len(data), sizes, block_len=block_len)
+            for chunk in chunks
         ]
         tables = list(chunk_digests(fd, len(data), KEY, sizes, block_len=block_len))
         assert os.lseek(fd, 0, os.SEEK_CUR) == 0
     finally:
         os.close(fd)
-    offset = 0
-    for index, chunk in enumerate(cut_bytes(data, sizes)):
-        assert found[index] == (offset, len(chunk), bytes(chunk))
-        offset += len(chunk)
-    assert offset == len(data)
-    assert [n for lengths, _ in tables for n in lengths] == [n for _, n, _ in found]
+    assert found == [bytes(chunk) for chunk in cut_bytes(data, sizes)]
+    assert b"".join(found) == data
+    assert [n for lengths, _ in tables for n in lengths] == list(map(len, found))
     assert [digest for _, digests in tables for digest in digests] == [
-        blake3(chunk, key=KEY).digest() for _, _, chunk in found
+        blake3(chunk, key=KEY).digest() for chunk in found
     ]
 
 
@@ -229,12 +226,12 @@ def test_sizes_follow_from_the_length_that_is_told(file: int) -> None:
     os.write(file, data)
     (table,) = chunk_digests(file, 1, None)
     assert table == ([1], [blake3(data[:1]).digest()])
-    found = [length for _, length, _ in cut(file, len(data))]
+    found = [len(c) for cs in cut_blocks(file, len(data)) for c in cs]
     assert found == lengths_of(data, chunk_sizes(len(data)))
 
 
 def test_an_empty_file_has_no_chunks(file: int) -> None:
-    assert list(cut(file, 0)) == []
+    assert list(cut_blocks(file, 0)) == []
     assert list(chunk_digests(file, 0)) == []
     assert cut_bytes(b"") == []
 
@@ -242,7 +239,8 @@ def test_an_empty_file_has_no_chunks(file: int) -> None:
 def test_a_file_that_is_longer_ends_where_it_is_told(file: int) -> None:
     data = noise("longer", 50_000)
     os.write(file, data)
-    found = [length for _, length, _ in cut(file, 40_000, SMALL, block_len=4096)]
+    blocks = cut_blocks(file, 40_000, SMALL, block_len=4096)
+    found = [len(chunk) for chunks in blocks for chunk in chunks]
     assert found == lengths_of(data[:40_000], SMALL)
 
 
@@ -265,7 +263,7 @@ def test_errors_of_reading_are_passed_on() -> None:
     read_end, write_end = os.pipe()
     try:
         with pytest.raises(OSError, match="seek"):
-            list(cut(read_end, 10))
+            list(cut_blocks(read_end, 10))
     finally:
         os.close(read_end)
         os.close(write_end)

@@ -221,9 +221,8 @@ def test_tables_that_make_no_sense_are_refused(
         tables.add(first if second is None else second)
 
 
-def test_too_many_chunks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "MAX_CHUNKS", 3)
-    tables = Tables(ANY)
+def test_too_many_chunks_are_refused() -> None:
+    tables = Tables(ANY, 3)
     tables.add(table(lengths=(1, 2, 3)))
     with pytest.raises(RemoteProtocolError, match="over 3 chunks"):
         tables.add(table(lengths=(4,)))

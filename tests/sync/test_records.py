@@ -288,7 +288,9 @@ requests = st.builds(
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.lists(verdicts | tables | blocks, max_size=4), st.lists(deltas), st.lists(fins)
+    st.lists(verdicts | tables | blocks, max_size=4) | st.lists(tables, max_size=20),
+    st.lists(deltas),
+    st.lists(fins, max_size=15),
 )
 def test_records_come_back(
     one: list[Hashes], two: list[Deltas], three: list[Fins]

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import stat
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,8 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rpc25519_tools.errors import ConnectionLostError
-from rpc25519_tools.rpc.calls import RsyncStep
-from rpc25519_tools.rpc.streams import Part
 from rpc25519_tools.sync import sender as sender_module
 from rpc25519_tools.sync import walk as walk_module
 from rpc25519_tools.sync.carrying import Mark
@@ -26,9 +23,7 @@ from rpc25519_tools.sync.sender import Sender
 from rpc25519_tools.sync.source import local_source
 from rpc25519_tools.sync.tree import Parts
 from rpc25519_tools.sync.walk import Batch, Walk
-from rpc25519_tools.wire.greenpack import Buffer
-from rpc25519_tools.wire.message import NO_ARGS
-from tests.sync.local import MemoryChannel
+from tests.sync.local import Cable, CutChannel
 from tests.sync.trees import seen
 
 ARCHIVE = SyncOptions(recursive=True, links=True, perms=True, times=True)
@@ -128,44 +123,6 @@ def test_all_from_there_on_comes_and_before_it_only_directories(
             assert all(is_dir for _, is_dir in extra)
             # Whatever gets its time and mode only later is told of once more.
             assert set(ended[ended_count:]) <= set(ends(late))
-
-
-class Cable:
-    """What two channels share: it breaks after so many messages."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    @property
-    def is_broken(self) -> bool:
-        return self.left <= 0
-
-
-class CutChannel(MemoryChannel):
-    """One end of a call that is cut at some time; what had come before can be read."""
-
-    def __init__(self, cable: Cable) -> None:
-        super().__init__()
-        self._cable = cable
-
-    async def send(
-        self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
-    ) -> None:
-        self._cable.left -= 1
-        if self._cable.is_broken:
-            assert isinstance(self.peer, CutChannel)
-            self._arrived.set()
-            self.peer._arrived.set()
-            raise ConnectionLostError("cut")
-        await super().send(step, payload, args=args)
-
-    async def receive(self) -> Sequence[Part]:
-        while not self._parts:
-            if self._cable.is_broken:
-                raise ConnectionLostError("cut")
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self.take_ready()
 
 
 async def attempt(
