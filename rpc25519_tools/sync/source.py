@@ -39,6 +39,8 @@ class Selection(dict[bytes, "Selection | None"]):
 _MAX_CHOSEN: Final = 1 << 18
 _MAX_CHOSEN_DEPTH: Final = 512
 _MISSING: Final = "no such file or directory"
+#: What is said of a file that the peer may not read.
+NOT_ALLOWED: Final = "reading it is not allowed"
 #: Directories of a server that are merged at a time: the names of all are in memory.
 _MAX_MERGED: Final = 64
 
@@ -130,31 +132,52 @@ class SourceDir:
             chosen = self.only
             names = sorted_names(directory) if chosen is None else sorted(chosen)
             for name in names:
-                found = self._look(place, directory.fd, name)
+                asked = None if chosen is None else name
+                found = self._look(place, directory.fd, name, asked)
                 if found is not None:
                     yield found
         except (OSError, Rpc25519Error) as exc:
             self.failed.append((self.path, why(exc, "list", self.path)))
 
-    def _look(self, place: Place, dir_fd: int, name: bytes) -> Found | None:
-        if is_partial_name(name):
-            return None
+    def _look(
+        self, place: Place, dir_fd: int, name: bytes, asked: bytes | None
+    ) -> Found | None:
+        """Look at one thing; None if it is not there, or not to be seen.
+
+        Args:
+            place: the directory that it is in.
+            dir_fd: the same, open.
+            name: its name there.
+            asked: the name that it was asked for by; None: it was found.
+        """
         parts = (*place.parts, name)
+        may = place.tree.may
+        if not may("list", parts) and (asked is None or not may("read", parts)):
+            # As in listings, it is not there. Who asks is told the same if it is not.
+            if asked is not None:
+                self.failed.append(((*self.path, asked), NOT_ALLOWED))
+            return None
+        if is_partial_name(name):
+            self._not_there(asked)
+            return None
         try:
             place.tree.check(parts)
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             place.tree.check_found(status, parts)
-        except FileNotFoundError:
-            if self.only is not None:
-                self.missing.append(name)
-            return None  # it has vanished since it was listed
+        except (FileNotFoundError, Rpc25519Error):
+            # It has vanished since it was listed; or it is kept back, and nobody is
+            # told that it is there.
+            self._not_there(asked)
+            return None
         except OSError as exc:
             text = why(exc, "read", (*self.path, name))
             self.failed.append(((*self.path, name), text))
             return None
-        except Rpc25519Error:
-            return None  # it is kept back: nobody is told that it is there
         return Found(name, Place(place.tree, parts), status)
+
+    def _not_there(self, asked: bytes | None) -> None:
+        if asked is not None:
+            self.missing.append(asked)
 
     def _extra(self) -> Iterator[Found]:
         for name, place in sorted(self.extra.items()):
@@ -164,12 +187,11 @@ class SourceDir:
             except Rpc25519Error as exc:
                 self.failed.append(((*self.path, name), str(exc)))
                 continue
-            found = self._look(Place(place.tree, tuple(parents)), directory.fd, real)
-            if found is None:
-                self.missing.append(name)
-                continue
-            found.name = name
-            yield found
+            above = Place(place.tree, tuple(parents))
+            found = self._look(above, directory.fd, real, name)
+            if found is not None:
+                found.name = name
+                yield found
 
     def below(self, group: Sequence[Found]) -> "SourceDir":
         """Return the directory that entries of the same name make together."""

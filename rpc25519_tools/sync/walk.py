@@ -35,6 +35,7 @@ from rpc25519_tools.sync.records import (
     told,
 )
 from rpc25519_tools.sync.source import (
+    NOT_ALLOWED,
     Found,
     Place,
     Selection,
@@ -328,7 +329,7 @@ class Walk:
         if self._is_done(path, is_dir=is_dir):
             return False
         if stat.S_ISREG(mode) and not found.place.tree.may("read", found.place.parts):
-            directory.failed.append((path, "reading it is not allowed"))
+            directory.failed.append((path, NOT_ALLOWED))
             return False
         return True
 

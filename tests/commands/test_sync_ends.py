@@ -130,6 +130,36 @@ def test_rights_are_kept_to(
     )
 
 
+def test_what_may_not_be_listed_is_not_there(
+    certs: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Neither what is told nor the exit code show whether it is."""
+    top = tmp_path_factory.mktemp("given")
+    make_tree(top, {"a": "1", "pub/hid": "2", "pub/b": "3", "secret/c": "4"})
+    rules = tmp_path / "access"
+    denied = ("/secret", "/pub/hid", "/pub/none")
+    lines = [f"deny * read list {path}\n" for path in denied]
+    rules.write_text("".join(lines) + "* list read /\n")
+    rules.chmod(0o600)
+    with SrvProcess("-serve", top, "--access", rules, certs=certs) as srv:
+        desk = desk_for(srv, tmp_path_factory.mktemp("unused"), certs, tmp_path)
+        done = desk.pull(".", "-o", "got", "--itemize")
+        assert done.code == 0, done.stderr
+        assert content_of(desk.here / "got") == {"a": b"1", "pub": None, "pub/b": b"3"}
+        assert "secret" not in done.stdout + done.stderr
+        assert "hid" not in done.stdout + done.stderr
+        said = []
+        for name in ("hid", "none"):
+            (desk.here / "names").write_text(f"pub/{name}\n")
+            done = desk.pull(".", "-o", "got", "--files-from", "names")
+            assert done.code == 7
+            said.append(done.stderr.replace(name, "NAME"))
+        assert said[0] == said[1]
+        assert "pub/NAME: reading it is not allowed" in said[0]
+        said = [desk.pull(f"pub/{name}", "-o", "x").stderr for name in ("hid", "none")]
+        assert said[0].replace("hid", "") == said[1].replace("none", "")
+
+
 def test_servers_that_offer_nothing(desk: Desk) -> None:
     (desk.here / "f").touch()
     with SrvProcess(certs=desk.certs) as srv:
