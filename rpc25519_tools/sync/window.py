@@ -9,7 +9,7 @@ from collections import deque
 from typing import Final
 
 #: Bytes that may always be on their way, and at most.
-FIRST_LEN: Final = 1 << 20
+FIRST_LEN: Final = 768 * 1024
 LAST_LEN: Final = 64 << 20
 #: The window shrinks by so much of what is too much, each time something is stored.
 _SHRINK: Final = 1 / 8

@@ -284,7 +284,7 @@ class _Silent(_Stalled):
         pass
 
 
-@pytest.mark.parametrize("stored", [0, 1 << 20])
+@pytest.mark.parametrize("stored", [0, FIRST_LEN])
 async def test_no_more_contents_go_than_are_stored_and_a_window(
     tmp_path: Path, stored: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
