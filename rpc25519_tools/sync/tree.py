@@ -57,11 +57,13 @@ class Directory:
 def split_path(path: bytes, shown: bytes | None = None) -> Parts:
     """Split a path relative to a root into its components; ``.`` ones are dropped.
 
+    ``/`` alone is the root, as in listings.
+
     Raises:
         UnsafePathError: it is absolute, leads up, or has an impossible component.
     """
     shown = path if shown is None else shown
-    if path.startswith(b"/"):
+    if path.startswith(b"/") and path.strip(b"/"):
         raise unsafe(shown, "the path is absolute")
     if b"\0" in path:
         raise unsafe(shown, "the name contains a NUL byte")

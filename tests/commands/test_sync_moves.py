@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 
 import pexpect
 import pytest
@@ -65,6 +66,21 @@ def test_a_slash_means_what_is_in_a_directory(desk: Desk) -> None:
     done = desk.pull(f"{desk.name}/new/", "-o", "back").succeed()
     assert done.lines[0] == "cd+++++++++ ./"
     assert content_of(desk.here / "back") == content_of(desk.here / "tree")
+
+
+def test_a_slash_alone_is_the_top_of_what_is_served(
+    certs: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    make_tree(here / "tree", TREE)
+    with SrvProcess("-serve", there, "-readfile", there, certs=certs) as srv:
+        desk = Desk(here, there, "", srv.address, certs)
+        desk.cli("-push", "tree/", "--to", "/").succeed()
+        assert content_of(there) == content_of(here / "tree")
+        desk.pull("/", "-o", "back").succeed()
+    assert content_of(here / "back") == content_of(here / "tree")
 
 
 @pytest.mark.parametrize(
