@@ -131,9 +131,21 @@ class Channel:
         return self._pace.message_len(most)
 
     async def send(
-        self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
+        self,
+        step: RsyncStep,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        waited_s: float = 0.0,
     ) -> None:
-        """Send one message of a step; packed by the connection's codec if that pays."""
+        """Send one message of a step; packed by the connection's codec if that pays.
+
+        Args:
+            step: its step.
+            payload: the bytes.
+            args: small named strings to send along.
+            waited_s: for how long the line had no room for it before, in seconds.
+        """
         count = len(payload)
         telling = self._may_compress and count >= _TELLING_LEN
         async with self._lock:
@@ -147,7 +159,8 @@ class Channel:
             if payload is not _NOTHING:  # which tells nothing of the other side
                 self._moved_s = self._sent_s
             if telling:
-                self._learn(count / max(loop.time() - begin_s, 1e-5))
+                taken_s = waited_s + loop.time() - begin_s
+                self._learn(count / max(taken_s, 1e-5))
 
     def _learn(self, rate: float) -> None:
         """Learn how many bytes a second the line has taken."""

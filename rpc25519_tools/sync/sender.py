@@ -378,11 +378,16 @@ class Sender:
 
     async def _empty_outbox(self) -> None:
         while (message := await self._outbox.get()) is not None:
-            while not self._store_window.has_room:
+            since_s = self._now()
+            while not (self._store_window.has_room or self._is_over()):
                 await self._change()
-            self._store_window.note_sent(len(message.payload), self._now())
+            now_s = self._now()
+            self._store_window.note_sent(len(message.payload), now_s)
             await self._channel.send(
-                RsyncStep.DELTAS, message.payload, args=message.args
+                RsyncStep.DELTAS,
+                message.payload,
+                args=message.args,
+                waited_s=now_s - since_s,
             )
 
     @staticmethod

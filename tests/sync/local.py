@@ -44,7 +44,12 @@ class MemoryChannel(Channel):
         self.sent: list[tuple[RsyncStep, int]] = []
 
     async def send(
-        self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
+        self,
+        step: RsyncStep,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        waited_s: float = 0.0,
     ) -> None:
         assert self.peer is not None
         self.sent.append((step, len(payload)))
@@ -98,7 +103,12 @@ class CutChannel(MemoryChannel):
         self._cable = cable
 
     async def send(
-        self, step: RsyncStep, payload: Buffer, *, args: Mapping[str, str] = NO_ARGS
+        self,
+        step: RsyncStep,
+        payload: Buffer,
+        *,
+        args: Mapping[str, str] = NO_ARGS,
+        waited_s: float = 0.0,
     ) -> None:
         self._cable.left -= 1
         if self._cable.is_broken:
@@ -106,7 +116,7 @@ class CutChannel(MemoryChannel):
             self._arrived.set()
             self.peer._arrived.set()
             raise ConnectionLostError("cut")
-        await super().send(step, payload, args=args)
+        await super().send(step, payload, args=args, waited_s=waited_s)
 
     async def receive(self) -> Sequence[Part]:
         while not self._parts:
