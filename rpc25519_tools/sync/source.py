@@ -7,6 +7,7 @@ first one counts, as rsync has it. So a :class:`SourceDir` is one or more direct
 All of this blocks.
 """
 
+import errno
 import heapq
 import os
 import stat
@@ -39,6 +40,7 @@ class Selection(dict[bytes, "Selection | None"]):
 _MAX_CHOSEN: Final = 1 << 18
 _MAX_CHOSEN_DEPTH: Final = 512
 _MISSING: Final = "no such file or directory"
+_NO_FILE: Final = "is no regular file any more"
 #: What is said of a file that the peer may not read.
 NOT_ALLOWED: Final = "reading it is not allowed"
 #: Directories of a server that are merged at a time: the names of all are in memory.
@@ -219,11 +221,13 @@ def open_source(place: Place, path: Parts) -> tuple[int, os.stat_result]:
     try:
         fd = os.open(name, READ_FLAGS, dir_fd=directory.fd)
     except OSError as exc:
+        if exc.errno in {errno.ELOOP, errno.EMLINK}:
+            raise LocalFileError(f"{shown(path)!r} {_NO_FILE}") from exc
         raise file_error(exc, "read", shown(path)) from exc
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise LocalFileError(f"{shown(path)!r} is no regular file any more")
+            raise LocalFileError(f"{shown(path)!r} {_NO_FILE}")
         place.tree.check_found(status, place.parts)
     except BaseException:
         os.close(fd)

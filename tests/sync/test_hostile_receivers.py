@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from rpc25519_tools.sync.observer import Silence
 from rpc25519_tools.sync.records import (
     SHORT_SUM_LEN,
     Acks,
+    End,
     Hashes,
     Overview,
     Segment,
@@ -24,6 +25,7 @@ from rpc25519_tools.sync.records import (
     Totals,
     Verdict,
     Verdicts,
+    decode_deltas,
     encode_records,
     pack_lengths,
     pack_nanos,
@@ -200,14 +202,21 @@ async def test_chunks_of_a_file_that_was_given_up_are_let_pass(source: Path) -> 
     await attack_sender(source, script)
 
 
-async def test_file_swapped_for_a_fifo_blocks_nothing(source: Path) -> None:
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("g")], ids=["fifo", "link"]
+)
+async def test_file_swapped_for_something_else_is_told_and_blocks_nothing(
+    source: Path, make: Callable[[Path], None]
+) -> None:
     async def script(receiver: HostileReceiver) -> None:
         await receiver.parts(RsyncStep.OVERVIEW)
         (source / "f").unlink()
-        os.mkfifo(source / "f")
+        make(source / "f")
         await receiver.hashes(_verdicts(_EQUAL, _EQUAL, _W, _EQUAL, _EQUAL))
-        await receiver.parts(RsyncStep.DELTAS)
-        assert receiver.literal == 0
+        (part,) = await receiver.channel.receive()
+        (record,) = decode_deltas(part.payload)
+        assert isinstance(record, End)
+        assert record.failure == "'f' is no regular file any more"
         await receiver.fins(Acks([], {_FILE: "no"}), Acks([], {}, Totals()))
         await asyncio.Event().wait()  # silent from here on
 
