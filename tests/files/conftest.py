@@ -16,7 +16,8 @@ from tests.rpc.nets import Net
 def no_fd_leak() -> Iterator[None]:
     before = count_fds()
     yield
-    assert count_fds() == before
+    # Fewer are all right: what others have left to the collector may go meanwhile.
+    assert count_fds() <= before
 
 
 @pytest.fixture
