@@ -42,7 +42,7 @@ def count_fds() -> int:
 def no_fd_leak() -> Iterator[None]:
     before = count_fds()
     yield
-    assert count_fds() == before
+    assert count_fds() <= before  # others may have left some to the collector
 
 
 def make_tree(base: Path) -> Tree:
