@@ -11,6 +11,9 @@ from typing import Final
 #: Bytes that may always be on their way, and at most.
 FIRST_LEN: Final = 768 * 1024
 LAST_LEN: Final = 64 << 20
+#: Messages that may be on their way, each of which is remembered. A receiver of ours
+#: tells of every 64 KiB, which fewer messages have.
+MOST_MESSAGES: Final = 1 << 16
 #: The window shrinks by so much of what is too much, each time something is stored.
 _SHRINK: Final = 1 / 8
 
@@ -37,7 +40,9 @@ class StoreWindow:
     @property
     def has_room(self) -> bool:
         """Whether another message may go."""
-        return len(self._messages) < 2 or self._sent - self._stored < self.length
+        count = len(self._messages)
+        has_bytes = count < 2 or self._sent - self._stored < self.length
+        return has_bytes and count < MOST_MESSAGES
 
     def note_sent(self, count: int, now_s: float) -> None:
         """Note that a message of so many bytes goes out now."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpc25519_tools.sync.window import FIRST_LEN, LAST_LEN, StoreWindow
+from rpc25519_tools.sync.window import FIRST_LEN, LAST_LEN, MOST_MESSAGES, StoreWindow
 
 KIB = 1024
 MESSAGE_LEN = 128 * KIB
@@ -65,6 +65,17 @@ def test_two_messages_may_always_go() -> None:
     window.note_stored(100 * FIRST_LEN, 1)
     rooms.append(window.has_room)
     assert rooms == [True, False, False, True]
+
+
+def test_many_short_messages_have_a_limit_of_their_own() -> None:
+    window = StoreWindow()
+    count = 0
+    while window.has_room:
+        count += 1
+        window.note_sent(2, 0)
+    assert count == MOST_MESSAGES
+    window.note_stored(64 * KIB, 1)  # what a receiver tells of at the latest
+    assert window.has_room
 
 
 @given(
